@@ -1,0 +1,51 @@
+# The desk of a developer. Root is welcome: whatever runs containers is run as the user dc-compute-dev.
+PYTHON := .venv/bin/python
+WORKERS ?= 2
+ARGS ?=
+SCRIPTS := install.sh .ci/rootless .ci/run
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: deps
+deps: ## install what the targets below need: Debian packages (as root), .venv from the lock, an unprivileged user
+	@sh ./install.sh --deps
+
+.PHONY: demo
+demo: deps ## three hospitals, one order, real data: the whole walk on this machine
+	@.ci/rootless $(PYTHON) -m agent.devkit.demo $(ARGS)
+
+.PHONY: test
+test: deps ## every test (ARGS='-k words' picks some; WORKERS=0 runs them in one process)
+	@.ci/rootless $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup -rs $(ARGS)
+
+.PHONY: check
+check: deps ## format, lint, types, layout, shell scripts
+	@$(PYTHON) -m ruff format --check --quiet .
+	@$(PYTHON) -m ruff check --quiet .
+	@$(PYTHON) -m mypy --no-error-summary
+	@.venv/bin/shellcheck $(SCRIPTS)
+	@$(PYTHON) -m pytest -q -p no:cacheprovider tests/test_layout.py
+
+.PHONY: fmt
+fmt: deps ## sort imports, mend what can be mended, format
+	@$(PYTHON) -m ruff check --fix --quiet . || true
+	@$(PYTHON) -m ruff format .
+
+# The versions that are locked stay; `make lock UPGRADE=--upgrade` takes the newest ones.
+UPGRADE ?=
+COMPILE := UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-emit-find-links $(UPGRADE)
+
+.PHONY: lock
+lock: deps ## write the locked versions anew from pyproject.toml
+	@$(COMPILE) pyproject.toml -o requirements.lock
+	@$(COMPILE) pyproject.toml -c requirements.lock --group dev --group demo --group build -o requirements-dev.lock
+	@$(COMPILE) -c requirements-dev.lock --group build -o .ci/build.lock
+	@! grep -nE '://|index-url|find-links' requirements.lock requirements-dev.lock .ci/build.lock
+
+.PHONY: clean
+clean: ## remove what the targets made in this folder
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,198 @@
+"""Serving an application: TLS 1.3, limits on slow and idle connections, a graceful stop. No route is known here.
+
+    listener = listen("127.0.0.1", 0)
+    with serving(app, listener, tls=server_tls(certificate, private_key)) as url:
+        wait_for_signal()
+
+The socket is bound before the application is made, so an application can know its own address, and a taken port is an error at
+once. Several may be served by one process, each in its thread.
+"""
+
+import asyncio
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from agent.errors import BadSettings
+
+HEAD_S = 20.0  # for a request's head to arrive once its first byte did
+STALL_S = 60.0  # for a reader to take something of its answer
+IDLE_S = 30  # a connection without a request is closed; clients of ours close theirs sooner
+STOP_S = 10  # for requests under way when the service stops
+MAX_HEAD_BYTES = 64 << 10
+MAX_CONNECTIONS = 512
+
+
+def server_tls(certificate: Path, private_key: Path) -> ssl.SSLContext:
+    """A server's TLS, 1.3 only. Rotation: `load_cert_chain` on the live context. Raises: BadSettings."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_cert_chain(certificate, private_key)
+    except (OSError, ssl.SSLError) as cause:
+        raise BadSettings(f"cannot serve TLS with {certificate} and {private_key}: {cause}") from cause
+    return context
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 lets the system choose. Raises: BadSettings."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=256)
+    except OSError as cause:
+        raise BadSettings(f"cannot listen on {host}:{port}: {cause.strerror}") from cause
+
+
+def listen_unix(path: Path, mode: int) -> socket.socket:
+    """A Unix socket that listens at `path`, in place of one that was left there; `mode` is the permission. Raises: BadSettings.
+
+    Nobody can connect before `listen`, so nobody can while the mode is still another one.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket():
+            path.unlink()
+        listener.bind(str(path))
+        path.chmod(mode)
+        listener.listen(64)
+    except OSError as cause:
+        listener.close()
+        raise BadSettings(f"cannot listen on {path}: {cause.strerror or cause}") from cause
+    return listener
+
+
+def url_of(listener: socket.socket, *, tls: bool) -> str:
+    """The base URL at which this socket is reached from where it listens; for a Unix socket its path."""
+    name = listener.getsockname()
+    if not isinstance(name, tuple):
+        return f"unix:{name}"
+    host = f"[{name[0]}]" if ":" in name[0] else name[0]
+    return f"{'https' if tls else 'http'}://{host}:{name[1]}"
+
+
+@contextmanager
+def serving(app: ASGIApp, listener: socket.socket, *, tls: ssl.SSLContext | None) -> Iterator[str]:
+    """Serve in a thread while the block runs; gives the base URL. Requests under way at its end get STOP_S seconds.
+
+    `tls` is None only for a Unix socket, or where docs/contracts/http.md names plain HTTP. Raises: BadSettings when it does not start.
+    """
+    url = url_of(listener, tls=tls is not None)
+    server = _Server(_config(app, tls))
+    thread = threading.Thread(target=server.run_until_told, args=(listener,), name=f"serving {url}")
+    thread.start()
+    try:
+        server.has_begun.wait()
+        if not server.started:
+            raise BadSettings(f"the service at {url} did not start; its log says why")
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def wait_for_signal() -> signal.Signals:
+    """Returns when the process is asked to end (SIGTERM, SIGINT), with what it was asked by. Main thread only."""
+    told: list[int] = []
+    was_told = threading.Event()
+
+    def tell(number: int, _frame: object) -> None:
+        told.append(number)
+        was_told.set()
+
+    before = {number: signal.signal(number, tell) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        was_told.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return signal.Signals(told[0])
+
+
+def _config(app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http=_ImpatientProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=IDLE_S,
+        timeout_graceful_shutdown=STOP_S,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+    )
+    config.load()
+    config.ssl = tls
+    return config
+
+
+class _Server(uvicorn.Server):
+    """A server that tells when it has begun, or that it will not."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.has_begun = threading.Event()
+
+    def run_until_told(self, listener: socket.socket) -> None:
+        try:
+            self.run([listener])
+        finally:
+            self.has_begun.set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.has_begun.set()
+
+
+class _ImpatientProtocol(H11Protocol):
+    """uvicorn's protocol, but a peer that dawdles over a request's head, or does not read its answer, is cut off."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(HEAD_S, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before:
+            self._head_timer = _cancelled(self._head_timer)
+        elif self._head_timer is None and self.cycle.response_complete:
+            self._head_timer = self.loop.call_later(HEAD_S, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall_timer = self.loop.call_later(STALL_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stall_timer = _cancelled(self._stall_timer)
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_timer = _cancelled(self._head_timer)
+        self._stall_timer = _cancelled(self._stall_timer)
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """An idle connection is cut at once: waiting for its peer's goodbye would hold up the stop."""
+        super().shutdown()
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.abort()
+
+
+def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()

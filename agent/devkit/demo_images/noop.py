@@ -1,0 +1,1 @@
+"""Guest program: succeeds and leaves nothing."""

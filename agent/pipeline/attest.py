@@ -1,0 +1,186 @@
+"""A task's end, told for good: the receipt is signed, and recorded in one transaction with what must be told to whom."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from agent.domain.chain import images_for
+from agent.domain.ids import Digest, KeyId, wire_time
+from agent.domain.jobs import Job, JobEvent
+from agent.domain.orders import Learnuplet, ModelRef
+from agent.domain.receipts import (
+    ImageUse,
+    Outcome,
+    Output,
+    Receipt,
+    ReceiptTask,
+    Sandbox,
+    SignedReceipt,
+    Usage,
+    final_scores,
+    next_link,
+)
+from agent.domain.reports import ReportState, ResultBody, envelope_object, mean_of
+from agent.domain.strict_json import encode
+from agent.errors import AgentError, JobError
+from agent.pipeline.host import Context, Host
+from agent.pipeline.phases import Phases
+from agent.pipeline.report import report
+from agent.pipeline.run import Runs
+from agent.ports.ledger import DeliveryKind, NewDelivery, Successor
+from agent.trust.handoff import build_handoff
+from agent.trust.signed import sign_receipt
+
+MODEL = "model"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One attempt as it went: when it began, what its phases took and how its containers ended."""
+
+    started: datetime
+    phases: Phases
+    runs: Runs
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a finished task left: its output, the score of a test task, and who goes on (None at the end)."""
+
+    output: Output
+    score: str | None
+    next_agent: KeyId | None
+
+
+def attest(context: Context, work: Work, done: Done, host: Host) -> Job:
+    """RUNNING -> ATTESTED, with the receipt and what it demands: the report, and the next task, hand-off or result.
+
+    Raises: LostRace when the attempt was given up meanwhile; nothing of it is then recorded.
+    """
+    receipt = _sign(context, work, host, Outcome.DONE, output=done.output, score=done.score)
+    receipts = (*context.receipts, receipt)
+    told = [report(context, ReportState.DONE, host, receipt=receipt, next_agent=done.next_agent)]
+    successor = None
+    if context.next_task is None:
+        told.append(_result(context, receipts))
+    elif done.next_agent == host.me:
+        successor = Successor(context.next_task.position, context.next_task.kind)
+    elif done.next_agent is not None:
+        told.append(handoff(context, receipts, done.next_agent))
+    return host.ports.ledger.move(
+        context.job,
+        JobEvent.ATTEST,
+        host.ports.now(),
+        receipt=receipt,
+        score=done.score,
+        next_agent=done.next_agent,
+        deliveries=told,
+        successor=successor,
+    )
+
+
+def attest_failure(context: Context, work: Work, error: AgentError, host: Host) -> Job:
+    """The job -> FAILED, with a receipt that says so, which ends the chain. Raises: LostRace."""
+    reason = reason_of(error)
+    receipt = _sign(context, work, host, Outcome.FAILED, reason=reason)
+    told = report(context, ReportState.FAILED, host, reason=reason, receipt=receipt)
+    return host.ports.ledger.move(
+        context.job, JobEvent.FAIL, host.ports.now(), reason=reason, receipt=receipt, deliveries=[told]
+    )
+
+
+def handoff(context: Context, receipts: Sequence[SignedReceipt], target: KeyId) -> NewDelivery:
+    """The rest of the order, for the agent that goes on. It ends with the order."""
+    body = build_handoff(context.signed, receipts)
+    return NewDelivery(DeliveryKind.HANDOFF, target, body, expires_at=context.signed.order.expires)
+
+
+def reason_of(error: AgentError) -> str:
+    """The error as one word for reports and receipts: the container contract's for a job's fault, else its code."""
+    return error.reason if isinstance(error, JobError) else error.code
+
+
+def _sign(
+    context: Context,
+    work: Work,
+    host: Host,
+    outcome: Outcome,
+    *,
+    output: Output | None = None,
+    score: str | None = None,
+    reason: str | None = None,
+) -> SignedReceipt:
+    previous, model_in = next_link(context.signed, context.receipts)
+    model_out = output.digest if output is not None and output.name == MODEL else model_in
+    task = context.task
+    receipt = Receipt(
+        order=context.signed.digest,
+        order_id=context.signed.order.id,
+        position=task.position,
+        task=ReceiptTask(task.kind, task.dataset.id, task.dataset.version),
+        agent=host.me,
+        previous=previous,
+        model_in=model_in,
+        model_out=None if outcome is Outcome.FAILED else model_out,
+        outputs=() if output is None else (output,),
+        images=tuple(ImageUse(role, digest) for role, digest in images_for(context.signed.order, task)),
+        sandbox=_sandbox(work.runs),
+        policy=host.policy.digest,
+        attempt=context.job.attempt,
+        started=wire_time(work.started),
+        finished=wire_time(host.ports.now()),
+        outcome=outcome,
+        reason=reason,
+        usage=_usage(work),
+        score=score,
+    )
+    return sign_receipt(receipt, host.key)
+
+
+def _sandbox(runs: Runs) -> Sandbox | None:
+    """The cage of the task's runs; they share everything but the seccomp profile."""
+    cages = {name: outcome.cage for name, outcome in runs.outcomes.items()}
+    if not cages:
+        return None
+    first = next(iter(cages.values()))
+    return Sandbox(
+        runtime=first.runtime,
+        version=first.version,
+        seccomp={name: cage.seccomp for name, cage in cages.items()},
+        ceilings=dict(first.ceilings),
+        absent=first.absent,
+    )
+
+
+def _usage(work: Work) -> Usage:
+    outcomes = work.runs.outcomes.values()
+    cpu = [outcome.cpu_s for outcome in outcomes if outcome.cpu_s is not None]
+    memory = [outcome.max_memory_bytes for outcome in outcomes if outcome.max_memory_bytes is not None]
+    return Usage(
+        wall_s=work.phases.total_s,
+        cpu_s=round(sum(cpu), 3) if cpu else None,
+        max_memory_bytes=max(memory, default=None),
+        phases=work.phases.seconds,
+    )
+
+
+def _result(context: Context, receipts: Sequence[SignedReceipt]) -> NewDelivery:
+    """The order's result: every receipt, the scores and their mean, the final model and where it lies."""
+    scores = final_scores(receipts)
+    body = ResultBody(
+        order=context.signed.digest,
+        receipts=tuple(envelope_object(receipt.envelope) for receipt in receipts),
+        scores=scores,
+        mean=mean_of(scores),
+        model=_final_model(context, receipts),
+    )
+    return NewDelivery(DeliveryKind.RESULT, context.signed.signer, encode(body))
+
+
+def _final_model(context: Context, receipts: Sequence[SignedReceipt]) -> ModelRef | None:
+    digest: Digest | None = receipts[-1].receipt.model_out
+    if digest is None or not isinstance(context.signed.order, Learnuplet):
+        return None
+    maker = next((r.signer for r in receipts if r.receipt.model_out == digest), None)
+    start = context.signed.order.model_start
+    return ModelRef(digest, maker) if maker is not None else start

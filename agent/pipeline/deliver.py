@@ -1,0 +1,113 @@
+"""What must reach others is sent until they acknowledge: hand-offs to peers, reports and results to orchestrators."""
+
+from typing import assert_never
+
+from agent.domain.jobs import JobState
+from agent.domain.reports import ReportState, SignedRefusal, parse_refusal
+from agent.domain.retries import backoff, dice
+from agent.errors import DatasetNotHere, OutsideError, PeerRefused, TrustError
+from agent.log import get_logger
+from agent.pipeline.bells import ring_deliveries
+from agent.pipeline.host import Context, Host, context_of
+from agent.pipeline.place import holder_of
+from agent.pipeline.report import report
+from agent.ports.broker import Queue
+from agent.ports.ledger import Delivery, DeliveryId, DeliveryKind, NewDelivery
+
+log = get_logger(__name__)
+
+
+def deliver(delivery_id: DeliveryId, host: Host) -> None:
+    """Try one delivery once: acknowledged, postponed, or buried with the orchestrator told. Raises: LedgerUnavailable."""
+    now = host.ports.now()
+    delivery = host.ports.ledger.lease_delivery(delivery_id, now, now + host.rules.lease)
+    if delivery is None:
+        return  # acknowledged, resting, or another worker has it
+    try:
+        if _is_over(delivery, host):
+            _bury(delivery, ReportState.HANDOFF_EXPIRED, "the order expired before the peer took it", host)
+            return
+        _send(delivery, host)
+    except PeerRefused as error:
+        _refused(delivery, error, host)
+    except (OutsideError, TrustError) as error:
+        _postpone(delivery, error, host)
+    else:
+        job = host.ports.ledger.acknowledge(delivery.id, host.ports.now())
+        log.info("delivery.acknowledged", delivery=delivery.id, to=delivery.target, job_state=job.state)
+
+
+def _send(delivery: Delivery, host: Host) -> None:
+    orchestrators, peers = host.ports.orchestrators, host.ports.peers
+    match delivery.kind:
+        case DeliveryKind.HANDOFF:
+            peers.hand_off(delivery.target, delivery.body)
+        case DeliveryKind.REPORT:
+            orchestrators.report(
+                delivery.target, delivery.order_id, delivery.position, delivery.n, delivery.body
+            )
+        case DeliveryKind.RESULT:
+            orchestrators.result(delivery.target, delivery.order_id, delivery.body)
+        case _:
+            assert_never(delivery.kind)
+
+
+def _is_over(delivery: Delivery, host: Host) -> bool:
+    return delivery.expires_at is not None and host.ports.now() - host.rules.skew >= delivery.expires_at
+
+
+def _postpone(delivery: Delivery, error: OutsideError | TrustError, host: Host) -> None:
+    rest = backoff(delivery.attempts + 1, dice(delivery.id, delivery.attempts))
+    host.ports.ledger.postpone(delivery.id, host.ports.now() + rest, f"{error.code}: {error.detail}")
+    host.ports.broker.ring(Queue.DELIVERIES, delivery.id, delay_s=rest.total_seconds())
+    log.warning(
+        "delivery.postponed", delivery=delivery.id, to=delivery.target, code=error.code, detail=error.detail
+    )
+
+
+def _refused(delivery: Delivery, error: PeerRefused, host: Host) -> None:
+    """A signed refusal: a hand-off may go to the agent that holds the dataset now; everything else is dead."""
+    log.error(
+        "delivery.refused",
+        delivery=delivery.id,
+        to=delivery.target,
+        refusal=error.refusal,
+        detail=error.detail,
+    )
+    if delivery.kind is not DeliveryKind.HANDOFF:
+        host.ports.ledger.bury(delivery.id, host.ports.now(), error.detail)
+        return
+    elsewhere = _elsewhere(delivery, error, host)
+    if elsewhere is None:
+        refusal = None if not error.evidence else parse_refusal(error.evidence)
+        _bury(delivery, ReportState.HANDOFF_REFUSED, error.detail, host, refusal)
+        return
+    host.ports.ledger.bury(delivery.id, host.ports.now(), error.detail, deliveries=[elsewhere])
+    ring_deliveries(host.ports.ledger.job(delivery.job), host)
+
+
+def _elsewhere(delivery: Delivery, error: PeerRefused, host: Host) -> NewDelivery | None:
+    """The same hand-off for another agent, when the dataset moved meanwhile."""
+    if error.refusal != DatasetNotHere.code:
+        return None
+    context = _context(delivery, host)
+    task = context.task if context.job.state is JobState.RECEIVED else context.next_task
+    if task is None:
+        return None
+    target = holder_of(task, host)
+    if target in {delivery.target, host.me}:
+        return None
+    return NewDelivery(DeliveryKind.HANDOFF, target, delivery.body, expires_at=delivery.expires_at)
+
+
+def _bury(
+    delivery: Delivery, state: ReportState, detail: str, host: Host, refusal: SignedRefusal | None = None
+) -> None:
+    context = _context(delivery, host)
+    told = report(context, state, host, reason=detail[:200], next_agent=delivery.target, refusal=refusal)
+    host.ports.ledger.bury(delivery.id, host.ports.now(), detail, deliveries=[told])
+    ring_deliveries(host.ports.ledger.job(delivery.job), host)
+
+
+def _context(delivery: Delivery, host: Host) -> Context:
+    return context_of(host.ports.ledger.job(delivery.job), host)

@@ -1,0 +1,153 @@
+"""The inputs of one task: images loaded, the model unpacked, the dataset opened with the shares of its key.
+
+Dataset plaintext, shares and the key exist only in memory and in the workspace. The order of work is the cheapest refusal
+first: what the dataset's owner allows, then images and model, and the orchestrators' shares last, so that no share leaves an
+orchestrator for a task that could not have run.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+from agent.domain.ceilings import Ceilings
+from agent.domain.chain import images_for
+from agent.domain.ids import Digest, KeyId
+from agent.domain.receipts import next_link
+from agent.pipeline.host import Context, Host
+from agent.pipeline.outputs import unpack
+from agent.pipeline.workspace import Workspace, set_modes
+from agent.ports.storage import DatasetInfo
+from agent.trust.seal import Opener, SignedHeader, check_use, parse_header
+from agent.trust.shares import ShareKeyPair, ShareRequest, share_info, unwrap_data_key
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the runs of a task need. `data`: a folder with the one dataset file and an empty `pred`."""
+
+    images: dict[str, Digest]  # by role
+    data: Path
+    model_archive: Path | None
+    ceilings: Ceilings
+
+    def model_writable(self, space: Workspace) -> Path:
+        """A folder of the guest's own with the earlier model, or an empty one."""
+        folder = space.writable("model")
+        if self.model_archive is not None:
+            unpack(self.model_archive, folder, self.ceilings)
+            set_modes(folder, writable=True)
+        return folder
+
+    def model_readable(self, space: Workspace) -> Path:
+        """A folder with the model, for the guest to read."""
+        folder = space.readable("model")
+        if self.model_archive is not None:
+            unpack(self.model_archive, folder, self.ceilings)
+            set_modes(folder, writable=False)
+        return folder
+
+
+def dataset_for(context: Context, host: Host) -> tuple[DatasetInfo, SignedHeader]:
+    """What storage and the owner say of the task's dataset, after checking that the owner allows this use here.
+
+    Raises: DatasetMissing, StorageUnavailable, BadSeal, TrustError, ShareRefused.
+    """
+    ref = context.task.dataset
+    info = host.ports.storage.dataset(ref)
+    signed = parse_header(info.header, host.roster, at=host.ports.now())
+    check_use(signed, dataset=ref, agent=host.me, kind=context.task.kind)
+    return info, signed
+
+
+def fetch(context: Context, info: DatasetInfo, header: SignedHeader, space: Workspace, host: Host) -> Inputs:
+    """Everything the task's runs need, in the workspace.
+
+    Raises: OutsideError by the ports; TrustError for a header, share or dataset that does not hold; BadImage; BadOutput for a
+    model that is no plain archive.
+    """
+    images = {role: _image(digest, host) for role, digest in images_for(context.signed.order, context.task)}
+    model_archive = _model(context, space, host)
+    data_key = _data_key(context, header, host)
+    data = space.readable("data")
+    _open_dataset(info, header, data_key, data / context.task.dataset.id, space, host)
+    (data / "pred").mkdir(mode=0o755)
+    ceilings = host.policy.ceilings_for(context.signed.order.limits)
+    return Inputs(images, data, model_archive, ceilings)
+
+
+def _image(digest: Digest, host: Host) -> Digest:
+    """The digest of an image, loaded."""
+    if host.ports.runtime.image(digest) is None:
+        archive = host.rules.spool / f"image-{uuid4().hex}"
+        try:
+            host.ports.storage.fetch_blob(digest, archive, limit_bytes=host.rules.max_image_bytes)
+            host.ports.runtime.load(archive, digest)
+        finally:
+            archive.unlink(missing_ok=True)
+    return digest
+
+
+def _model(context: Context, space: Workspace, host: Host) -> Path | None:
+    """The archive of the model the task starts from: at the storage of the agent that made it, or that the order names."""
+    _, digest = next_link(context.signed, context.receipts)
+    if digest is None:
+        return None
+    target = space.private("model.tar")
+    near = _maker_of(digest, context)
+    host.ports.storage.fetch_blob(digest, target, limit_bytes=host.rules.max_model_bytes, near=near)
+    return target
+
+
+def _maker_of(model: Digest, context: Context) -> KeyId | None:
+    """The agent whose storage holds this model: the first whose receipt left it, else the one the order names."""
+    start = context.signed.order.start_model
+    if start is not None and start.digest == model:
+        return start.agent
+    return next((r.signer for r in context.receipts if r.receipt.model_out == model), None)
+
+
+def _data_key(context: Context, header: SignedHeader, host: Host) -> bytes:
+    """The dataset's key, from every orchestrator's share. Raises: ShareWithheld, BadShare, OrchestratorUnavailable."""
+    pair = ShareKeyPair()
+    task, signed = context.task, context.signed
+    request = ShareRequest(
+        order=signed.envelope,
+        receipts=tuple(receipt.envelope for receipt in context.receipts),
+        position=task.position,
+        dataset=task.dataset.id,
+        version=task.dataset.version,
+        header=header.envelope,
+        hpke_key=pair.public_base64,
+    ).encode()
+    shares: dict[KeyId, bytes] = {}
+    for holder in header.header.orchestrators:
+        sealed = host.ports.orchestrators.share(holder.keyid, request)
+        info = share_info(signed.digest, task.position, task.dataset.id, host.me, holder.keyid)
+        shares[holder.keyid] = pair.open(sealed, info)
+    return unwrap_data_key(header, shares)
+
+
+def _open_dataset(
+    info: DatasetInfo, header: SignedHeader, data_key: bytes, target: Path, space: Workspace, host: Host
+) -> None:
+    """The dataset's plaintext at `target`, which appears only after its last chunk was verified."""
+    partial = space.private("dataset.partial")
+    with partial.open("xb") as plain:
+        opener = Opener(header, data_key)
+        host.ports.storage.open_dataset(info, _OpeningSink(opener, plain))
+        plain.write(opener.finish())
+    partial.chmod(0o644)
+    partial.rename(target)
+
+
+class _OpeningSink:
+    """Takes the sealed file as it is downloaded and writes what opens."""
+
+    def __init__(self, opener: Opener, plain: BinaryIO) -> None:
+        self._opener = opener
+        self._plain = plain
+
+    def write(self, data: bytes) -> int:
+        self._plain.write(self._opener.feed(data))
+        return len(data)

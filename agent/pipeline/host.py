@@ -1,0 +1,83 @@
+"""Who this agent is while it works: its key, whom it trusts, what its operator allows, and its doors."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from agent.domain.chain import Task, plan
+from agent.domain.ids import KeyId
+from agent.domain.jobs import Job
+from agent.domain.orders import MAX_ORDER_BYTES, SignedOrder, parse_order
+from agent.domain.receipts import SignedReceipt
+from agent.ports import Ports
+from agent.ports.ledger import OrderRecord
+from agent.trust.envelope import parse_envelope
+from agent.trust.keys import SigningKey
+from agent.trust.policy import HostPolicy
+from agent.trust.roster import Roster
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The few numbers and folders the pipeline needs. `workspace_root` lies in memory (tmpfs), `spool` on disk."""
+
+    skew: timedelta
+    lease: timedelta
+    queue_limit: int
+    workspace_root: Path
+    spool: Path
+    low_disk_bytes: int
+    max_model_bytes: int
+    max_image_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One agent on one storage host. Frozen: a new roster or policy makes a new one."""
+
+    key: SigningKey
+    roster: Roster
+    policy: HostPolicy
+    ports: Ports
+    rules: Rules
+
+    @property
+    def me(self) -> KeyId:
+        return self.key.keyid
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A job with the order it belongs to, the receipts before it and the task it stands for."""
+
+    job: Job
+    signed: SignedOrder
+    receipts: tuple[SignedReceipt, ...]  # exactly those before `job.position`
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return plan(self.signed.order)
+
+    @property
+    def task(self) -> Task:
+        return self.tasks[self.job.position]
+
+    @property
+    def next_task(self) -> Task | None:
+        """The task after this one, None at the end of the chain."""
+        position = self.job.position + 1
+        return self.tasks[position] if position < len(self.tasks) else None
+
+
+def context_of(job: Job, host: Host) -> Context:
+    """The job with what was recorded beside it. Raises: NotFound, LedgerUnavailable."""
+    record = host.ports.ledger.order(job.order_id)
+    before = tuple(r for r in host.ports.ledger.receipts(job.order) if r.receipt.position < job.position)
+    return Context(job, signed_order(record), before)
+
+
+def signed_order(record: OrderRecord) -> SignedOrder:
+    """The order as it was verified when it was recorded. Nothing runs by this alone: `execute` opens the envelope again."""
+    envelope = parse_envelope(record.envelope, limit_bytes=MAX_ORDER_BYTES)
+    order = parse_order(envelope.payload_type, envelope.payload)
+    return SignedOrder(order, record.digest, record.signer, record.envelope)

@@ -1,0 +1,90 @@
+"""An order or a hand-off arrives: opened, checked, recorded, rung. The numbered checks are in `trust/handoff.py`."""
+
+import shutil
+
+from agent.domain.chain import plan
+from agent.domain.ids import Digest, KeyId
+from agent.domain.orders import DatasetRef, SignedOrder
+from agent.domain.receipts import SignedReceipt
+from agent.errors import NoSpace
+from agent.pipeline.bells import ring_job
+from agent.pipeline.host import Host
+from agent.ports.ledger import Admission, Arrival, JobQuery
+from agent.trust.handoff import Recorded, Repeat, verify_handoff, verify_order
+
+
+def take_order(envelope: bytes, payload_type: str, sender: KeyId, host: Host) -> Admission:
+    """An order straight from its orchestrator, recorded at position 0.
+
+    Raises: OrderError, TrustError by the checks of `verify_order`; QueueFull, NoSpace, LedgerUnavailable.
+    """
+    verdict = verify_order(
+        envelope,
+        payload_type=payload_type,
+        sender=sender,
+        roster=host.roster,
+        policy=host.policy,
+        now=host.ports.now(),
+        skew=host.rules.skew,
+        recorded_id=host.ports.ledger.digest_of_order,
+    )
+    if isinstance(verdict, Repeat):
+        return _repeat(verdict, host)
+    return _record(verdict, (), sender, host)
+
+
+def take_handoff(body: bytes, sender: KeyId, host: Host) -> Admission:
+    """What is left of an order, from the peer that did the task before.
+
+    Raises: OrderError, TrustError by the numbered checks of `verify_handoff`; StorageUnavailable, QueueFull, NoSpace.
+    """
+    verdict = verify_handoff(
+        body,
+        sender=sender,
+        me=host.me,
+        roster=host.roster,
+        policy=host.policy,
+        locate=lambda ref: locate(ref, host),
+        recorded=lambda order, position: _recorded(order, position, host),
+        recorded_id=host.ports.ledger.digest_of_order,
+        now=host.ports.now(),
+        skew=host.rules.skew,
+    )
+    if isinstance(verdict, Repeat):
+        return _repeat(verdict, host)
+    return _record(verdict.order, verdict.receipts, sender, host)
+
+
+def locate(ref: DatasetRef, host: Host) -> frozenset[KeyId]:
+    """The agents that storage names for a dataset."""
+    return frozenset(location.agent for location in host.ports.storage.dataset(ref).locations)
+
+
+def _record(signed: SignedOrder, receipts: tuple[SignedReceipt, ...], sender: KeyId, host: Host) -> Admission:
+    free = shutil.disk_usage(host.rules.spool).free
+    if free < host.rules.low_disk_bytes:
+        raise NoSpace(
+            f"{free >> 20} MiB are free, this host accepts orders above {host.rules.low_disk_bytes >> 20}"
+        )
+    task = plan(signed.order)[len(receipts)]
+    arrival = Arrival(order=signed, receipts=receipts, kind=task.kind, sender=sender)
+    admission = host.ports.ledger.admit(
+        arrival,
+        host.ports.now(),
+        max_attempts=signed.order.max_attempts,
+        queue_limit=host.rules.queue_limit,
+    )
+    ring_job(admission.job, host)
+    return admission
+
+
+def _repeat(repeat: Repeat, host: Host) -> Admission:
+    """The job that is there already; for an order that reached this host by a hand-off first, the job it made then."""
+    jobs = host.ports.ledger.jobs(JobQuery(order_id=repeat.order_id))
+    same_place = [job for job in jobs if job.position == repeat.position]
+    return Admission((same_place or jobs)[0], is_repeat=True)
+
+
+def _recorded(order: Digest, position: int, host: Host) -> Recorded | None:
+    found = host.ports.ledger.recorded_last_receipt(order, position)
+    return None if found is None else Recorded(last_receipt=found[1])

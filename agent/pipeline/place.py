@@ -1,0 +1,54 @@
+"""Where a new order begins: here, when storage says that its first dataset lies here, else with the host that holds it."""
+
+from agent.domain.chain import Task
+from agent.domain.ids import KeyId
+from agent.domain.jobs import Job, JobEvent
+from agent.domain.orders import is_expired
+from agent.domain.reports import ReportState
+from agent.errors import DatasetMissing
+from agent.pipeline.attest import handoff
+from agent.pipeline.bells import ring_deliveries, ring_job
+from agent.pipeline.host import Context, Host
+from agent.pipeline.report import report
+
+
+def place(context: Context, host: Host) -> Job:
+    """RECEIVED -> QUEUED here, or handed to the agent that holds the dataset, or EXPIRED.
+
+    Raises: StorageUnavailable, DatasetMissing (both tried again while the order lives); LostRace.
+    """
+    if is_expired(context.signed.order, host.ports.now(), host.rules.skew):
+        return expire(context, host)
+    target = holder_of(context.task, host)
+    if target == host.me:
+        job = host.ports.ledger.move(context.job, JobEvent.ENQUEUE, host.ports.now())
+        ring_job(job, host)
+        return job
+    delivery = handoff(context, context.receipts, target)
+    job = host.ports.ledger.redirect(context.job, host.ports.now(), next_agent=target, delivery=delivery)
+    ring_deliveries(job, host)
+    return job
+
+
+def holder_of(task: Task, host: Host) -> KeyId:
+    """The agent that goes on with this task: this one when it holds the dataset, else the first that storage names.
+
+    Raises: DatasetMissing, StorageUnavailable.
+    """
+    agents = [location.agent for location in host.ports.storage.dataset(task.dataset).locations]
+    if host.me in agents:
+        return host.me
+    known = [agent for agent in agents if host.roster.find(agent) is not None]
+    if not known:
+        raise DatasetMissing(f"storage names no rostered agent for {task.dataset}")
+    return known[0]
+
+
+def expire(context: Context, host: Host) -> Job:
+    """The job -> EXPIRED: its task did not start in time, and the orchestrator is told. Raises: LostRace."""
+    told = report(context, ReportState.FAILED, host, reason="order-expired")
+    job = host.ports.ledger.move(
+        context.job, JobEvent.EXPIRE, host.ports.now(), reason="order-expired", deliveries=[told]
+    )
+    ring_deliveries(job, host)
+    return job

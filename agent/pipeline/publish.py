@@ -1,0 +1,41 @@
+"""Outputs leave the workspace: packed, named by digest, put on this node's own storage."""
+
+from pathlib import Path
+
+from agent.domain.chain import TaskKind
+from agent.domain.ids import Digest, digest_of
+from agent.domain.receipts import Output
+from agent.domain.strict_json import encode
+from agent.errors import BadOutput
+from agent.pipeline.host import Context, Host
+from agent.pipeline.outputs import file_digest, pack
+from agent.pipeline.run import Results
+from agent.pipeline.workspace import Workspace
+from agent.ports.storage import BlobKind
+
+
+def publish(context: Context, results: Results, space: Workspace, host: Host) -> Output:
+    """The task's one output, lying at this node's storage under its digest.
+
+    A learn task leaves `model` (a tar), a test task `performance.json`, a predict task `pred/<dataset id>`.
+    Raises: BadOutput; StorageUnavailable.
+    """
+    archive, name, kind, digest = _prepare(context, results, space)
+    host.ports.storage.put_blob(digest, kind, archive)
+    return Output(name=name, digest=digest, size=archive.stat().st_size)
+
+
+def _prepare(context: Context, results: Results, space: Workspace) -> tuple[Path, str, BlobKind, Digest]:
+    if results.model is not None:
+        if not results.model_files:
+            raise BadOutput("the training left no model: no file under /data/model")
+        archive = space.private("model_out.tar")
+        return archive, "model", BlobKind.MODEL, pack(results.model, results.model_files, archive)
+    if results.performance is not None:
+        document = space.private("performance.json")
+        document.write_bytes(encode(results.performance))
+        return document, "performance.json", BlobKind.PERFORMANCE, digest_of(document.read_bytes())
+    if results.prediction is not None:
+        name = f"pred/{context.task.dataset.id}"
+        return results.prediction, name, BlobKind.PREDICTION, file_digest(results.prediction)
+    raise BadOutput(f"a {TaskKind(context.task.kind)} task left nothing")

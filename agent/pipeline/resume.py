@@ -1,0 +1,78 @@
+"""What a crash or a lost bell left behind is taken up again: at the start of a worker and every minute."""
+
+from pathlib import Path
+
+from agent.domain.ids import JobId
+from agent.domain.jobs import Job, JobState
+from agent.errors import AttemptsSpent, LostRace, NotFound
+from agent.log import get_logger
+from agent.pipeline.attest import Work, attest_failure
+from agent.pipeline.bells import ring_deliveries, ring_job
+from agent.pipeline.execute import retry
+from agent.pipeline.host import Host, context_of
+from agent.pipeline.phases import Phases
+from agent.pipeline.run import ATTEMPT_LABEL, JOB_LABEL, Runs
+from agent.pipeline.workspace import parse_folder_name, remove_folder
+from agent.ports.broker import Queue
+
+log = get_logger(__name__)
+
+BATCH = 1000
+
+
+def sweep(host: Host) -> None:
+    """Ring what should be ringing, take over what lost its worker, remove what no live attempt owns.
+
+    Raises: LedgerUnavailable, RuntimeUnavailable.
+    """
+    now = host.ports.now()
+    unrung = host.ports.ledger.unrung(now, BATCH)
+    for orphan in unrung.orphans:
+        _take_over(orphan, host)
+    _clean(host)
+    for job in unrung.jobs:
+        ring_job(job, host)
+    for delivery in unrung.deliveries:
+        host.ports.broker.ring(Queue.DELIVERIES, delivery)
+    host.ports.ledger.forget_nonces(now)
+
+
+def _take_over(orphan: Job, host: Host) -> None:
+    """A job whose worker is gone: another attempt when one is left, else failed with a receipt."""
+    context = context_of(orphan, host)
+    log.warning("task.orphaned", job=orphan.id, attempt=orphan.attempt, worker=orphan.worker)
+    try:
+        if orphan.attempt < orphan.max_attempts:
+            retry(context, "worker-lost", host)
+        else:
+            work = Work(orphan.changed_at, Phases(), Runs())
+            attest_failure(context, work, AttemptsSpent(f"attempt {orphan.attempt} lost its worker"), host)
+    except LostRace:
+        return
+    ring_deliveries(orphan, host)
+
+
+def _clean(host: Host) -> None:
+    """Remove every container and workspace whose attempt is not running any more."""
+    for leftover in host.ports.runtime.leftovers():
+        job, attempt = leftover.labels.get(JOB_LABEL, ""), leftover.labels.get(ATTEMPT_LABEL, "")
+        if not _is_live(JobId(job), attempt, host):
+            host.ports.runtime.remove(leftover.name)
+            log.warning("leftover.removed", container=leftover.name)
+    for folder in _folders(host.rules.workspace_root):
+        owner = parse_folder_name(folder.name)
+        if owner is not None and not _is_live(owner[0], str(owner[1]), host):
+            remove_folder(folder, host.ports.runtime)
+            log.warning("leftover.removed", workspace=folder.name)
+
+
+def _is_live(job_id: JobId, attempt: str, host: Host) -> bool:
+    try:
+        job = host.ports.ledger.job(job_id)
+    except NotFound:
+        return False
+    return job.state is JobState.RUNNING and str(job.attempt) == attempt
+
+
+def _folders(root: Path) -> tuple[Path, ...]:
+    return tuple(path for path in root.iterdir() if path.is_dir() and not path.is_symlink())

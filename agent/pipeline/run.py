@@ -1,0 +1,174 @@
+"""The containers of one task, in order. Which folder a guest sees where is the container contract's table, row by row.
+
+What one run left is inspected and taken over before another run mounts it, and no mount's source or target lies in a folder
+that a guest wrote.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import assert_never
+
+from msgspec.structs import replace
+
+from agent.domain.ceilings import Ceilings
+from agent.domain.chain import TaskKind
+from agent.errors import JobFailed
+from agent.pipeline.fetch import Inputs
+from agent.pipeline.host import Context, Host
+from agent.pipeline.outputs import Performance, read_performance, take, take_file
+from agent.pipeline.workspace import Workspace
+from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec
+
+JOB_LABEL = "dc-compute.job"
+ATTEMPT_LABEL = "dc-compute.attempt"
+
+
+@dataclass(slots=True)
+class Runs:
+    """How the runs of a task went, by run name, in order."""
+
+    outcomes: dict[str, RunOutcome] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a task's runs left, taken over: exactly one of the three is set."""
+
+    model: Path | None = None  # folder
+    model_files: tuple[str, ...] = ()
+    performance: Performance | None = None
+    prediction: Path | None = None  # file
+
+
+def run_task(context: Context, inputs: Inputs, space: Workspace, runs: Runs, host: Host) -> Results:
+    """Run the task's containers; `runs` is filled as they end, also when one fails.
+
+    Raises: JobFailed, BadOutput, BadImage, CageNotApplied, RuntimeUnavailable.
+    """
+    stage = _Stage(context, inputs, space, runs, host)
+    match context.task.kind:
+        case TaskKind.LEARN:
+            return _learn(stage)
+        case TaskKind.TEST:
+            return _test(stage)
+        case TaskKind.PREDICT:
+            return _predict(stage)
+        case kind:
+            assert_never(kind)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """Everything the runs of one task share."""
+
+    context: Context
+    inputs: Inputs
+    space: Workspace
+    runs: Runs
+    host: Host
+
+    @property
+    def dataset(self) -> str:
+        return self.context.task.dataset.id
+
+    @property
+    def ceilings(self) -> Ceilings:
+        return self.host.policy.ceilings_for(self.context.signed.order.limits)
+
+
+def _learn(stage: _Stage) -> Results:
+    space, inputs = stage.space, stage.inputs
+    untargeted = space.readable("untargeted_test")
+    (untargeted / "pred").mkdir(mode=0o755)
+    model = inputs.model_writable(space)
+    mounts = (
+        Mount(inputs.data, "/data/train"),
+        Mount(space.writable("train_pred"), "/data/train/pred", is_writable=True),
+        Mount(untargeted, "/data/test"),
+        Mount(space.writable("test_pred"), "/data/test/pred", is_writable=True),
+        Mount(model, "/data/model", is_writable=True),
+    )
+    _run(stage, "train", RunKind.TRAIN, "algo", ("-V", "/data", "-T", "train"), mounts)
+    taken = space.private("model")
+    names = take(model, taken, stage.ceilings)
+    return Results(model=taken, model_files=names)
+
+
+def _test(stage: _Stage) -> Results:
+    untargeted = _detarget(stage)
+    predicted = _predict_on(stage, untargeted)
+    return Results(performance=_perf(stage, untargeted, predicted))
+
+
+def _predict(stage: _Stage) -> Results:
+    return Results(prediction=_predict_on(stage, stage.inputs.data))
+
+
+def _detarget(stage: _Stage) -> Path:
+    """A folder with the dataset without its targets, as the problem image left it."""
+    left = stage.space.writable("detargeted")
+    mounts = (
+        Mount(stage.inputs.data, "/hidden_data/test"),
+        Mount(left, "/submission_data/test", is_writable=True),
+    )
+    args = ("-T", "detarget", "-i", "/hidden_data", "-s", "/submission_data")
+    _run(stage, "detarget", RunKind.PROBLEM, "problem", args, mounts)
+    untargeted = stage.space.readable("untargeted_test")
+    take_file(left, stage.dataset, untargeted / stage.dataset, stage.ceilings)
+    (untargeted / "pred").mkdir(mode=0o755)
+    return untargeted
+
+
+def _predict_on(stage: _Stage, data: Path) -> Path:
+    """The prediction file that the algorithm left for the data in this folder, which has an empty `pred`."""
+    left = stage.space.writable("pred")
+    mounts = (
+        Mount(data, "/data/test"),
+        Mount(left, "/data/test/pred", is_writable=True),
+        Mount(stage.inputs.model_readable(stage.space), "/data/model"),
+    )
+    _run(stage, "predict", RunKind.PREDICT, "algo", ("-V", "/data", "-T", "predict"), mounts)
+    prediction = stage.space.private("prediction")
+    take_file(left, stage.dataset, prediction, stage.ceilings)
+    return prediction
+
+
+def _perf(stage: _Stage, untargeted: Path, prediction: Path) -> Performance:
+    (untargeted / "pred" / stage.dataset).hardlink_to(prediction)
+    left = stage.space.writable("perf")
+    mounts = (
+        Mount(stage.inputs.data, "/hidden_data/test"),
+        Mount(left, "/hidden_data/perf", is_writable=True),
+        Mount(stage.space.readable("no_train"), "/submission_data/train"),
+        Mount(untargeted, "/submission_data/test"),
+    )
+    args = ("-T", "perf", "-i", "/hidden_data", "-s", "/submission_data")
+    _run(stage, "perf", RunKind.PROBLEM, "problem", args, mounts)
+    return read_performance(left, frozenset({stage.dataset}), stage.ceilings)
+
+
+def _run(
+    stage: _Stage, name: str, kind: RunKind, role: str, args: tuple[str, ...], mounts: tuple[Mount, ...]
+) -> None:
+    """Run one container to its end; what it wrote then belongs to the agent. Raises: JobFailed with its cause."""
+    job, runtime = stage.context.job, stage.host.ports.runtime
+    spent_s = sum(outcome.wall_s for outcome in stage.runs.outcomes.values())
+    spec = RunSpec(
+        name=f"dc-{job.id}-{job.attempt}-{name}",
+        labels={JOB_LABEL: job.id, ATTEMPT_LABEL: str(job.attempt)},
+        image=stage.inputs.images[role],
+        kind=kind,
+        args=args,
+        mounts=mounts,
+        ceilings=replace(stage.ceilings, wall_s=max(1, int(stage.ceilings.wall_s - spent_s))),
+        accept_missing=frozenset(stage.host.policy.accept_missing),
+    )
+    with runtime.run(spec) as run:
+        outcome = run.wait()
+    stage.runs.outcomes[name] = outcome
+    stage.host.ports.ledger.keep_log(job, name, outcome.log)
+    if outcome.cause is not None:
+        raise JobFailed(f"run {name!r} of the {role} image ended with {outcome.cause}", outcome.cause)
+    for mount in mounts:
+        if mount.is_writable:
+            runtime.reclaim(mount.source)

@@ -1,0 +1,187 @@
+"""The ledger's tables and indices as they are now. What a row means is said by the values in `ledger.py`, how the tables came
+about by `migrations/`; a test holds that both give the same file.
+
+Large columns stand last or in a table of their own: a row that moves often must not drag megabytes along.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+
+HEAD: Final = "0001"  # the newest revision in migrations/versions
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Moment(TypeDecorator[datetime]):
+    """An aware moment, kept as whole microseconds since 1970 in UTC: sortable, exact, no time zone to guess."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        return None if value is None else (value - _EPOCH) // _MICROSECOND
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else _EPOCH + value * _MICROSECOND
+
+
+# The conditions of the partial indices. A query must carry the very same text, or SQLite does not see that an index fits:
+# values that are bound later prove nothing to its planner.
+IS_DUE: Final = "state IN ('received', 'queued') AND next_agent IS NULL"
+IS_RUNNING: Final = "state = 'running'"
+IS_PENDING: Final = "state = 'pending'"
+
+metadata = MetaData()
+
+_Key = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only in an INTEGER key
+
+orders = Table(
+    "orders",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("digest", Text, nullable=False, unique=True),
+    Column("payload_type", Text, nullable=False),
+    Column("signer", Text, nullable=False),
+    Column("sender", Text, nullable=False),
+    Column("expires", Moment, nullable=False),
+    Column("received_at", Moment, nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
+)
+
+receipts = Table(
+    "receipts",
+    metadata,
+    Column("order_digest", Text, ForeignKey("orders.digest"), primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("digest", Text, nullable=False),
+    Column("signer", Text, nullable=False),
+    Column("recorded_at", Moment, nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("seq", _Key, primary_key=True),  # the order of arrival, for paging
+    Column("id", Text, nullable=False, unique=True),
+    Column("order_id", Text, ForeignKey("orders.id"), nullable=False),
+    Column("order_digest", Text, nullable=False),
+    Column("signer", Text, nullable=False),  # the order's, kept here so that one index serves a listing
+    Column("position", Integer, nullable=False),
+    Column("last_receipt", Text),  # the digest of the receipt before this place, as the job arrived
+    Column("kind", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("max_attempts", Integer, nullable=False),
+    Column("received_at", Moment, nullable=False),
+    Column("changed_at", Moment, nullable=False),
+    Column("not_before", Moment),
+    Column("worker", Text),
+    Column("lease_until", Moment),
+    Column("next_agent", Text),
+    Column("reason", Text),
+    Column("score", Text),
+    UniqueConstraint("order_id", "position"),
+)
+Index("jobs_by_state", jobs.c.state, jobs.c.seq)
+Index("jobs_by_signer", jobs.c.signer, jobs.c.state, jobs.c.seq)
+Index("jobs_due", jobs.c.seq, sqlite_where=text(IS_DUE), postgresql_where=text(IS_DUE))
+Index("jobs_running", jobs.c.lease_until, sqlite_where=text(IS_RUNNING), postgresql_where=text(IS_RUNNING))
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("seq", _Key, primary_key=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("job_id", Text, ForeignKey("jobs.id"), nullable=False),
+    Column("order_id", Text, nullable=False),
+    Column("order_digest", Text, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_try_at", Moment, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("expires_at", Moment),
+    Column("acknowledged_at", Moment),
+    Column("lease_until", Moment),
+    Column("last_error", Text),
+    UniqueConstraint("order_id", "position", "kind", "n"),
+)
+Index("deliveries_by_state", deliveries.c.state, deliveries.c.seq)
+Index(
+    "deliveries_due",
+    deliveries.c.next_try_at,
+    sqlite_where=text(IS_PENDING),
+    postgresql_where=text(IS_PENDING),
+)
+
+bodies = Table(
+    "bodies",
+    metadata,
+    Column("delivery", _Key, ForeignKey("deliveries.seq"), primary_key=True, autoincrement=False),
+    Column("body", LargeBinary, nullable=False),
+)
+
+nonces = Table(
+    "nonces",
+    metadata,
+    Column("keyid", Text, primary_key=True),
+    Column("nonce", Text, primary_key=True),
+    Column("keep_until", Moment, nullable=False),
+    sqlite_with_rowid=False,
+)
+Index("nonces_by_end", nonces.c.keep_until)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", _Key, primary_key=True),  # never used twice: readers resume by it
+    Column("at", Moment, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("order_id", Text),
+    Column("position", Integer),
+    Column("values", Text, nullable=False),  # a JSON object of plain values
+    sqlite_autoincrement=True,
+)
+Index("events_by_order", events.c.order_id, events.c.seq)
+
+logs = Table(
+    "logs",
+    metadata,
+    Column("seq", _Key, primary_key=True),
+    Column("job_id", Text, ForeignKey("jobs.id"), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("run", Text, nullable=False),
+    Column("order_id", Text, nullable=False),
+    Column("log", LargeBinary, nullable=False),
+    UniqueConstraint("job_id", "attempt", "run"),
+)
+Index("logs_by_order", logs.c.order_id, logs.c.seq)
+
+# One row that `check` writes to: a disk that is full or read-only shows itself there first.
+probe = Table(
+    "probe",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("count", BigInteger, nullable=False),
+)

@@ -1,0 +1,178 @@
+"""The ledger's file: made with its modes, brought to the newest schema, opened, and its two kinds of transactions.
+
+Every error of SQLAlchemy and SQLite becomes LedgerUnavailable here and nowhere else.
+"""
+
+import os
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from agent.errors import LedgerUnavailable
+from agent.ports.ledger_schema import HEAD
+
+BUSY_S: Final = 15.0  # how long one transaction waits for another process to finish its own
+POOLED: Final = 8  # connections kept open; a burst may open more for its own time
+BURST: Final = 56
+
+# One commit is one fsync of the log: measured, a power cut took nothing that was acknowledged under FULL and all of it
+# under NORMAL. The log file shrinks again after a large hand-off.
+PRAGMAS: Final = (
+    "PRAGMA synchronous = FULL",
+    "PRAGMA foreign_keys = ON",
+    f"PRAGMA journal_size_limit = {64 << 20}",
+)
+
+
+class LedgerFile:
+    """An open ledger file. Threads share it freely, and so do processes that open the same path."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._engine = _engine(path)
+        # SQLite lets waiting writers poll. Within one process they queue up here instead, at no cost.
+        self._turn = threading.Lock()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection that sees one unchanging state of the ledger."""
+        with translated(self._path), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A connection that nobody else writes beside; what it wrote is on the disk when the block ends, or undone."""
+        with translated(self._path), self._turn, self._engine.connect() as plain:
+            connection = plain.execution_options(begin="BEGIN IMMEDIATE")
+            with connection.begin():
+                yield connection
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._engine.dispose()
+
+
+def open_file(path: Path) -> LedgerFile:
+    """The ledger at `path`, made and migrated when needed. Raises: LedgerUnavailable."""
+    with translated(path):
+        _make(path)
+    file = LedgerFile(path)
+    with file.reading() as connection:
+        is_behind = _revision(connection) != HEAD
+    if is_behind:
+        with file.writing() as connection:
+            _upgrade(connection)
+    return file
+
+
+def migrate(path: Path) -> None:
+    """Bring the ledger at `path` to the newest schema; a new file is made. Raises: LedgerUnavailable."""
+    open_file(path).close()
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Foreign errors as LedgerUnavailable. The message names no values: they may be bodies."""
+    try:
+        yield
+    except DBAPIError as cause:
+        raise LedgerUnavailable(f"the ledger {path}: {cause.orig}") from cause
+    except SQLAlchemyError as cause:
+        raise LedgerUnavailable(f"the ledger {path}: {type(cause).__name__}") from cause
+    except (sqlite3.Error, OSError) as cause:
+        raise LedgerUnavailable(f"the ledger {path}: {cause}") from cause
+
+
+def _make(path: Path) -> None:
+    """An empty file of mode 0600 in a folder of mode 0700, or those that are there, unless others may change or read them.
+
+    `mknod` and not `open`: closing a descriptor of the file would drop the locks SQLite holds on it in this process.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if stat.S_IMODE(path.parent.stat().st_mode) & 0o022:
+        raise PermissionError(f"others may write in {path.parent}: chmod 700")
+    try:
+        os.mknod(path, 0o600 | stat.S_IFREG)
+    except FileExistsError:
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode):
+            raise PermissionError("it is no regular file") from None
+        if stat.S_IMODE(mode) & 0o077:
+            raise PermissionError("others may read or write it: chmod 600") from None
+
+
+def _engine(path: Path) -> Engine:
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        connect_args={"timeout": BUSY_S},
+        pool_size=POOLED,
+        max_overflow=BURST,
+        pool_timeout=BUSY_S,
+        pool_use_lifo=True,
+        hide_parameters=True,
+    )
+    event.listen(engine, "connect", _prepare)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _prepare(connection: sqlite3.Connection, _record: Any) -> None:
+    """Transactions begin and end where we say, not where the driver guesses; then the pragmas."""
+    connection.isolation_level = None
+    _use_wal(connection)
+    for pragma in PRAGMAS:
+        connection.execute(pragma)
+
+
+def _begin(connection: Connection) -> None:
+    """Writers take their place at once: a reader that turns writer half way would fail when another one was faster."""
+    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Readers and a writer side by side. The switch itself, on a new file, does not wait for others by itself."""
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as cause:
+            if cause.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            if mode != "wal":
+                raise sqlite3.OperationalError("this file system cannot hold a write-ahead log")
+            return
+
+
+def _revision(connection: Connection) -> str | None:
+    """The schema's revision, None for an empty file."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    found: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return found
+
+
+def _upgrade(connection: Connection) -> None:
+    """Run the missing revisions inside the caller's transaction. Only here is Alembic imported: services rarely need it."""
+    if _revision(connection) == HEAD:  # another process was faster
+        return
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", "agent.ports:migrations")
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as cause:
+        raise LedgerUnavailable(f"the ledger was made by another version of dc-compute: {cause}") from cause

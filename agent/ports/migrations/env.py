@@ -1,0 +1,8 @@
+"""Runs revisions on the connection that `ledger_sqlalchemy_file.migrate` holds, inside its transaction. Only Alembic loads this file."""
+
+from alembic import context
+
+from agent.ports.ledger_schema import metadata
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
+context.run_migrations()

@@ -1,0 +1,145 @@
+"""The port to containers: one description of a run and its cage, which each adapter turns into its own form.
+
+The cage itself is no part of a run's description, because it is no choice: an adapter applies all of
+docs/contracts/container.md, "The cage", reads back what was really applied, and refuses with CageNotApplied otherwise.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
+
+from agent.domain.ceilings import Ceilings
+from agent.domain.ids import Digest
+
+
+class RunKind(StrEnum):
+    """What a run is, which decides its seccomp profile."""
+
+    TRAIN = "train"
+    PREDICT = "predict"
+    PROBLEM = "problem"  # detarget and perf
+
+
+class Mount(Struct, frozen=True):
+    """A folder of the workspace as the guest sees it. `target` is absolute; a writable one belongs to the guest."""
+
+    source: Path
+    target: str
+    is_writable: bool = False
+
+
+class RunSpec(Struct, frozen=True, kw_only=True):
+    """One run of one image. `name` is unique on the host and deterministic: order, position, attempt, run."""
+
+    name: str
+    labels: Mapping[str, str]
+    image: Digest
+    kind: RunKind
+    args: tuple[str, ...]
+    mounts: tuple[Mount, ...]
+    ceilings: Ceilings
+    accept_missing: frozenset[str] = frozenset()  # ceilings (by field name) this host may lack
+
+
+class Cage(Struct, frozen=True, kw_only=True):
+    """What was really applied, as read back. `ceilings`: name -> "value by means"; `absent`: not enforced here."""
+
+    runtime: str
+    version: str
+    seccomp: Digest
+    ceilings: Mapping[str, str]
+    absent: tuple[str, ...]
+
+
+class RunOutcome(Struct, frozen=True, kw_only=True):
+    """How a run ended.
+
+    `cause` is None on exit code 0, else a word of the container contract: `exit:N`, `signal:N`, `oom`, `timeout`, `disk`,
+    `seccomp`, `unknown`. `log`: stdout and stderr, capped, head and tail kept; it may carry data and stays on the host.
+    """
+
+    cause: str | None
+    cage: Cage
+    log: bytes
+    wall_s: float
+    cpu_s: float | None = None
+    max_memory_bytes: int | None = None
+
+
+class Leftover(Struct, frozen=True):
+    """A container of ours that exists: its name and the labels it was made with."""
+
+    name: str
+    labels: Mapping[str, str]
+    is_running: bool
+
+
+class ImageInfo(Struct, frozen=True):
+    """A loaded image: digest of its archive, and what its config says."""
+
+    digest: Digest
+    size_bytes: int
+    entrypoint: tuple[str, ...]
+
+
+class Runtime(Protocol):
+    """A container engine that holds the cage.
+
+    Every method raises RuntimeUnavailable when the engine does not answer.
+    """
+
+    name: str
+
+    def load(self, archive: Path, digest: Digest) -> ImageInfo:
+        """Read the archive's manifest and config, refuse what must not be loaded, load the rest. Idempotent.
+
+        `digest` is that of the archive's bytes; the caller has checked it. Raises: BadImage.
+        """
+        ...
+
+    def image(self, digest: Digest) -> ImageInfo | None:
+        """The loaded image of this archive digest, or None."""
+        ...
+
+    def images(self) -> tuple[ImageInfo, ...]:
+        """Every image that `load` brought in."""
+        ...
+
+    def run(self, spec: RunSpec) -> AbstractContextManager["Run"]:
+        """The started container of this spec. Leaving the context kills and removes it, whatever happened.
+
+        Raises: CageNotApplied before any code of the image ran; BadImage when the image is not loaded or cannot start.
+        """
+        ...
+
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """Every container of ours on this host, running or not."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Kill and remove one container by name. Gone already is fine."""
+        ...
+
+    def reclaim(self, folder: Path) -> None:
+        """Make everything below `folder` belong to the agent and be readable by it. Follows no link; no run may use it."""
+        ...
+
+
+class Run(Protocol):
+    """A started container."""
+
+    def wait(self) -> RunOutcome:
+        """Wait for its end, kill it at its wall clock ceiling, and tell how it ended."""
+        ...
+
+    def kill(self) -> None:
+        """Kill it now; `wait` then returns with `signal:9`. Callable from another thread."""
+        ...
+
+    def progress(self) -> float | None:
+        """The last number of a `progress: 0.42 …` line on stdout, in [0, 1], two decimals; None when there was none."""
+        ...

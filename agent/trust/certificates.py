@@ -1,0 +1,100 @@
+"""TLS certificates for test consortia: an own authority, and server certificates by it. PEM bytes out, no
+files.
+
+An installed agent may use any certificate whose authority stands in the roster (`tls_ca`); the identity
+that counts is the signature of requests and answers.
+"""
+
+import ipaddress
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from msgspec import Struct
+
+BACKDATED = timedelta(minutes=5)  # for hosts whose clock is a little behind
+
+
+class TlsIdentity(Struct, frozen=True):
+    """A certificate chain and its private key, both PEM (PKCS #8, not encrypted)."""
+
+    certificate: bytes
+    private_key: bytes
+
+
+class CertificateAuthority:
+    """An ECDSA P-256 authority that signs server certificates and nothing below them."""
+
+    def __init__(self, name: str, *, now: datetime, days: int = 365) -> None:
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        builder = _builder(self._name, self._name, self._key.public_key(), now, days)
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        builder = builder.add_extension(_key_usage(signs_certificates=True), critical=True)
+        self._certificate = builder.sign(self._key, hashes.SHA256())
+
+    @property
+    def certificate(self) -> bytes:
+        """The authority's own certificate, PEM: the `tls_ca` of a roster entry."""
+        return self._certificate.public_bytes(serialization.Encoding.PEM)
+
+    def server(self, names: Sequence[str], *, now: datetime, days: int = 365) -> TlsIdentity:
+        """A server's identity for these host names and IP addresses. Raises: ValueError when there are
+        none.
+        """
+        if not names:
+            raise ValueError("a server certificate names at least one host")
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
+        signer_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        certificate = (
+            _builder(subject, self._name, key.public_key(), now, days)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(signs_certificates=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([_alternative(name) for name in names]),
+            critical=False) .add_extension(signer_id, critical=False) .sign(self._key, hashes.SHA256())
+        )
+        private_key = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return TlsIdentity(certificate.public_bytes(serialization.Encoding.PEM), private_key)
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, days: int
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATED)
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _alternative(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)

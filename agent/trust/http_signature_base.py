@@ -1,0 +1,149 @@
+"""The one door to the library http-message-signatures, which builds RFC 9421's bases and parses its fields.
+
+Sound signatures only, no rules: `http_signatures.py` says what must be covered, by whom and when.
+"""
+
+import base64
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from http_message_signatures import (
+    HTTPMessageSigner,
+    HTTPMessageVerifier,
+    HTTPSignatureAlgorithm,
+    HTTPSignatureKeyResolver,
+)
+from http_message_signatures.exceptions import HTTPMessageSignaturesException
+from msgspec import Struct
+
+from agent.errors import BadRequestSignature, UnknownKey
+from agent.trust.http_messages import Fields, HttpAnswer, HttpRequest
+from agent.trust.keys import PublicKey, SigningKey
+
+LABEL = "dc"  # of what we sign; a peer may choose another one
+TAG = "dc-compute-v1"
+
+FindKey = Callable[[str], PublicKey | None]
+
+
+class SoundSignature(Struct, frozen=True):
+    """A signature that holds. `components`: value by identifier, as in `"@path"` with its quotes."""
+
+    components: Mapping[str, str]
+    parameters: Mapping[str, int | str]
+
+
+def sign_message(
+    request: HttpRequest,
+    key: SigningKey,
+    *,
+    answer: HttpAnswer | None = None,
+    components: tuple[str, ...],
+    created: datetime,
+    expires: datetime | None = None,
+    nonce: str | None = None,
+) -> dict[str, str]:
+    """The fields Signature-Input and Signature for this request, or for this answer to it.
+
+    Raises: ValueError when a component is not there or the URL is not one.
+    """
+    signer = HTTPMessageSigner(signature_algorithm=_Ed25519)
+    try:
+        prepared = signer.prepare(
+            _message(request, answer),
+            key_id=key.keyid,
+            created=created,
+            expires=expires,
+            nonce=nonce,
+            label=LABEL,
+            tag=TAG,
+            covered_component_ids=components,
+        )
+    except HTTPMessageSignaturesException as cause:
+        raise ValueError(f"the message cannot be signed: {cause}") from cause
+    signature = base64.b64encode(key.sign(prepared.signature_base)).decode()
+    return {
+        "Signature-Input": f"{LABEL}={prepared.signature_params}",
+        "Signature": f"{LABEL}=:{signature}:",
+    }
+
+
+def verify_signature(
+    request: HttpRequest, find_key: FindKey, *, answer: HttpAnswer | None = None
+) -> SoundSignature:
+    """The one signature of this request, or of this answer to it, when it is an Ed25519 one that holds.
+
+    More than one label is refused: neither a tag nor a label is chosen here, so the library insists on one.
+    Raises: BadRequestSignature.
+    """
+    verifier = _Verifier(signature_algorithm=_Ed25519, key_resolver=_KeyFinder(find_key))
+    try:
+        (result,) = verifier.verify(_message(request, answer), max_age=None)
+    except HTTPMessageSignaturesException as cause:
+        raise BadRequestSignature(f"the signature does not hold: {cause}"[:300]) from cause
+    return SoundSignature(result.covered_components, result.parameters)
+
+
+# ------------------------------------------------------------------ what the library wants to see
+
+
+class _Pairs:
+    """Fields as the library reads them: pairs, repeats and all."""
+
+    def __init__(self, fields: Fields) -> None:
+        self._pairs = tuple(fields.items() if isinstance(fields, Mapping) else fields)
+
+    def items(self) -> tuple[tuple[str, str], ...]:
+        return self._pairs
+
+
+class _Request:
+    def __init__(self, request: HttpRequest) -> None:
+        self.method = request.method
+        self.url = request.url
+        self.headers = _Pairs(request.headers)
+
+
+class _Answer:
+    """`status_code` is what tells the library that it is no request."""
+
+    def __init__(self, answer: HttpAnswer, request: HttpRequest) -> None:
+        self.status_code = answer.status
+        self.headers = _Pairs(answer.headers)
+        self.request = _Request(request)
+
+
+def _message(request: HttpRequest, answer: HttpAnswer | None) -> _Request | _Answer:
+    return _Request(request) if answer is None else _Answer(answer, request)
+
+
+class _Ed25519(HTTPSignatureAlgorithm):
+    """Verifies by our own public keys; signing keys sign by themselves."""
+
+    algorithm_id = "ed25519"
+
+    def __init__(self, public_key: PublicKey | None = None, private_key: None = None) -> None:
+        self._public_key = public_key
+
+    def verify(self, signature: bytes, message: bytes) -> None:
+        if self._public_key is None:
+            raise UnknownKey("there is no key to verify with")
+        self._public_key.verify(signature, message)
+
+
+class _KeyFinder(HTTPSignatureKeyResolver):
+    def __init__(self, find: FindKey) -> None:
+        self._find = find
+
+    def resolve_public_key(self, key_id: str) -> PublicKey | None:
+        return self._find(key_id)
+
+
+class _Verifier(HTTPMessageVerifier):
+    """The library's verifier without its clock: it reads the wall clock, and here time comes as `now`."""
+
+    require_created = False
+
+    def validate_created_and_expires(self, sig_input: Any, max_age: Any = None) -> None:
+        """Nothing: who calls `verify_signature` judges the parameters by `now`."""

@@ -1,0 +1,233 @@
+"""A worker: consumes the five queues, keeps the leases of what it runs, sweeps, and leaves when told to.
+
+Stateless: several on one host share the ledger and the queues. What a bell means is the pipeline's; here is
+only the life around it, and one of the two outermost doors: whatever a handler raises ends here, in the
+log.
+"""
+
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from types import FrameType
+
+from agent.domain.ids import JobId
+from agent.errors import AgentError, RuntimeUnavailable
+from agent.log import get_logger
+from agent.pipeline.advance import advance
+from agent.pipeline.deliver import deliver
+from agent.pipeline.host import Host
+from agent.pipeline.resume import sweep
+from agent.ports.broker import Consumer, Handler, Queue
+from agent.ports.ledger import DeliveryId
+
+log = get_logger(__name__)
+
+SWEEP_EVERY_S = 60.0
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+MakeConsumer = Callable[[Mapping[Queue, Handler]], Consumer]
+
+
+class Leases:
+    """Under which name each bell in hand is worked on, and the beat that keeps those names' leases from
+    running out.
+
+    A name per bell, not per process: a handler that died of a bug stops being renewed, so that its job is
+    taken over while the process lives on.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.process = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._host = host
+        self._numbers = count(1)
+        self._held: set[str] = set()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def name(self) -> Iterator[str]:
+        """A name unique in the world, renewed while the context lasts."""
+        name = f"{self.process}-{next(self._numbers)}"
+        with self._lock:
+            self._held.add(name)
+        try:
+            yield name
+        finally:
+            with self._lock:
+                self._held.discard(name)
+
+    def held(self) -> tuple[str, ...]:
+        """The names in use now."""
+        with self._lock:
+            return tuple(sorted(self._held))
+
+    def renew(self) -> None:
+        """Lengthen the lease of everything in hand. A ledger that is away is logged: the next beat tries
+        again.
+        """
+        for name in self.held():
+            try:
+                self._host.ports.ledger.renew(name, self._host.ports.now() + self._host.rules.lease)
+            except AgentError as error:
+                log.error("lease.not_renewed", worker=name, code=error.code, detail=error.detail)
+
+    @contextmanager
+    def beating(self, every: timedelta) -> Iterator[None]:
+        """Renew in a thread of its own while the context lasts."""
+        is_over = threading.Event()
+
+        def beat() -> None:
+            while not is_over.wait(every.total_seconds()):
+                self.renew()
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+
+
+@dataclass(slots=True)
+class Stop:
+    """The wish to stop. The first signal asks, a second one leaves at once: leases run out, and others go
+    on.
+    """
+
+    asked: threading.Event = field(default_factory=threading.Event)
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Listen to SIGTERM and SIGINT while the context lasts. Only in the main thread."""
+        before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self.asked.is_set():
+            os._exit(128 + number)
+        self.asked.set()
+
+
+def work(host: Host, make_consumer: MakeConsumer, *, grace_s: float, stop: Stop | None = None) -> bool:
+    """Consume until asked to stop; whether every handler had ended `grace_s` seconds after that.
+
+    When one had not, the caller should leave the process: its lease runs out and another worker takes the
+    task over. Raises: LedgerUnavailable when the ledger cannot be written at the start.
+    """
+    stop = stop or Stop()
+    leases = Leases(host)
+    check_start(host)
+    consumer = make_consumer(handlers(host, leases))
+    with leases.beating(host.rules.lease / 3):
+        consumer.start()
+        log.info("worker.started", worker=leases.process)
+        while not stop.asked.is_set():
+            run_sweep(host)
+            stop.asked.wait(SWEEP_EVERY_S * secrets.SystemRandom().uniform(0.8, 1.2))
+        is_clean = _stop_within(consumer, grace_s)
+    if is_clean:
+        log.info("worker.stopped", worker=leases.process)
+    else:
+        log.warning("worker.left_its_tasks", worker=leases.process, tasks=len(leases.held()))
+    return is_clean
+
+
+def handlers(host: Host, leases: Leases) -> dict[Queue, Handler]:
+    """What each queue's bell does."""
+
+    def go_on(item: str) -> None:
+        with leases.name() as name:
+            advance(JobId(item), host, name)
+
+    def send(item: str) -> None:
+        deliver(DeliveryId(item), host)
+
+    return {queue: _guarded(queue, send if queue is Queue.DELIVERIES else go_on) for queue in Queue}
+
+
+def run_sweep(host: Host) -> None:
+    """One sweep. What goes wrong in it is logged: the next one tries again."""
+    try:
+        sweep(host)
+    except AgentError as error:
+        log.error("sweep.failed", code=error.code, detail=error.detail, advice=error.advice)
+    except Exception:
+        log.exception("sweep.crashed")
+
+
+def check_start(host: Host) -> None:
+    """Look at what a worker stands on, and say what is amiss. Raises: LedgerUnavailable."""
+    host.ports.ledger.check()
+    root = host.rules.workspace_root
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    kind = file_system_of(root)
+    if kind not in {"tmpfs", "ramfs"}:
+        log.warning(
+            "workspace.not_in_memory",
+            root=str(root),
+            file_system=kind,
+            advice="Dataset plaintext lies there while a task runs: mount a tmpfs, or set [workspace] root.",
+        )
+    try:
+        images = host.ports.runtime.images()
+        log.info("runtime.found", runtime=host.ports.runtime.name, images=len(images))
+    except RuntimeUnavailable as error:
+        log.error("runtime.not_found", detail=error.detail, advice=error.advice)
+
+
+def file_system_of(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """The kind of file system that `folder` lies on, as /proc/self/mountinfo has it; "unknown" without that
+    file.
+    """
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:
+        return "unknown"
+    real = folder.resolve()
+    kinds: dict[Path, str] = {}
+    for line in lines:  # a later mount on the same folder covers the earlier one
+        about, _, source = line.partition(" - ")
+        mount_point = about.split(" ")[4].encode().decode("unicode_escape")
+        kinds[Path(mount_point)] = source.split(" ")[0]
+    return next((kinds[path] for path in (real, *real.parents) if path in kinds), "unknown")
+
+
+def _guarded(queue: Queue, handle: Handler) -> Handler:
+    """The handler as the consumer calls it: it never raises."""
+
+    def handler(item: str) -> None:
+        try:
+            handle(item)
+        except AgentError as error:
+            log.error(
+                "bell.failed",
+                queue=queue,
+                item=item,
+                code=error.code,
+                detail=error.detail,
+                advice=error.advice,
+            )
+        except Exception:
+            log.exception("bell.crashed", queue=queue, item=item)
+
+    return handler
+
+
+def _stop_within(consumer: Consumer, grace_s: float) -> bool:
+    """Let the consumer take nothing more; whether its handlers ended in time."""
+    stopping = threading.Thread(target=consumer.stop, name="stopping", daemon=True)
+    stopping.start()
+    stopping.join(grace_s)
+    return not stopping.is_alive()

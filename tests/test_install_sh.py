@@ -1,0 +1,239 @@
+"""install.sh, the units and the locks, as far as an unprivileged user can try them: words, plan, refusals.
+
+Installing for real needs root and a host of its own; that is a test of `host`.
+"""
+
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "install.sh"
+LOCKS = ["requirements.lock", "requirements-dev.lock", ".ci/build.lock"]
+
+needs_no_root = pytest.mark.skipif(os.geteuid() == 0, reason="would act on this machine: run as root")
+
+
+def install(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["sh", SCRIPT, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def places_of_a_host_install() -> list[Path]:
+    """The paths that --help names."""
+    return [Path(place) for place in re.findall(r"^  (/[a-z./-]+)", install("--help").stdout, re.MULTILINE)]
+
+
+def is_there(paths: list[Path]) -> list[bool]:
+    return [path.exists() for path in paths]
+
+
+# ------------------------------------------------------------------ words
+
+
+def test_help_names_every_file_of_systemd_that_is_installed() -> None:
+    text = install("--help").stdout
+    files = [file for file in (ROOT / "systemd").rglob("*") if file.is_file()]
+
+    assert len(files) == 6
+    for file in files:
+        is_unit = file.name.startswith("dc-compute") and "/etc/systemd/system/dc-compute*" in text
+        is_named = file.name in text or is_unit
+        assert is_named, f"{file.name} is installed and --help does not say so"
+
+
+def test_an_unknown_flag_prints_the_usage_and_does_nothing() -> None:
+    result = install("--prefx", "/opt/x")
+
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("usage: install.sh")
+
+
+@pytest.mark.parametrize("prefix", ["/", "opt/x", "/opt/../etc", "/opt/a b", "/opt/x;id", ""])
+def test_a_prefix_that_is_no_plain_absolute_path_is_refused(prefix: str) -> None:
+    result = install("--dry-run", "--prefix", prefix)
+
+    assert result.returncode == 1
+    assert "--prefix wants" in result.stderr
+
+
+def test_purge_alone_is_refused() -> None:
+    result = install("--purge", "--dry-run")
+
+    assert result.returncode == 1
+    assert "--purge goes with --uninstall" in result.stderr
+
+
+@needs_no_root
+@pytest.mark.parametrize("arguments", [[], ["--uninstall"], ["--uninstall", "--purge"]])
+def test_a_host_install_without_root_is_refused(arguments: list[str]) -> None:
+    result = install(*arguments)
+
+    assert result.returncode == 1
+    assert "needs root" in result.stderr
+
+
+# ------------------------------------------------------------------ the plan
+
+
+def test_a_dry_run_says_every_step_and_changes_nothing() -> None:
+    places = places_of_a_host_install()
+    before = is_there(places)
+
+    result = install("--dry-run", "--prefix", "/opt/elsewhere")
+
+    assert result.returncode == 0, result.stderr
+    assert len(places) >= 5
+    assert is_there(places) == before
+    assert not Path("/opt/elsewhere").exists()
+    for place in [
+        "/opt/elsewhere",
+        "/etc/dc-compute",
+        "dc-compute-api.service",
+        "/etc/tmpfiles.d/dc-compute.conf",
+    ]:
+        assert place in result.stdout
+
+
+def test_a_prefix_is_written_into_the_units() -> None:
+    result = install("--dry-run", "--prefix", "/srv/dc")
+
+    assert "sed -i s|/opt/dc-compute|/srv/dc|g /etc/systemd/system/dc-compute-api.service" in result.stdout
+
+
+def test_a_dry_uninstall_keeps_the_data_and_says_so() -> None:
+    result = install("--uninstall", "--dry-run")
+
+    assert result.returncode == 0, result.stderr
+    assert "rm -rf /etc/dc-compute" not in result.stdout
+    assert "kept: /etc/dc-compute, /var/lib/dc-compute" in result.stdout
+
+
+def test_a_dry_purge_names_what_goes() -> None:
+    result = install("--uninstall", "--purge", "--dry-run")
+
+    assert result.returncode == 0, result.stderr
+    assert "rm -rf /etc/dc-compute /var/lib/dc-compute" in result.stdout
+
+
+# ------------------------------------------------------------------ subordinate ids
+
+
+def ask(function: str, *arguments: str | Path) -> int:
+    """What one function of install.sh prints."""
+    text = re.search(rf"^{function}\(\) \{{.*?^\}}", SCRIPT.read_text(), re.DOTALL | re.MULTILINE)
+    assert text
+    command = ["sh", "-euc", f'{text[0]}\n{function} "$@"', "sh", *map(str, arguments)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_the_first_range_begins_at_100000(tmp_path: Path) -> None:
+    assert ask("free_subid_start", tmp_path / "missing") == 100000
+
+
+def test_a_new_range_lies_above_every_range_of_both_files(tmp_path: Path) -> None:
+    subuid, subgid = tmp_path / "subuid", tmp_path / "subgid"
+    subuid.write_text("ada:100000:65536\nbob:300000:65536\n# a comment\n\n")
+    subgid.write_text("ada:100000:65536\ncas:2147483648:524288\n")
+
+    assert ask("free_subid_start", subuid) == 365536
+    assert ask("free_subid_start", subuid, subgid) == 2148007936
+
+
+def test_the_ranges_of_one_user_are_added_up(tmp_path: Path) -> None:
+    subuid = tmp_path / "subuid"
+    subuid.write_text("ada:100000:65536\nada-2:300000:1\nada:400000:458752\n")
+
+    assert ask("subid_total", "ada", subuid) == 524288
+    assert ask("subid_total", "bob", subuid) == 0
+    assert ask("subid_total", "ada", tmp_path / "missing") == 0
+
+
+# ------------------------------------------------------------------ units
+
+
+@pytest.mark.parametrize(("unit", "command"), [("api", "serve"), ("worker", "work")])
+def test_a_unit_runs_its_command_unprivileged_behind_the_walls(unit: str, command: str) -> None:
+    text = (ROOT / "systemd" / f"dc-compute-{unit}.service").read_text()
+    lines = set(text.splitlines())
+
+    assert f"ExecStart=/opt/dc-compute/bin/dc-compute {command}" in lines
+    assert {
+        "User=dc-compute",
+        "NoNewPrivileges=yes",
+        "CapabilityBoundingSet=",
+        "ProtectSystem=strict",
+        "RestrictNamespaces=yes",
+        "SystemCallArchitectures=native",
+        "UMask=0077",
+        "LimitCORE=0",
+    } <= lines
+
+
+def test_the_api_cannot_see_podman() -> None:
+    text = (ROOT / "systemd" / "dc-compute-api.service").read_text()
+
+    assert re.search(r"^InaccessiblePaths=.*-/run/dc-compute/podman", text, re.MULTILINE)
+
+
+def test_podman_starts_with_an_environment_of_its_own() -> None:
+    text = (ROOT / "systemd" / "dc-compute-podman.service").read_text()
+
+    assert re.search(r"^ExecStart=/usr/bin/env -i .* /usr/bin/podman ", text, re.MULTILINE)
+    assert "NoNewPrivileges=" not in text
+
+
+# ------------------------------------------------------------------ locks
+
+
+def locked(name: str) -> set[str]:
+    """The `package==version ; marker` lines of a lock."""
+    return set(re.findall(r"^([a-z0-9][^ ]*==[^\\\n]*?) *\\?$", (ROOT / name).read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_pins_each_package_by_hash_and_names_no_host(name: str) -> None:
+    text = (ROOT / name).read_text()
+    entries = re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)[1:]
+
+    assert not re.search(r"://|index-url|find-links", text)
+    assert entries
+    assert all("--hash=sha256:" in entry for entry in entries)
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", ".ci/build.lock"])
+def test_what_a_host_runs_is_what_the_tests_ran_on(name: str) -> None:
+    assert locked(name) <= locked("requirements-dev.lock")
+
+
+def test_every_dependency_is_locked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = {re.split(r"[<>=]", requirement)[0] for requirement in project["project"]["dependencies"]}
+    have = {line.split("==")[0] for line in locked("requirements.lock")}
+
+    assert wanted <= have, "run `make lock`"
+
+
+# ------------------------------------------------------------------ .ci/rootless
+
+
+@needs_no_root
+def test_rootless_just_runs_the_command_of_a_user_without_privileges() -> None:
+    command = [str(ROOT / ".ci" / "rootless"), "sh", "-c", "pwd; exit 7"]
+
+    result = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+
+    assert result.returncode == 7
+    assert result.stdout.strip() == str(ROOT)
+
+
+def test_the_command_and_its_children_run_outside_the_privileges_of_root() -> None:
+    status = Path("/proc/self/status").read_text()
+
+    if os.geteuid() == 0:
+        pytest.skip("run as root, not by `make test`")
+    assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE)
