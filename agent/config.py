@@ -68,11 +68,10 @@ class Trust(Struct, frozen=True, kw_only=True):
 
 
 class Paths(Struct, frozen=True, kw_only=True):
-    """Where it keeps things. `data`: ledger, queues; `spool`: downloads; `images`: image archives."""
+    """Where it keeps things. `data`: ledger and queues; `spool`: images on their way from storage."""
 
     data: Path
     spool: Path
-    images: Path
 
     @property
     def ledger(self) -> Path:
@@ -82,6 +81,11 @@ class Paths(Struct, frozen=True, kw_only=True):
     def queues(self) -> Path:
         return self.data / "queues.sqlite"
 
+    @property
+    def images(self) -> Path:
+        """What is remembered of loaded images."""
+        return self.data / "images"
+
 
 class Workspaces(Struct, frozen=True, kw_only=True):
     """Where tasks run. `root` must lie in memory (tmpfs): dataset plaintext lies there."""
@@ -90,10 +94,13 @@ class Workspaces(Struct, frozen=True, kw_only=True):
 
 
 class RuntimeSection(Struct, frozen=True, kw_only=True):
-    """The container engine: rootless Podman's socket, and the folder of the seccomp profiles."""
+    """The container engine: rootless Podman's socket, the folder of the seccomp profiles, and how many containers may
+    run at once on this host; each runs under user ids of its own.
+    """
 
     podman_socket: Path
     seccomp_dir: Path
+    pool_size: Threads = 4
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -111,11 +118,12 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 class Timeouts(Struct, frozen=True, kw_only=True):
-    """Of calls to storage, orchestrators and peers; `total_s` bounds a whole call."""
+    """Of calls to storage, orchestrators and peers. `total_s` bounds a whole call, `transfer_s` one with a big body."""
 
     connect_s: Seconds = 10.0
     read_s: Seconds = 30.0
-    total_s: Seconds = 60.0
+    total_s: Seconds = 120.0
+    transfer_s: Seconds = 6 * 3600.0
 
 
 class Workers(Struct, frozen=True, kw_only=True):
@@ -185,22 +193,24 @@ def user_home() -> Path:
     return Path(platformdirs.user_config_path(NAME))
 
 
-def places(home: Path) -> Places:
+def places(home: Path, environment: Mapping[str, str]) -> Places:
     """The default folders of an agent whose settings lie in `home`."""
     if home == SYSTEM_HOME:
         run = Path("/run") / NAME
         return Places(Path("/var/lib") / NAME, run, run / "podman" / "podman.sock")
-    runtime_dir = Path(platformdirs.user_runtime_path())
-    podman_socket = runtime_dir / "podman" / "podman.sock"
-    if home == user_home():
-        return Places(Path(platformdirs.user_data_path(NAME)), runtime_dir / NAME, podman_socket)
+    is_user = home == user_home()
+    data = Path(platformdirs.user_data_path(NAME)) if is_user else home / "data"
+    session = Path(environment.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
+    podman_socket = session / "podman" / "podman.sock"
+    if not session.is_dir():
+        return Places(data, data / "run", podman_socket)
     # A folder of its own for each further agent; a short name, for a socket's path has 107 bytes at most.
-    run = runtime_dir / f"{NAME}-{hashlib.sha256(bytes(home)).hexdigest()[:8]}"
-    return Places(home / "data", run, podman_socket)
+    name = NAME if is_user else f"{NAME}-{hashlib.sha256(bytes(home)).hexdigest()[:8]}"
+    return Places(data, session / name, podman_socket)
 
 
-def _defaults(home: Path) -> dict[str, dict[str, Any]]:
-    here = places(home)
+def _defaults(home: Path, environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    here = places(home, environment)
     return {
         "identity": {"key": here.data / "identity.pem"},
         "listen": {
@@ -209,7 +219,7 @@ def _defaults(home: Path) -> dict[str, dict[str, Any]]:
             "operator_socket": here.run / "operator.sock",
         },
         "trust": {"roster": home / "roster.toml", "policy": home / "policy.toml"},
-        "paths": {"data": here.data, "spool": here.data / "spool", "images": here.data / "images"},
+        "paths": {"data": here.data, "spool": here.data / "spool"},
         "workspace": {"root": here.run / "work"},
         "runtime": {"podman_socket": here.podman_socket, "seccomp_dir": _seccomp_dir()},
     }
@@ -232,7 +242,7 @@ def load_settings(home: Path, environment: Mapping[str, str]) -> Settings:
     file = home / SETTINGS_FILE
     told = _read_file(file)
     overrides = _read_environment(environment)
-    defaults = _defaults(home)
+    defaults = _defaults(home, environment)
     sections: dict[str, Any] = {
         name: _section(
             name, kind, home, defaults.get(name, {}), (file, told.get(name, {})), overrides.get(name, {})

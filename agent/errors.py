@@ -383,6 +383,14 @@ class QueueFull(OutsideError):
     advice = "Send it again after the seconds in Retry-After."
 
 
+class AgentUnreachable(OutsideError):
+    """The agent that the command line wanted to ask."""
+
+    code = "agent-unreachable"
+    is_retried = False
+    advice = "Start it (`dc-compute serve`, or `systemctl start dc-compute.target`) and check --home."
+
+
 class LedgerUnavailable(OutsideError):
     code = "ledger-unavailable"
     advice = "Check the disk that holds the ledger; nothing was accepted meanwhile."

@@ -181,8 +181,8 @@ def check_start(host: Host) -> None:
             advice="Dataset plaintext lies there while a task runs: mount a tmpfs, or set [workspace] root.",
         )
     try:
-        images = host.ports.runtime.images()
-        log.info("runtime.found", runtime=host.ports.runtime.name, images=len(images))
+        left = host.ports.runtime.leftovers()
+        log.info("runtime.found", runtime=host.ports.runtime.name, containers=len(left))
     except RuntimeUnavailable as error:
         log.error("runtime.not_found", detail=error.detail, advice=error.advice)
 

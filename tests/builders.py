@@ -1,19 +1,18 @@
-"""Keys, rosters, orders, receipts, policies and hand-offs for tests: all real, all signed, the same at
-every run.
+"""Keys, rosters, orders, receipts, policies and hand-offs for tests: all real and signed, the same every run.
 
 The stage is one small consortium: hospitals a, b and c, each with an agent and a storage, orchestrators o1
-and o2, and a data owner. A dataset's first letter says which hospital holds it: "a1" and "a2" lie at a. The
-moment is NOW.
+and o2, and a data owner. A dataset's first letter says who holds it: "a1" and "a2" lie at a. It is NOW.
 
-    world = consortium() order = world.order()                          # a learnuplet: trains on a1, b1,
-    c1, a2, then tests on c2; signed by o1 receipts = world.chain(order, 2)               # what a and b
-    would have signed for the first two tasks body = build_handoff(order, receipts)          # what b sends
-    to c policy = policy_for(order)                     # the least that admits this order world.roster,
-    world.locate, world.agent("b").keyid
+    world = consortium()
+    order = world.order()                  # a learnuplet of o1: trains on a1, b1, c1, a2, then tests on c2
+    receipts = world.chain(order, 2)       # what a and b would have signed for the first two tasks
+    body = build_handoff(order, receipts)  # what b sends to c
+    policy = policy_for(order)             # the least that admits this order
+    world.roster, world.locate, world.agent("b").keyid
 
-Every builder takes changes by field name: `world.order(expires=NOW)`, `world.receipt(order, [],
-score="0.5")`. For what an honest node would never sign there are `tamper` (another payload under the old
-signature) and `sign_payload` (any bytes, rightly signed).
+Every builder takes changes by field name: `world.order(expires=NOW)`, `world.receipt(order, [], score="0.5")`.
+For what an honest node would never send there are `tamper` (another payload under the old signature),
+`sign_payload` (any bytes, rightly signed), `forged_receipt` and `handoff_of` (any envelopes).
 """
 
 import hashlib
@@ -159,7 +158,7 @@ def preduplet(*, data: Sequence[str] = ("a1", "b1"), **changes: Any) -> Preduple
 
 
 def receipt_for(
-    order: SignedOrder, before: Sequence[SignedReceipt], agent: KeyId, **changes: Any
+    order: SignedOrder, before: Sequence[SignedReceipt], agent: KeyId, /, **changes: Any
 ) -> Receipt:
     """The receipt that an honest agent would write for the task after those in `before`."""
     task = plan(order.order)[len(before)]
@@ -207,8 +206,9 @@ def policy_text(
     kinds: Iterable[str] = tuple(TaskKind),
     rest: str = "",
 ) -> str:
-    """policy.toml that admits these orders; a named list replaces what they would need, `rest` is appended
-    as it is.
+    """The text of a policy.toml that admits these orders.
+
+    A named list replaces what the orders would need; `rest` is appended as it is.
     """
     signers = {order.signer for order in orders} if orchestrators is None else orchestrators
     wanted = {image for order in orders for image in order.order.images} if images is None else images
@@ -270,8 +270,9 @@ class Consortium:
         """The key of the agent that holds this dataset."""
         return self.agent(self.hospital_of(ref))
 
-    def order(self, order: Order | None = None, *, key: SigningKey | None = None, **changes: Any) ->
-    SignedOrder:
+    def order(
+        self, order: Order | None = None, *, key: SigningKey | None = None, **changes: Any
+    ) -> SignedOrder:
         """This order, or `learnuplet(**changes)`, signed by o1 or by `key`."""
         return sign_order(learnuplet(**changes) if order is None else order, key or self.orchestrator)
 
@@ -279,6 +280,7 @@ class Consortium:
         self,
         order: SignedOrder,
         before: Sequence[SignedReceipt],
+        /,
         *,
         key: SigningKey | None = None,
         **changes: Any,

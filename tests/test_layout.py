@@ -54,7 +54,7 @@ DOORS = {
     "alembic": LEDGER_ON_SQL,
     "httpx": ["agent/ports/*_*.py", "agent/ports/https.py", "agent/devkit/*"],
     "typer": ["agent/cli*"],
-    "rich": ["agent/cli*"],
+    "rich": ["agent/cli*", "agent/devkit/demo/*"],
     "structlog": ["agent/log.py"],
     "prometheus_client": ["agent/api/*"],
     "jinja2": ["agent/api/*"],

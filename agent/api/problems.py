@@ -65,12 +65,17 @@ def problem(error: AgentError) -> Response:
 
 def json_answer(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A value as a JSON answer that no cache keeps."""
-    return Response(encode(value), status, {"Cache-Control": "no-store", **(headers or {})}, "application/json")
+    return Response(
+        encode(value), status, {"Cache-Control": "no-store", **(headers or {})}, "application/json"
+    )
 
 
 def problem_app(routes: Sequence[BaseRoute], lifespan: Lifespan[Starlette] | None = None) -> Starlette:
     """An application of these routes in which every error becomes a problem document."""
-    handlers: dict[type[Exception], ExceptionHandler] = {AgentError: _answer_error, HTTPException: _answer_routing}
+    handlers: dict[type[Exception], ExceptionHandler] = {
+        AgentError: _answer_error,
+        HTTPException: _answer_routing,
+    }
     return Starlette(
         routes=list(routes), lifespan=lifespan, middleware=[Middleware(LastDoor)], exception_handlers=handlers
     )
@@ -79,7 +84,9 @@ def problem_app(routes: Sequence[BaseRoute], lifespan: Lifespan[Starlette] | Non
 def _answer_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, AgentError):
         raise error
-    log.warning("request.refused", method=request.method, path=request.url.path, code=error.code, detail=error.detail)
+    log.warning(
+        "request.refused", method=request.method, path=request.url.path, code=error.code, detail=error.detail
+    )
     return problem(error)
 
 
@@ -120,4 +127,6 @@ class LastDoor:
             log.exception("request.crashed", method=scope.get("method"), path=scope.get("path"))
             if has_begun:
                 raise  # the connection is cut: half an answer must not look whole
-            await problem(AgentError("an error inside this service; its log has the rest"))(scope, receive, send)
+            await problem(AgentError("an error inside this service; its log has the rest"))(
+                scope, receive, send
+            )

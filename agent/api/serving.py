@@ -23,7 +23,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from agent.errors import BadSettings
 
-HEAD_S = 20.0  # for a request's head to arrive once its first byte did
+HEAD_S = (
+    20.0  # for a request's head to arrive; also for the rest of a body that was refused, which is thrown away
+)
 STALL_S = 60.0  # for a reader to take something of its answer
 IDLE_S = 30  # a connection without a request is closed; clients of ours close theirs sooner
 STOP_S = 10  # for requests under way when the service stops
@@ -82,7 +84,8 @@ def url_of(listener: socket.socket, *, tls: bool) -> str:
 def serving(app: ASGIApp, listener: socket.socket, *, tls: ssl.SSLContext | None) -> Iterator[str]:
     """Serve in a thread while the block runs; gives the base URL. Requests under way at its end get STOP_S seconds.
 
-    `tls` is None only for a Unix socket, or where docs/contracts/http.md names plain HTTP. Raises: BadSettings when it does not start.
+    `tls` is None only for a Unix socket, or where docs/contracts/http.md names plain HTTP.
+    Raises: BadSettings when it does not start.
     """
     url = url_of(listener, tls=tls is not None)
     server = _Server(_config(app, tls))
@@ -97,6 +100,8 @@ def serving(app: ASGIApp, listener: socket.socket, *, tls: ssl.SSLContext | None
         server.should_exit = True
         thread.join()
         listener.close()
+        if url.startswith("unix:"):
+            Path(url.removeprefix("unix:")).unlink(missing_ok=True)
 
 
 def wait_for_signal() -> signal.Signals:
@@ -118,7 +123,7 @@ def wait_for_signal() -> signal.Signals:
 
 
 def _config(app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
         loop="asyncio",
         http=_ImpatientProtocol,
@@ -131,10 +136,8 @@ def _config(app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
         timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=STOP_S,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        ssl_context_factory=None if tls is None else lambda _config, _default: tls,
     )
-    config.load()
-    config.ssl = tls
-    return config
 
 
 class _Server(uvicorn.Server):
@@ -147,6 +150,8 @@ class _Server(uvicorn.Server):
     def run_until_told(self, listener: socket.socket) -> None:
         try:
             self.run([listener])
+        except SystemExit:  # how uvicorn says that the application did not start; `started` stays False
+            pass
         finally:
             self.has_begun.set()
 
@@ -169,7 +174,7 @@ class _ImpatientProtocol(H11Protocol):
         before = self.cycle
         super().data_received(data)
         if self.cycle is not before:
-            self._head_timer = _cancelled(self._head_timer)
+            self._head_timer = _stopped(self._head_timer)
         elif self._head_timer is None and self.cycle.response_complete:
             self._head_timer = self.loop.call_later(HEAD_S, self.transport.abort)
 
@@ -178,12 +183,12 @@ class _ImpatientProtocol(H11Protocol):
         self._stall_timer = self.loop.call_later(STALL_S, self.transport.abort)
 
     def resume_writing(self) -> None:
-        self._stall_timer = _cancelled(self._stall_timer)
+        self._stall_timer = _stopped(self._stall_timer)
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_timer = _cancelled(self._head_timer)
-        self._stall_timer = _cancelled(self._stall_timer)
+        self._head_timer = _stopped(self._head_timer)
+        self._stall_timer = _stopped(self._stall_timer)
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -193,6 +198,8 @@ class _ImpatientProtocol(H11Protocol):
             self.transport.abort()
 
 
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+def _stopped(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    """No timer, for the place where this one was kept."""
     if timer is not None:
         timer.cancel()
+    return None

@@ -36,13 +36,12 @@ NOT_IN_STDLIB = re.compile(
     r"|distutils|curses|config-[^/]*|sitecustomize\.py|EXTERNALLY-MANAGED|__pycache__)"
 )
 NOT_IN_PACKAGES = re.compile(
-    r"(.*/)?(tests?|__pycache__|f2py|distutils|include|_examples)/.*"
-    r"|.*\.(pyi|pxd|pyx|tp|c|h|cpp|hpp|a|f|f90|pyc|build|src|csv|gz|jpg|rst|txt|css|js)"
+    r"(.*/)?(tests?|__pycache__|include|_examples)/.*"
+    r"|.*\.(pyi|pxd|pyx|tp|c|h|cpp|hpp|a|f|f90|pyc|build|src)"
     r"|.*\.dist-info/(?!METADATA$).*"
     r"|sklearn/datasets/(data|descr|images)/.*"
-    r"|scipy/(cluster|datasets|differentiate|fftpack|io|misc|odr|signal)/.*"
 )
-LAYER_FORMAT = "2"  # part of a cached layer's key: raise it when the code below changes what a layer holds
+LAYER_FORMAT = "5"  # part of a cached layer's key: raise it when the code below changes what a layer holds
 
 _OCI = "application/vnd.oci.image"
 
@@ -61,6 +60,7 @@ class Entry(Struct, frozen=True):
     content: bytes | Path | None = None
     link: str | None = None
     is_executable: bool = False
+    is_open: bool = False  # a folder for everybody, as /tmp is
 
 
 # ------------------------------------------------------------------ layers
@@ -94,8 +94,9 @@ def _python_entries() -> dict[str, Entry]:
         entries[_inside(path)] = Entry(path.resolve())
     binaries = [executable, *(e.content for e in entries.values() if _is_library(e.content))]
     entries |= _shared_libraries(binaries, below=stdlib)
-    entries |= {name: Entry() for name in ("data", "dev", "etc", "proc", "run", "sys", "tmp", "hidden_data")}
-    return entries | {"submission_data": Entry()} | _usr_merge()
+    entries |= {name: Entry() for name in ("data", "dev", "etc", "hidden_data", "proc", "run", "sys")}
+    entries |= {"submission_data": Entry(), "tmp": Entry(is_open=True)}
+    return entries | _usr_merge()
 
 
 def _package_entries(distributions: Sequence[str]) -> dict[str, Entry]:
@@ -209,7 +210,7 @@ def _key(entries: Mapping[str, Entry]) -> str:
             about = content.stat()
             lines.append(f"{name} {about.st_size} {about.st_mtime_ns} {entry.is_executable}")
         else:
-            lines.append(f"{name} {hashlib.sha256(content or b'').hexdigest()} {entry.link}")
+            lines.append(f"{name} {hashlib.sha256(content or b'').hexdigest()} {entry.link} {entry.is_open}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -247,7 +248,7 @@ def _add(tar: tarfile.TarFile, name: str, entry: Entry) -> None:
             info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.link, 0o777
             tar.addfile(info)
         case None:
-            info.type, info.mode = tarfile.DIRTYPE, 0o755
+            info.type, info.mode = tarfile.DIRTYPE, 0o1777 if entry.is_open else 0o755
             tar.addfile(info)
         case bytes() as content:
             info.size = len(content)
@@ -262,9 +263,17 @@ def _add(tar: tarfile.TarFile, name: str, entry: Entry) -> None:
 
 
 def build_image(
-    target: Path, *, layers: Sequence[Layer], entrypoint: Sequence[str], env: Mapping[str, str] | None = None
+    target: Path,
+    *,
+    layers: Sequence[Layer],
+    entrypoint: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    raw_env: Sequence[str] = (),
 ) -> Digest:
-    """Write an OCI archive of these layers to `target`. Gives the digest of the archive's bytes."""
+    """Write an OCI archive of these layers to `target`. Gives the digest of the archive's bytes.
+
+    `raw_env`: entries of Env as they are, for images that shall be refused.
+    """
     architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     config = _json(
         {
@@ -272,7 +281,7 @@ def build_image(
             "os": "linux",
             "config": {
                 "Entrypoint": list(entrypoint),
-                "Env": [f"{key}={value}" for key, value in sorted((env or {}).items())],
+                "Env": [*(f"{key}={value}" for key, value in sorted((env or {}).items())), *raw_env],
                 "User": "1000:1000",
                 "WorkingDir": "/data",
             },
@@ -298,7 +307,7 @@ def build_image(
     blobs = {_blob(digest_of(content)): Entry(content) for content in (config, manifest)}
     blobs |= {_blob(layer.digest): Entry(layer.path) for layer in layers}
     whole = blobs | {"index.json": Entry(index), "oci-layout": Entry(b'{"imageLayoutVersion":"1.0.0"}')}
-    part = target.with_name(f"{target.name}.part")
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
     with part.open("wb") as file:
         digest = _write_tar(file, whole)
     os.replace(part, target)

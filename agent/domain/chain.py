@@ -47,6 +47,15 @@ def plan(order: Order) -> tuple[Task, ...]:
     return tuple(Task(position, kind, ref) for position, (kind, ref) in enumerate(steps))
 
 
+def task_at(order: Order, position: int) -> Task:
+    """The task at this position of the plan, without making the whole plan. Raises: IndexError."""
+    if isinstance(order, Preduplet):
+        return Task(position, TaskKind.PREDICT, order.data[position])
+    if position < len(order.train_data):
+        return Task(position, TaskKind.LEARN, order.train_data[position])
+    return Task(position, TaskKind.TEST, order.test_data[position - len(order.train_data)])
+
+
 def images_for(order: Order, task: Task) -> Iterator[tuple[str, Digest]]:
     """The (role, digest) of each image that runs in this task."""
     if task.kind is TaskKind.TEST and isinstance(order, Learnuplet):

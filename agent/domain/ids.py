@@ -21,7 +21,9 @@ UuidField = Annotated[
 OrderIdField = Annotated[
     OrderId, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", min_length=36, max_length=36)
 ]
-VersionField = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length=1, max_length=64)]
+VersionField = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(?!\n)$", min_length=1, max_length=64)
+]
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _KEYID = re.compile(r"[0-9a-f]{64}")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
-from agent.domain.chain import TaskKind, plan
+from agent.domain.chain import TaskKind, task_at
 from agent.domain.ids import Digest, DigestField, KeyId, KeyIdField, UuidField, VersionField, hex_of
 from agent.domain.orders import SignedOrder
 from agent.domain.strict_json import decode, encode
@@ -25,7 +25,7 @@ MAX_RECEIPT_BYTES = 16 << 10
 Text = Annotated[str, Meta(max_length=200)]
 Seconds = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0, le=1 << 62)]
-Score = Annotated[str, Meta(pattern=r"^-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?$", max_length=40)]
+Score = Annotated[str, Meta(pattern=r"^-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?(?!\n)$", max_length=40)]
 
 
 class Outcome(StrEnum):
@@ -176,7 +176,7 @@ def check_place(signed: SignedOrder, receipt: SignedReceipt, position: int) -> N
     Raises: ReceiptRefused. The signer's right to the dataset is not judged here (that takes storage's word).
     """
     told = receipt.receipt
-    task = plan(signed.order)[position]
+    task = task_at(signed.order, position)
     expected_task = ReceiptTask(task.kind, task.dataset.id, task.dataset.version)
     refusals = {
         "is not for this order": told.order != signed.digest or told.order_id != signed.order.id,

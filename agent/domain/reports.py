@@ -1,4 +1,4 @@
-"""What an agent tells an orchestrator: reports on one place, the result of an order; and the answer to a share request.
+"""What an agent tells an orchestrator: reports on one place of an order, and the order's result.
 
 Both sides parse these types. Envelopes stand in them as JSON objects; `trust/` opens them from `envelope_bytes`.
 
@@ -21,7 +21,6 @@ from agent.errors import BadReport
 
 MAX_REPORT_BYTES = 128 << 10
 MAX_RESULT_BYTES = 32 << 20
-MAX_SHARE_ANSWER_BYTES = 16 << 10
 
 Envelope = dict[str, Any]  # a DSSE envelope as a JSON object, not opened yet
 Header = Annotated[str, Meta(max_length=8 << 10)]
@@ -95,19 +94,9 @@ class ResultBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def __post_init__(self) -> None:
         try:
-            mean_of(self.scores)
+            is_mean_of(self.mean, self.scores)
         except ArithmeticError as cause:
-            raise ValueError("a score is too large or too small to be averaged") from cause
-
-
-class ShareAnswer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An orchestrator's share of a dataset's key, sealed to the key of one share request.
-
-    `request`: the digest of the request body that it answers. `sealed_share`: the HPKE ciphertext (base64 on the wire).
-    """
-
-    request: DigestField
-    sealed_share: Annotated[bytes, Meta(min_length=1, max_length=4096)]
+            raise ValueError("a score or the mean is too large or too small to reckon with") from cause
 
 
 def parse_report(body: bytes) -> ReportBody:
@@ -123,12 +112,6 @@ def parse_result(body: bytes) -> ResultBody:
 def parse_refusal(evidence: bytes) -> SignedRefusal:
     """The signed refusal that `PeerRefused.evidence` carries. Raises: TooLarge, BadJson, BadReport."""
     return decode(evidence, SignedRefusal, limit_bytes=MAX_REPORT_BYTES, what="the refusal", error=BadReport)
-
-
-def parse_share_answer(body: bytes) -> ShareAnswer:
-    """The answer in these bytes. Raises: TooLarge, BadJson, BadReport."""
-    what = "the share answer"
-    return decode(body, ShareAnswer, limit_bytes=MAX_SHARE_ANSWER_BYTES, what=what, error=BadReport)
 
 
 def envelope_object(envelope: bytes) -> Envelope:
@@ -153,8 +136,9 @@ def mean_of(scores: Mapping[str, str]) -> str | None:
 
 
 def is_mean_of(mean: str | None, scores: Mapping[str, str]) -> bool:
-    """Whether `mean` is the mean of these scores, however it was rounded: to one part in 10^12."""
+    """Whether `mean` is the mean of these scores, however it was rounded: to 10^-12 of the largest score."""
     expected = mean_of(scores)
     if mean is None or expected is None:
         return mean is expected
-    return abs(Decimal(mean) - Decimal(expected)) <= abs(Decimal(expected)) * Decimal("1e-12")
+    largest = max(abs(Decimal(score)) for score in scores.values())
+    return abs(Decimal(mean) - Decimal(expected)) <= largest * Decimal("1e-12")

@@ -128,7 +128,7 @@ def _sign(
         policy=host.policy.digest,
         attempt=context.job.attempt,
         started=wire_time(work.started),
-        finished=wire_time(host.ports.now()),
+        finished=wire_time(max(work.started, host.ports.now())),  # a clock may have been set back
         outcome=outcome,
         reason=reason,
         usage=_usage(work),
@@ -181,6 +181,8 @@ def _final_model(context: Context, receipts: Sequence[SignedReceipt]) -> ModelRe
     digest: Digest | None = receipts[-1].receipt.model_out
     if digest is None or not isinstance(context.signed.order, Learnuplet):
         return None
-    maker = next((r.signer for r in receipts if r.receipt.model_out == digest), None)
     start = context.signed.order.model_start
-    return ModelRef(digest, maker) if maker is not None else start
+    if start is not None and start.digest == digest:
+        return start
+    maker = next(r.signer for r in receipts if r.receipt.model_out == digest)
+    return ModelRef(digest, maker)

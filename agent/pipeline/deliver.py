@@ -5,7 +5,7 @@ from typing import assert_never
 from agent.domain.jobs import JobState
 from agent.domain.reports import ReportState, SignedRefusal, parse_refusal
 from agent.domain.retries import backoff, dice
-from agent.errors import DatasetNotHere, OutsideError, PeerRefused, TrustError
+from agent.errors import DatasetNotHere, OrderError, OutsideError, PeerRefused, TrustError
 from agent.log import get_logger
 from agent.pipeline.bells import ring_deliveries
 from agent.pipeline.host import Context, Host, context_of
@@ -26,12 +26,17 @@ def deliver(delivery_id: DeliveryId, host: Host) -> None:
     try:
         if _is_over(delivery, host):
             _bury(delivery, ReportState.HANDOFF_EXPIRED, "the order expired before the peer took it", host)
-            return
+        else:
+            _try(delivery, host)
+    except (OutsideError, TrustError) as error:
+        _postpone(delivery, error, host)
+
+
+def _try(delivery: Delivery, host: Host) -> None:
+    try:
         _send(delivery, host)
     except PeerRefused as error:
         _refused(delivery, error, host)
-    except (OutsideError, TrustError) as error:
-        _postpone(delivery, error, host)
     else:
         job = host.ports.ledger.acknowledge(delivery.id, host.ports.now())
         log.info("delivery.acknowledged", delivery=delivery.id, to=delivery.target, job_state=job.state)
@@ -79,11 +84,19 @@ def _refused(delivery: Delivery, error: PeerRefused, host: Host) -> None:
         return
     elsewhere = _elsewhere(delivery, error, host)
     if elsewhere is None:
-        refusal = None if not error.evidence else parse_refusal(error.evidence)
-        _bury(delivery, ReportState.HANDOFF_REFUSED, error.detail, host, refusal)
+        _bury(delivery, ReportState.HANDOFF_REFUSED, error.detail, host, _evidence(error))
         return
     host.ports.ledger.bury(delivery.id, host.ports.now(), error.detail, deliveries=[elsewhere])
     ring_deliveries(host.ports.ledger.job(delivery.job), host)
+
+
+def _evidence(error: PeerRefused) -> SignedRefusal | None:
+    """The peer's signed answer, for the orchestrator to check; None when it is none that anybody could read."""
+    try:
+        return parse_refusal(error.evidence) if error.evidence else None
+    except OrderError as cause:
+        log.warning("refusal.not_readable", code=cause.code, detail=cause.detail)
+        return None
 
 
 def _elsewhere(delivery: Delivery, error: PeerRefused, host: Host) -> NewDelivery | None:

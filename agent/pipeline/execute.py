@@ -1,5 +1,7 @@
 """One task, whole. This is the page to read first: everything else in this room is one of its lines."""
 
+from dataclasses import replace
+
 from agent.domain.jobs import Job, JobEvent
 from agent.domain.orders import is_expired
 from agent.domain.reports import ReportState
@@ -80,7 +82,7 @@ def _start(context: Context, host: Host, worker: str) -> Context | None:
         return None  # a doubled bell, or another worker was quicker
     ring_deliveries(job, host)
     log.info("task.started", job=job.id, kind=job.kind, attempt=job.attempt, of=job.max_attempts)
-    return Context(job, context.signed, context.receipts)
+    return replace(context, job=job)
 
 
 def _end_badly(context: Context, work: Work, error: AgentError, host: Host) -> Job:

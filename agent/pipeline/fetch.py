@@ -8,7 +8,6 @@ orchestrator for a task that could not have run.
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
-from uuid import uuid4
 
 from agent.domain.ceilings import Ceilings
 from agent.domain.chain import images_for
@@ -16,7 +15,7 @@ from agent.domain.ids import Digest, KeyId
 from agent.domain.receipts import next_link
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import unpack
-from agent.pipeline.workspace import Workspace, set_modes
+from agent.pipeline.workspace import Workspace, add_pred, set_modes, workspace
 from agent.ports.storage import DatasetInfo
 from agent.trust.seal import Opener, SignedHeader, check_use, parse_header
 from agent.trust.shares import ShareKeyPair, ShareRequest, share_info, unwrap_data_key
@@ -66,25 +65,25 @@ def fetch(context: Context, info: DatasetInfo, header: SignedHeader, space: Work
     Raises: OutsideError by the ports; TrustError for a header, share or dataset that does not hold; BadImage; BadOutput for a
     model that is no plain archive.
     """
-    images = {role: _image(digest, host) for role, digest in images_for(context.signed.order, context.task)}
+    order, task = context.signed.order, context.task
+    images = {role: _image(digest, context, host) for role, digest in images_for(order, task)}
     model_archive = _model(context, space, host)
     data_key = _data_key(context, header, host)
     data = space.readable("data")
-    _open_dataset(info, header, data_key, data / context.task.dataset.id, space, host)
-    (data / "pred").mkdir(mode=0o755)
-    ceilings = host.policy.ceilings_for(context.signed.order.limits)
+    _open_dataset(info, header, data_key, data / task.dataset.id, space, host)
+    add_pred(data)
+    ceilings = host.policy.ceilings_for(order.limits)
     return Inputs(images, data, model_archive, ceilings)
 
 
-def _image(digest: Digest, host: Host) -> Digest:
-    """The digest of an image, loaded."""
-    if host.ports.runtime.image(digest) is None:
-        archive = host.rules.spool / f"image-{uuid4().hex}"
-        try:
-            host.ports.storage.fetch_blob(digest, archive, limit_bytes=host.rules.max_image_bytes)
-            host.ports.runtime.load(archive, digest)
-        finally:
-            archive.unlink(missing_ok=True)
+def _image(digest: Digest, context: Context, host: Host) -> Digest:
+    """The digest of an image, loaded. It comes by the spool on disk, where the attempt has a folder of its own too."""
+    rules, runtime = host.rules, host.ports.runtime
+    if runtime.image(digest) is None:
+        with workspace(context.job, rules.spool, runtime, reserve_bytes=rules.low_disk_bytes) as spool:
+            archive = spool.private("image")
+            host.ports.storage.fetch_blob(digest, archive, limit_bytes=rules.max_image_bytes)
+            runtime.load(archive, digest)
     return digest
 
 

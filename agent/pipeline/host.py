@@ -53,6 +53,7 @@ class Context:
     job: Job
     signed: SignedOrder
     receipts: tuple[SignedReceipt, ...]  # exactly those before `job.position`
+    sender: KeyId  # who brought the order to this host first
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -73,7 +74,7 @@ def context_of(job: Job, host: Host) -> Context:
     """The job with what was recorded beside it. Raises: NotFound, LedgerUnavailable."""
     record = host.ports.ledger.order(job.order_id)
     before = tuple(r for r in host.ports.ledger.receipts(job.order) if r.receipt.position < job.position)
-    return Context(job, signed_order(record), before)
+    return Context(job, signed_order(record), before, record.sender)
 
 
 def signed_order(record: OrderRecord) -> SignedOrder:

@@ -3,10 +3,10 @@
 import shutil
 
 from agent.domain.chain import plan
-from agent.domain.ids import Digest, KeyId
+from agent.domain.ids import Digest, KeyId, job_id
 from agent.domain.orders import DatasetRef, SignedOrder
 from agent.domain.receipts import SignedReceipt
-from agent.errors import NoSpace
+from agent.errors import NoSpace, NotFound
 from agent.pipeline.bells import ring_job
 from agent.pipeline.host import Host
 from agent.ports.ledger import Admission, Arrival, JobQuery
@@ -80,9 +80,11 @@ def _record(signed: SignedOrder, receipts: tuple[SignedReceipt, ...], sender: Ke
 
 def _repeat(repeat: Repeat, host: Host) -> Admission:
     """The job that is there already; for an order that reached this host by a hand-off first, the job it made then."""
-    jobs = host.ports.ledger.jobs(JobQuery(order_id=repeat.order_id))
-    same_place = [job for job in jobs if job.position == repeat.position]
-    return Admission((same_place or jobs)[0], is_repeat=True)
+    try:
+        job = host.ports.ledger.job(job_id(repeat.order_id, repeat.position))
+    except NotFound:
+        job = host.ports.ledger.jobs(JobQuery(order_id=repeat.order_id, limit=1))[0]
+    return Admission(job, is_repeat=True)
 
 
 def _recorded(order: Digest, position: int, host: Host) -> Recorded | None:

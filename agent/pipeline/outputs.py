@@ -25,6 +25,7 @@ from agent.pipeline.workspace import set_modes
 MAX_PERFORMANCE_BYTES = 1 << 20
 MAX_DEPTH = 16
 MAX_NAME_BYTES = 255
+MAX_PATH_BYTES = 1024  # far below what the system takes: the workspace stands before it
 
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
@@ -40,8 +41,8 @@ class Performance(Struct, frozen=True, forbid_unknown_fields=True):
 def inspect(folder: Path, ceilings: Ceilings) -> tuple[str, ...]:
     """Relative names of every regular file below `folder`, sorted, after refusing everything that is not plain.
 
-    Raises: BadOutput for links, devices, fifos, sockets, hard links, set-id bits, sparse files, names that are not UTF-8 or
-    hold control characters, depth over 16, and more bytes or files than the ceilings.
+    Raises: BadOutput for links, devices, fifos, sockets, hard links, set-id bits, sparse files, names that are not UTF-8, too
+    long or not printable, depth over 16, and more bytes or files than the ceilings.
     """
     names: list[str] = []
     total = entries = 0
@@ -107,14 +108,14 @@ def unpack(archive: Path, folder: Path, ceilings: Ceilings) -> None:
                 entries += 1
                 if entries > ceilings.output_files:
                     raise BadOutput(f"the model holds more than {ceilings.output_files} entries")
-                if not (entry.isreg() or entry.isdir()) or entry.issparse():
+                if not (entry.isreg() or entry.isdir()) or entry.issparse() or entry.size < 0:
                     raise BadOutput(f"the model holds {entry.name!r:.120}, which is no regular file")
                 _check_name(entry.name)
                 total += entry.size
                 if total > ceilings.output_bytes:
                     raise BadOutput(f"the model holds more than {ceilings.output_bytes} bytes")
                 _unpack_entry(source, entry, folder)
-    except (tarfile.TarError, EOFError) as cause:
+    except (tarfile.TarError, EOFError, ValueError) as cause:  # ValueError: headers that do not parse
         raise BadOutput(f"the model is not a tar archive: {cause}") from cause
 
 
@@ -175,8 +176,10 @@ def _check_name(name: str) -> None:
         raw = name.encode("utf-8")
     except UnicodeEncodeError as cause:
         raise BadOutput(f"the name {name!r:.120} is not UTF-8") from cause
-    if not name.isprintable() or max(len(part) for part in raw.split(b"/")) > MAX_NAME_BYTES:
-        raise BadOutput(f"the name {name!r:.120} is refused")
+    if not name.isprintable():
+        raise BadOutput(f"the name {name!r:.120} holds characters that cannot be printed")
+    if len(raw) > MAX_PATH_BYTES or max(len(part) for part in raw.split(b"/")) > MAX_NAME_BYTES:
+        raise BadOutput(f"the name {name!r:.120} is too long")
 
 
 def _check_file(name: str, info: os.stat_result) -> None:

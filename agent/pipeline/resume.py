@@ -29,12 +29,12 @@ def sweep(host: Host) -> None:
     unrung = host.ports.ledger.unrung(now, BATCH)
     for orphan in unrung.orphans:
         _take_over(orphan, host)
-    _clean(host)
     for job in unrung.jobs:
         ring_job(job, host)
     for delivery in unrung.deliveries:
         host.ports.broker.ring(Queue.DELIVERIES, delivery)
     host.ports.ledger.forget_nonces(now)
+    _clean(host)  # last: a container service that is away must not keep bells from ringing
 
 
 def _take_over(orphan: Job, host: Host) -> None:
@@ -59,7 +59,7 @@ def _clean(host: Host) -> None:
         if not _is_live(JobId(job), attempt, host):
             host.ports.runtime.remove(leftover.name)
             log.warning("leftover.removed", container=leftover.name)
-    for folder in _folders(host.rules.workspace_root):
+    for folder in (*_folders(host.rules.workspace_root), *_folders(host.rules.spool)):
         owner = parse_folder_name(folder.name)
         if owner is not None and not _is_live(owner[0], str(owner[1]), host):
             remove_folder(folder, host.ports.runtime)

@@ -16,7 +16,7 @@ from agent.errors import JobFailed
 from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import Performance, read_performance, take, take_file
-from agent.pipeline.workspace import Workspace
+from agent.pipeline.workspace import Workspace, add_pred
 from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec
 
 JOB_LABEL = "dc-compute.job"
@@ -79,7 +79,7 @@ class _Stage:
 def _learn(stage: _Stage) -> Results:
     space, inputs = stage.space, stage.inputs
     untargeted = space.readable("untargeted_test")
-    (untargeted / "pred").mkdir(mode=0o755)
+    add_pred(untargeted)
     model = inputs.model_writable(space)
     mounts = (
         Mount(inputs.data, "/data/train"),
@@ -115,7 +115,7 @@ def _detarget(stage: _Stage) -> Path:
     _run(stage, "detarget", RunKind.PROBLEM, "problem", args, mounts)
     untargeted = stage.space.readable("untargeted_test")
     take_file(left, stage.dataset, untargeted / stage.dataset, stage.ceilings)
-    (untargeted / "pred").mkdir(mode=0o755)
+    add_pred(untargeted)
     return untargeted
 
 

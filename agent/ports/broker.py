@@ -36,11 +36,13 @@ class Broker(Protocol):
     """Rings handlers, in this process or another, at least when nothing is killed; the sweep covers the rest."""
 
     def ring(self, queue: Queue, item: str, *, delay_s: float = 0.0) -> None:
-        """Ring once for this id, not before `delay_s` from now. A doubled ring is harmless."""
+        """Ring once for this id, not before `delay_s` from now. A doubled ring is harmless, and one that waits already may
+        count for both. Raises: OutsideError when it could not be written; the sweep rings again.
+        """
         ...
 
     def depth(self) -> Mapping[Queue, int]:
-        """How many rings wait, by queue."""
+        """How many rings wait, delayed ones too, by queue. Raises: OutsideError."""
         ...
 
 
@@ -48,7 +50,7 @@ class Consumer(Protocol):
     """Calls one handler per queue until stopped."""
 
     def start(self) -> None:
-        """Begin, in threads of this process."""
+        """Begin, in threads of this process. Raises: OutsideError."""
         ...
 
     def stop(self) -> None:

@@ -143,7 +143,9 @@ class Ledger(Protocol):
     def admit(self, arrival: Arrival, now: datetime, *, max_attempts: int, queue_limit: int) -> Admission:
         """Record the order, its receipts and a RECEIVED job, or find the same one recorded.
 
-        Raises: OrderConflict (same id, other digest), HandoffConflict (same place, other last receipt), QueueFull.
+        `queue_limit` counts jobs that wait here: RECEIVED, HELD, QUEUED; a repeat is answered whatever it says.
+        Raises: OrderConflict (same id, other digest), HandoffConflict (same place, other last receipt; another receipt recorded
+        for an earlier place; or the receipt of this very place recorded, so that it would run twice), QueueFull.
         """
         ...
 
@@ -166,7 +168,7 @@ class Ledger(Protocol):
         ...
 
     def jobs(self, query: JobQuery) -> tuple[Job, ...]:
-        """A page of jobs."""
+        """A page of jobs. Raises: NotFound when `after` names no job."""
         ...
 
     def order(self, order_id: OrderId) -> OrderRecord:
@@ -177,11 +179,15 @@ class Ledger(Protocol):
         """Every receipt recorded for this order, by position: those that came with it and our own, failed ones too."""
         ...
 
-    def deliveries(self, *, order_id: OrderId | None = None, state: DeliveryState | None = None) -> tuple[Delivery, ...]:
+    def deliveries(
+        self, *, order_id: OrderId | None = None, state: DeliveryState | None = None
+    ) -> tuple[Delivery, ...]:
         """Deliveries by order or state, oldest first."""
         ...
 
-    def events(self, *, order_id: OrderId | None = None, after: int = 0, limit: int = 500) -> tuple[EventRecord, ...]:
+    def events(
+        self, *, order_id: OrderId | None = None, after: int = 0, limit: int = 500
+    ) -> tuple[EventRecord, ...]:
         """Events after sequence number `after`, oldest first."""
         ...
 
@@ -201,15 +207,24 @@ class Ledger(Protocol):
         deliveries: Sequence[NewDelivery] = (),
         successor: Successor | None = None,
     ) -> Job:
-        """Move the job from the (state, attempt) the caller saw, with everything the move demands, in one transaction.
+        """Move the job from the (state, attempt, next agent) the caller saw, with everything that demands, in one transaction.
 
-        Records the receipt (unique by order and position), the deliveries, the successor job and an event `job.<state>`. An ATTEST
-        that demands no delivery settles at once. Raises: LostRace, IllegalMove.
+        Records the receipt, the deliveries, the successor job and an event `job.<state>`. `reason` and `not_before` are set as
+        given; `next_agent` and `score` stay when not given. An ATTEST with nothing pending settles at once. START and SETTLE
+        are not the caller's. Receipts are unique by order and position: another one than ours may have come with a later
+        hand-off; an ATTEST then raises HandoffConflict, a FAIL fails without its receipt and leaves an event `receipt.dropped`.
+        Raises: LostRace, IllegalMove, HandoffConflict.
         """
         ...
 
     def start(
-        self, job: Job, now: datetime, *, worker: str, lease_until: datetime, deliveries: Sequence[NewDelivery] = ()
+        self,
+        job: Job,
+        now: datetime,
+        *,
+        worker: str,
+        lease_until: datetime,
+        deliveries: Sequence[NewDelivery] = (),
     ) -> Job:
         """QUEUED -> RUNNING for this worker, one attempt more. Raises: LostRace when it is not queued as seen, or rests."""
         ...
@@ -251,23 +266,32 @@ class Ledger(Protocol):
         ...
 
     def acknowledge(self, delivery: DeliveryId, now: datetime) -> Job:
-        """It arrived. The job settles with its last delivery. Acknowledged already is fine."""
+        """It arrived. The job settles with its last pending delivery of any kind: ATTESTED -> DONE, and RECEIVED -> DONE when
+        another host goes on; a FAILED, CANCELLED or EXPIRED one stays. Acknowledged already is fine. Raises: NotFound.
+        """
         ...
 
     def postpone(self, delivery: DeliveryId, next_try_at: datetime, error: str) -> None:
-        """It failed for now: one attempt more, due again then."""
+        """It failed for now: one attempt more, due again then. Nothing when it is not pending."""
         ...
 
     def bury(
         self, delivery: DeliveryId, now: datetime, error: str, *, deliveries: Sequence[NewDelivery] = ()
     ) -> None:
-        """It failed for good; the job FAILs unless final, and others are told by the given deliveries."""
+        """It failed for good, and others are told by the given deliveries. Nothing when it is not pending.
+
+        A dead delivery holds no job open; the given ones do. A RECEIVED job whose hand-off dies FAILs with `error` as reason,
+        unless a new hand-off is among `deliveries`: then its target is the next agent. An ATTESTED job did its own task well
+        and stays. Raises: NotFound.
+        """
         ...
 
     # ---- the sweep
 
     def unrung(self, now: datetime, limit: int) -> "Unrung":
-        """What should be ringing now: jobs RECEIVED or QUEUED and due, jobs RUNNING whose lease ran out, due deliveries."""
+        """What should be ringing now, oldest first, at most `limit` of each: jobs RECEIVED or QUEUED and due (none that waits
+        only for its hand-off), jobs RUNNING whose lease ran out, deliveries that are due and not leased.
+        """
         ...
 
     def forget_nonces(self, now: datetime) -> int:
@@ -275,7 +299,7 @@ class Ledger(Protocol):
         ...
 
     def counts(self) -> dict[JobState, int]:
-        """Jobs by state."""
+        """Jobs by state, every state named."""
         ...
 
     def check(self) -> None:

@@ -9,7 +9,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,11 +65,14 @@ def open_file(path: Path) -> LedgerFile:
     with translated(path):
         _make(path)
     file = LedgerFile(path)
-    with file.reading() as connection:
-        is_behind = _revision(connection) != HEAD
-    if is_behind:
-        with file.writing() as connection:
-            _upgrade(connection)
+    with ExitStack() as undo:
+        undo.callback(file.close)
+        with file.reading() as connection:
+            is_behind = _revision(connection) != HEAD
+        if is_behind:
+            with file.writing() as connection:
+                _upgrade(connection)
+        undo.pop_all()
     return file
 
 

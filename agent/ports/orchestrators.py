@@ -12,7 +12,10 @@ class Orchestrators(Protocol):
     """
 
     def share(self, orchestrator: KeyId, request: bytes) -> bytes:
-        """This orchestrator's HPKE-sealed share for a share request. Raises: ShareWithheld when it refuses."""
+        """This orchestrator's HPKE-sealed share, taken out of its answer: the bytes that `ShareKeyPair.open` takes.
+
+        Raises: ShareWithheld when it refuses.
+        """
         ...
 
     def report(self, orchestrator: KeyId, order_id: OrderId, position: int, n: int, body: bytes) -> None:

@@ -1,13 +1,24 @@
-"""The port to storage: where datasets lie, and the bytes of datasets and blobs. Bodies are streamed and hashed, never held."""
+"""The port to storage: where datasets lie, and the bytes of datasets and blobs. Bodies are streamed and hashed, never held.
+
+The documents in which storage tells of them are read and written here too, for both sides of the wire.
+
+Source: docs/contracts/http.md, "Asked of storage".
+"""
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-from agent.domain.ids import Digest, KeyId
+from agent.domain.ids import Digest, DigestField, KeyId, KeyIdField, UuidField, VersionField
 from agent.domain.orders import DatasetRef
+from agent.domain.strict_json import decode, encode
+from agent.errors import BadReport
+from agent.trust.envelope import WireEnvelope
+
+MAX_DOCUMENT_BYTES = 1 << 20
+MAX_LOCATIONS = 1000
 
 
 class BlobKind(StrEnum):
@@ -19,11 +30,11 @@ class BlobKind(StrEnum):
     PERFORMANCE = "performance"
 
 
-class Location(Struct, frozen=True):
+class Location(Struct, frozen=True, forbid_unknown_fields=True):
     """A place of a dataset: the agent that works beside it and that agent's storage."""
 
-    agent: KeyId
-    storage: KeyId
+    agent: KeyIdField
+    storage: KeyIdField
 
 
 class DatasetInfo(Struct, frozen=True):
@@ -37,13 +48,49 @@ class DatasetInfo(Struct, frozen=True):
     locations: tuple[Location, ...]
 
 
-class BlobInfo(Struct, frozen=True):
+class BlobInfo(Struct, frozen=True, forbid_unknown_fields=True):
     """What storage says of a blob."""
 
-    digest: Digest
-    size: int
+    digest: DigestField
+    size: Annotated[int, Meta(ge=0, le=1 << 53)]
     kind: BlobKind
-    locations: tuple[KeyId, ...]  # storages that hold it
+    locations: Annotated[tuple[KeyIdField, ...], Meta(max_length=MAX_LOCATIONS)]  # storages that hold it
+
+
+class _DatasetDocument(Struct, frozen=True, forbid_unknown_fields=True):
+    id: UuidField
+    version: VersionField
+    size: Annotated[int, Meta(ge=0, le=1 << 53)]
+    digest: DigestField
+    header: WireEnvelope
+    locations: Annotated[tuple[Location, ...], Meta(max_length=MAX_LOCATIONS)]
+
+
+def parse_dataset(document: bytes) -> DatasetInfo:
+    """The dataset this document tells of; the header is not opened. Raises: TooLarge, BadJson, BadReport."""
+    what = "the dataset's document"
+    wire = decode(document, _DatasetDocument, limit_bytes=MAX_DOCUMENT_BYTES, what=what, error=BadReport)
+    return DatasetInfo(wire.id, wire.version, wire.size, wire.digest, encode(wire.header), wire.locations)
+
+
+def write_dataset(info: DatasetInfo) -> bytes:
+    """The document that tells of this dataset. Raises: BadReport when its header is no envelope."""
+    header = decode(
+        info.header, WireEnvelope, limit_bytes=MAX_DOCUMENT_BYTES, what="the header", error=BadReport
+    )
+    return encode(_DatasetDocument(info.id, info.version, info.size, info.digest, header, info.locations))
+
+
+def parse_blob(document: bytes) -> BlobInfo:
+    """The blob this document tells of. Raises: TooLarge, BadJson, BadReport."""
+    return decode(
+        document, BlobInfo, limit_bytes=MAX_DOCUMENT_BYTES, what="the blob's document", error=BadReport
+    )
+
+
+def write_blob(info: BlobInfo) -> bytes:
+    """The document that tells of this blob."""
+    return encode(info)
 
 
 class Storage(Protocol):
@@ -76,7 +123,7 @@ class Storage(Protocol):
         ...
 
     def put_blob(self, digest: Digest, kind: BlobKind, source: Path) -> None:
-        """Give this node's storage a blob. The same again is fine."""
+        """Give this node's storage a blob. The same again is fine. Raises: DigestMismatch when the file is not that blob."""
         ...
 
     def check(self) -> None:

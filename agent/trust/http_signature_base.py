@@ -17,7 +17,7 @@ from http_message_signatures import (
 from http_message_signatures.exceptions import HTTPMessageSignaturesException
 from msgspec import Struct
 
-from agent.errors import BadRequestSignature, UnknownKey
+from agent.errors import BadRequestSignature
 from agent.trust.http_messages import Fields, HttpAnswer, HttpRequest
 from agent.trust.keys import PublicKey, SigningKey
 
@@ -59,6 +59,7 @@ def sign_message(
             label=LABEL,
             tag=TAG,
             covered_component_ids=components,
+            use_existing_digest='"content-digest"' in components,
         )
     except HTTPMessageSignaturesException as cause:
         raise ValueError(f"the message cannot be signed: {cause}") from cause
@@ -123,12 +124,10 @@ class _Ed25519(HTTPSignatureAlgorithm):
 
     algorithm_id = "ed25519"
 
-    def __init__(self, public_key: PublicKey | None = None, private_key: None = None) -> None:
+    def __init__(self, public_key: PublicKey) -> None:
         self._public_key = public_key
 
     def verify(self, signature: bytes, message: bytes) -> None:
-        if self._public_key is None:
-            raise UnknownKey("there is no key to verify with")
         self._public_key.verify(signature, message)
 
 

@@ -155,9 +155,11 @@ def _read_private_file(path: Path) -> bytes:
     except OSError as cause:
         what = "is a symbolic link" if cause.errno == errno.ELOOP else f"cannot be read: {cause.strerror}"
         raise BadSettings(f"the key file {path} {what}") from cause
-    with os.fdopen(fd, "rb") as file:
-        _check_private(file.fileno(), path)
-        return file.read(MAX_KEY_FILE_BYTES)
+    try:
+        _check_private(fd, path)
+        return os.read(fd, MAX_KEY_FILE_BYTES)
+    finally:
+        os.close(fd)
 
 
 def _check_private(fd: int, path: Path) -> None:

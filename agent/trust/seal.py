@@ -128,13 +128,11 @@ def seal_stream(
 
 def _sign_header(header: DatasetHeader, owner: SigningKey) -> SignedHeader:
     payload = encode(header)
-    envelope = sign_envelope(DATASET_TYPE, payload, owner)
     try:
         parse_payload(payload)
     except BadSeal as cause:
         raise BadSettings(cause.detail) from cause
-    if len(envelope) > MAX_HEADER_BYTES:
-        raise BadSettings(f"the header of {header.ref} has over {MAX_HEADER_BYTES} bytes: name fewer nodes")
+    envelope = sign_envelope(DATASET_TYPE, payload, owner)
     return SignedHeader(header, digest_of(payload), owner.keyid, envelope)
 
 

@@ -1,4 +1,4 @@
-"""Runs revisions on the connection that `ledger_sqlalchemy_file.migrate` holds, inside its transaction. Only Alembic loads this file."""
+"""Runs revisions on the connection that `ledger_sqlalchemy_file` holds, in its transaction. Only Alembic loads this file."""
 
 from alembic import context
 

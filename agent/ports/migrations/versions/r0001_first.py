@@ -69,8 +69,6 @@ def _jobs() -> None:
     )
     op.create_index("jobs_by_state", "jobs", ["state", "seq"])
     op.create_index("jobs_by_signer", "jobs", ["signer", "state", "seq"])
-    _partial_index("jobs_due", "jobs", "seq", "state IN ('received', 'queued') AND next_agent IS NULL")
-    _partial_index("jobs_running", "jobs", "lease_until", "state = 'running'")
 
 
 def _deliveries() -> None:
@@ -95,13 +93,11 @@ def _deliveries() -> None:
         sa.Column("last_error", sa.Text),
         sa.UniqueConstraint("order_id", "position", "kind", "n"),
     )
-    op.create_index("deliveries_by_state", "deliveries", ["state", "seq"])
+    _partial_index("deliveries_dead", "deliveries", "seq", "state = 'dead'")
     _partial_index("deliveries_due", "deliveries", "next_try_at", "state = 'pending'")
     op.create_table(
         "bodies",
-        sa.Column(
-            "delivery", _KEY, sa.ForeignKey("deliveries.seq"), primary_key=True, autoincrement=False
-        ),
+        sa.Column("delivery", sa.Text, sa.ForeignKey("deliveries.id"), primary_key=True),
         sa.Column("body", sa.LargeBinary, nullable=False),
     )
 

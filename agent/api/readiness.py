@@ -1,0 +1,107 @@
+"""Whether an order would be accepted now: each thing this agent stands on, looked at and named."""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from agent.api.views import Check, Readiness
+from agent.domain.jobs import JobState
+from agent.errors import AgentError, NoSpace, QueueFull
+from agent.pipeline.host import Host
+from agent.ports.broker import Queue
+from agent.trust.roster import Role
+
+KEPT_S = 3.0  # anybody may ask, so an answer is good for a while
+
+Look = Callable[[Host], str]
+"""Looks at one thing; gives what it saw. Raises: AgentError when an order would not be accepted because of it."""
+
+
+def look_at_ledger(host: Host) -> str:
+    """The ledger takes a write."""
+    host.ports.ledger.check()
+    return "takes writes"
+
+
+def look_at_queue(host: Host) -> str:
+    """There is room for another order."""
+    counts = host.ports.ledger.counts()
+    waiting = sum(counts[state] for state in (JobState.RECEIVED, JobState.HELD, JobState.QUEUED))
+    if waiting >= host.rules.queue_limit:
+        raise QueueFull(f"{waiting} jobs wait, the limit is {host.rules.queue_limit}")
+    return f"{waiting} of {host.rules.queue_limit}"
+
+
+def look_at_bells(host: Host) -> str:
+    """The queues can be read."""
+    depth = host.ports.broker.depth()
+    return f"{sum(depth[queue] for queue in Queue)} bells"
+
+
+def look_at_disk(host: Host) -> str:
+    """There is more room than the low mark."""
+    free = shutil.disk_usage(host.rules.spool).free
+    if free < host.rules.low_disk_bytes:
+        raise NoSpace(f"{free >> 20} MiB are free, the low mark is {host.rules.low_disk_bytes >> 20}")
+    return f"{free >> 20} MiB free"
+
+
+def look_at_identity(host: Host) -> str:
+    """This agent's own key holds by its own roster."""
+    entry = host.roster.require(host.me, role=Role.AGENT, at=host.ports.now())
+    return f"valid until {entry.valid_until.isoformat()}"
+
+
+def look_at_storage(host: Host) -> str:
+    """The storage of this node answers."""
+    host.ports.storage.check()
+    return "answers"
+
+
+LOOKS: dict[str, Look] = {
+    "ledger": look_at_ledger,
+    "queue": look_at_queue,
+    "bells": look_at_bells,
+    "disk": look_at_disk,
+    "identity": look_at_identity,
+    "storage": look_at_storage,
+}
+
+
+class Watchman:
+    """Looks at everything, at most once in KEPT_S seconds and one at a time, however many ask."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._is_looking = threading.Lock()
+        self._seen_at = -KEPT_S
+        self._seen = Readiness(is_ready=False, checks=())
+
+    def look(self) -> Readiness:
+        """What is seen now, or was a moment ago; while another thread looks, what was seen before."""
+        if self._is_looking.acquire(blocking=False):
+            try:
+                if time.monotonic() - self._seen_at >= KEPT_S:
+                    checks = tuple(_check(name, look, self._host) for name, look in LOOKS.items())
+                    self._seen = Readiness(all(check.is_ok for check in checks), checks)
+                    self._seen_at = time.monotonic()
+            finally:
+                self._is_looking.release()
+        return self._seen
+
+
+def for_strangers(readiness: Readiness) -> Readiness:
+    """The same without the words: they may name paths and addresses of this host."""
+    return replace(readiness, checks=tuple(replace(check, detail=None) for check in readiness.checks))
+
+
+def _check(name: str, look: Look, host: Host) -> Check:
+    try:
+        return Check(name, True, None, look(host))
+    except AgentError as error:
+        return Check(name, False, error.code, error.detail)
+    except OSError as error:
+        return Check(name, False, AgentError.code, str(error))

@@ -1,0 +1,114 @@
+"""The table of routes: one line each, read by both doors and by /openapi.json.
+
+The network's door asks for a signature on every route but those for anybody; the operator's Unix socket serves the same
+routes to whoever may open it. Not here yet, though docs/contracts/http.md names them: server-sent events,
+cancellations, the status page, the routes of the 2017 orchestrators.
+"""
+
+from collections.abc import Collection, Iterable
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from agent.api import handlers
+from agent.api.ask import Ask, Unsigned
+from agent.api.desk import Desk
+from agent.api.metrics import ROUTE, Metered
+from agent.api.openapi import openapi_document
+from agent.api.operator import operated
+from agent.api.problems import problem_app
+from agent.api.signed_requests import Call, Endpoint, Guard, signed
+from agent.api.table import Row, Who, get, post
+from agent.api.views import Health, JobPage, JobView, LogView, OrderView, Readiness
+from agent.domain.orders import MAX_ORDER_BYTES
+from agent.pipeline.host import Host
+from agent.trust.envelope import MAX_FRAME_BYTES, WireEnvelope
+from agent.trust.handoff import MAX_HANDOFF_BYTES, HandoffBody
+
+ORDER_BODY = 4 * -(-MAX_ORDER_BYTES // 3) + MAX_FRAME_BYTES  # the envelope of the largest order, in bytes
+
+TABLE: tuple[Row, ...] = (
+    post("/v1/learnuplets", handlers.post_learnuplet, Who.ORCHESTRATORS, WireEnvelope, ORDER_BODY, JobView),
+    post("/v1/preduplets", handlers.post_preduplet, Who.ORCHESTRATORS, WireEnvelope, ORDER_BODY, JobView),
+    post("/v1/handoffs", handlers.post_handoff, Who.AGENTS, HandoffBody, MAX_HANDOFF_BYTES, JobView, signs_answer=True),
+    get("/v1/orders", handlers.get_orders, Who.READERS, JobPage, query=handlers.OrdersQuery),
+    get("/v1/orders/{id}", handlers.get_order, Who.READERS, OrderView),
+    get("/v1/orders/{id}/receipts", handlers.get_receipts, Who.ORCHESTRATORS, HandoffBody),
+    get("/v1/orders/{id}/log", handlers.get_log, Who.OPERATOR, LogView),
+    get("/health", handlers.get_health, Who.ANYBODY, Health),
+    get("/ready", handlers.get_ready, Who.ANYBODY, Readiness),
+    get("/metrics", handlers.get_metrics, Who.ANYBODY, str),
+    get("/openapi.json", handlers.get_openapi, Who.ANYBODY, dict),
+)  # fmt: skip
+
+
+def open_desk(host: Host) -> Desk:
+    """What both doors of this process share."""
+    return Desk(host, openapi_document(TABLE))
+
+
+def network_app(desk: Desk, authorities: Collection[str]) -> ASGIApp:
+    """The door to orchestrators and agents. `authorities`: host[:port] under which this agent may be called."""
+    host = desk.host
+    guard = Guard(
+        roster=lambda: host.roster,
+        authorities=frozenset(authorities),
+        key=host.key,
+        now=host.ports.now,
+        skew=host.rules.skew,
+        remember_nonce=host.ports.ledger.remember_nonce,
+        note_refusal=desk.refusals.note,
+    )
+    endpoints = [_signed(row, desk, guard) if row.is_signed else _open(row, desk) for row in TABLE]
+    return _app(desk, endpoints, "network")
+
+
+def operator_app(desk: Desk) -> ASGIApp:
+    """The door of the operator."""
+    return _app(desk, [_operated(row, desk) for row in TABLE], "operator")
+
+
+def _signed(row: Row, desk: Desk, guard: Guard) -> Endpoint:
+    def handler(call: Call) -> Response:
+        return row.handle(Ask.of(call.caller, call.request, call.body), desk)
+
+    return signed(
+        handler, guard, roles=row.who.roles, limit_bytes=row.limit_bytes, signs_answer=row.signs_answer
+    )
+
+
+def _open(row: Row, desk: Desk) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        return await run_in_threadpool(row.handle, Ask.of(Unsigned.STRANGER, request), desk)
+
+    return endpoint
+
+
+def _operated(row: Row, desk: Desk) -> Endpoint:
+    def handler(ask: Ask) -> Response:
+        return row.handle(ask, desk)
+
+    return operated(handler, desk.refusals.note, limit_bytes=row.limit_bytes)
+
+
+def _app(desk: Desk, endpoints: Iterable[Endpoint], door: str) -> ASGIApp:
+    routes = [
+        Route(row.path, _named(row, endpoint), methods=[row.method])
+        for row, endpoint in zip(TABLE, endpoints, strict=True)
+    ]
+    app = problem_app(routes)
+    app.router.redirect_slashes = False  # another path is another resource; nobody signs a redirected request
+    return Metered(app, desk.metrics, door)
+
+
+def _named(row: Row, endpoint: Endpoint) -> Endpoint:
+    """The endpoint, which leaves the template of its path for the metrics."""
+
+    async def named(request: Request) -> Response:
+        request.scope[ROUTE] = row.path
+        return await endpoint(request)
+
+    return named

@@ -1,0 +1,325 @@
+"""Requests that prove who sent them: between Starlette and `trust/http_signatures.py`, for the agent's API and the devkit.
+
+A handler is a plain function of a `Call` (or an `Upload`), run in a thread. Before it runs, in this order: the announced
+length is within the limit, the signature holds, the route admits the caller's role, the nonce is new, the body was read and
+matches its digest. So nothing of a body is taken from somebody unknown.
+
+Source: docs/contracts/http.md, "Signed requests" and "Signed answers".
+"""
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from agent.api.problems import problem
+from agent.domain.ids import Digest, KeyId, digest_from_hex
+from agent.errors import (
+    AgentError,
+    BadRequestSignature,
+    DigestMismatch,
+    NoSpace,
+    ReplayedRequest,
+    TooLarge,
+    WrongMediaType,
+    WrongRole,
+)
+from agent.log import get_logger
+from agent.trust.http_signatures import (
+    ContentDigest,
+    HttpAnswer,
+    HttpRequest,
+    VerifiedRequest,
+    check_body,
+    content_digest,
+    sign_answer,
+    verify_request,
+)
+from agent.trust.keys import SigningKey
+from agent.trust.roster import Role, Roster
+
+log = get_logger(__name__)
+
+BODY_S = 60.0  # for a body that is held in memory to arrive
+PIECE_S = 60.0  # for the next piece of a body that is streamed to a file
+WRITE_BYTES = 1 << 20  # handed to a thread at once
+FLUSH_BYTES = 64 << 20  # so that the last flush of a big file is short, and its sender need not wait for it
+
+JSON_TYPE = "application/json"
+BYTES_TYPE = "application/octet-stream"
+
+RememberNonce = Callable[[KeyId, str, datetime, datetime], bool]
+"""(keyid, nonce, keep until, now): whether it is new; from then on it is not, also after a restart."""
+
+NoteRefusal = Callable[[AgentError, str, str, KeyId | None], None]
+"""(error, method, path, who): is told of each refusal; `who` is None while nobody's signature was verified."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What a server needs to know of its callers, and of itself.
+
+    `roster`: asked for each request, so that a reload is seen. `authorities`: host[:port] under which this server is called, as
+    `authority_of` writes them. `key`: signs the answers that the contract wants signed.
+    """
+
+    roster: Callable[[], Roster]
+    authorities: Collection[str]
+    key: SigningKey
+    now: Callable[[], datetime]
+    skew: timedelta
+    remember_nonce: RememberNonce
+    note_refusal: NoteRefusal = lambda *_: None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request whose sender, digest and freshness were verified."""
+
+    caller: VerifiedRequest
+    request: Request
+    body: bytes
+
+    def path(self, name: str) -> str:
+        """A parameter of the path, as text."""
+        return str(self.request.path_params[name])
+
+    def query(self, name: str) -> str | None:
+        """A parameter of the query; None when it is absent."""
+        return self.request.query_params.get(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Upload(Call):
+    """A request whose body lies in `file`, whole and with this digest. It is deleted after the handler, unless moved away."""
+
+    file: Path
+    size_bytes: int
+    digest: Digest
+
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def signed(
+    handler: Callable[[Call], Response],
+    guard: Guard,
+    *,
+    roles: Collection[Role] = frozenset(Role),
+    limit_bytes: int = 0,
+    media_type: str = JSON_TYPE,
+    signs_answer: bool = False,
+) -> Endpoint:
+    """An endpoint for requests with a body of at most `limit_bytes` held in memory; 0: a body is refused.
+
+    `roles`: who may call. `signs_answer`: sign what is answered to a known caller, refusals too.
+    """
+
+    async def endpoint(request: Request) -> Response:
+        async def serve(caller: VerifiedRequest) -> Response:
+            body = await _read(request, caller, limit_bytes)
+            return await run_in_threadpool(handler, Call(caller, request, body))
+
+        return await _guarded(request, guard, roles, limit_bytes, media_type, signs_answer, serve)
+
+    return endpoint
+
+
+def uploaded(
+    handler: Callable[[Upload], Response],
+    guard: Guard,
+    *,
+    folder: Path,
+    limit_bytes: int,
+    roles: Collection[Role] = frozenset(Role),
+    media_type: str = BYTES_TYPE,
+    signs_answer: bool = False,
+) -> Endpoint:
+    """An endpoint for big bodies: streamed to a file in `folder`, hashed on the way, handled once the digest matched."""
+
+    async def endpoint(request: Request) -> Response:
+        async def serve(caller: VerifiedRequest) -> Response:
+            file = folder / f".upload-{secrets.token_hex(8)}"
+            try:
+                seen = await _spool(request, caller, file, limit_bytes)
+                upload = Upload(caller, request, b"", file, seen.length, digest_from_hex(seen.hex_digest))
+                return await run_in_threadpool(handler, upload)
+            finally:
+                await run_in_threadpool(partial(file.unlink, missing_ok=True))
+
+        return await _guarded(request, guard, roles, limit_bytes, media_type, signs_answer, serve)
+
+    return endpoint
+
+
+def http_request_of(request: Request) -> HttpRequest:
+    """The request as it came over the wire, for `trust/`. Raises: BadRequestSignature when it names no host."""
+    headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw)
+    hosts = [value for name, value in headers if name == "host"]
+    if len(hosts) != 1:
+        raise BadRequestSignature("the field host must stand once")
+    query = request.scope["query_string"].decode("latin-1")
+    target = request.scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
+    return HttpRequest(request.method, f"https://{hosts[0]}{target}", headers)
+
+
+# ------------------------------------------------------------------ the order of the checks
+
+
+async def _guarded(
+    request: Request,
+    guard: Guard,
+    roles: Collection[Role],
+    limit_bytes: int,
+    media_type: str,
+    signs_answer: bool,
+    serve: Callable[[VerifiedRequest], Awaitable[Response]],
+) -> Response:
+    """Serve a request that passes; answer a refusal of a known caller signed, where answers are."""
+    caller: VerifiedRequest | None = None
+    try:
+        _check_announced(request, limit_bytes, media_type)
+        caller = await run_in_threadpool(admit, request, guard)
+        _check_role(caller, roles)
+        await run_in_threadpool(_check_nonce, caller, guard)
+        answer = await serve(caller)
+    except AgentError as error:
+        who = None if caller is None else caller.keyid
+        method, path = request.method, request.scope["path"]
+        log.warning(
+            "request.refused", method=method, path=path, who=who, code=error.code, detail=error.detail
+        )
+        await run_in_threadpool(guard.note_refusal, error, method, path, who)
+        answer = problem(error)
+    if caller is not None and signs_answer:
+        _sign(answer, request, guard)
+    return answer
+
+
+def admit(request: Request, guard: Guard) -> VerifiedRequest:
+    """Who sent this request; the nonce and the body are not judged yet.
+
+    Raises: UnsignedRequest, BadRequestSignature, StaleRequest, UnknownKey, KeyNotValid.
+    """
+    try:
+        return verify_request(
+            http_request_of(request),
+            guard.roster(),
+            now=guard.now(),
+            skew=guard.skew,
+            authorities=guard.authorities,
+        )
+    except ValueError as cause:  # a Host field that is no host
+        raise BadRequestSignature(f"the request cannot be read as signed: {cause}") from cause
+
+
+def _check_announced(request: Request, limit_bytes: int, media_type: str) -> None:
+    length = _announced_length(request)
+    if length > limit_bytes:
+        raise TooLarge(f"the body has {length} bytes, the limit is {limit_bytes}")
+    told = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if length and told != media_type:
+        raise WrongMediaType(f"the body is {told[:80] or 'of no type'}, not {media_type}")
+
+
+def _announced_length(request: Request) -> int:
+    """Content-Length; 0 when there is none. The protocol refused what is no number, the signature asks for it with a body."""
+    text = request.headers.get("content-length", "0")
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def _check_role(caller: VerifiedRequest, roles: Collection[Role]) -> None:
+    if caller.role not in roles:
+        raise WrongRole(f"{caller.keyid} is no {' or '.join(sorted(roles))}, but {caller.role}")
+
+
+def _check_nonce(caller: VerifiedRequest, guard: Guard) -> None:
+    keep_until = caller.expires + guard.skew
+    if not guard.remember_nonce(caller.keyid, caller.nonce, keep_until, guard.now()):
+        raise ReplayedRequest("this signed request was received before")
+
+
+def _sign(answer: Response, request: Request, guard: Guard) -> None:
+    answer.headers["Content-Digest"] = content_digest(bytes(answer.body))
+    told = HttpAnswer(answer.status_code, tuple(answer.headers.items()))
+    answer.headers.update(sign_answer(told, http_request_of(request), guard.key, now=guard.now()))
+
+
+# ------------------------------------------------------------------ bodies
+
+
+async def _read(request: Request, caller: VerifiedRequest, limit_bytes: int) -> bytes:
+    """The body, held in memory. Raises: TooLarge, DigestMismatch."""
+    seen, pieces = ContentDigest(), []
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for piece in request.stream():
+                seen.update(piece)
+                pieces.append(piece)
+                if seen.length > limit_bytes:
+                    raise TooLarge(f"the body has more than {limit_bytes} bytes")
+    except TimeoutError as cause:
+        raise DigestMismatch(f"the body did not arrive within {BODY_S:.0f} s") from cause
+    check_body(caller, seen)
+    return b"".join(pieces)
+
+
+async def _spool(request: Request, caller: VerifiedRequest, file: Path, limit_bytes: int) -> ContentDigest:
+    """Stream the body to a new file, durable when this returns. Raises: TooLarge, DigestMismatch, NoSpace."""
+    seen = ContentDigest()
+    try:
+        with await run_in_threadpool(_new_file, file) as sink:
+            async for piece in _gathered(request):
+                if seen.length + len(piece) > limit_bytes:
+                    raise TooLarge(f"the body has more than {limit_bytes} bytes")
+                await run_in_threadpool(_take, sink, seen, piece)
+            check_body(caller, seen)
+            await run_in_threadpool(os.fsync, sink.fileno())
+    except OSError as cause:
+        raise NoSpace(f"cannot store the body: {cause.strerror}") from cause
+    return seen
+
+
+async def _gathered(request: Request) -> AsyncIterator[bytes]:
+    """The body in pieces of about WRITE_BYTES. Raises: DigestMismatch when the next one does not come."""
+    pieces = aiter(request.stream())
+    gathered = bytearray()
+    while True:
+        try:
+            async with asyncio.timeout(PIECE_S):
+                piece = await anext(pieces, None)
+        except TimeoutError as cause:
+            raise DigestMismatch(f"the body stopped arriving for {PIECE_S:.0f} s") from cause
+        if piece is None:
+            break
+        gathered += piece
+        if len(gathered) >= WRITE_BYTES:
+            yield bytes(gathered)
+            gathered.clear()
+    if gathered:
+        yield bytes(gathered)
+
+
+def _new_file(path: Path) -> BinaryIO:
+    return os.fdopen(
+        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb", buffering=0
+    )
+
+
+def _take(sink: BinaryIO, seen: ContentDigest, piece: bytes) -> None:
+    begun = seen.length // FLUSH_BYTES
+    seen.update(piece)
+    view = memoryview(piece)
+    while view:
+        view = view[sink.write(view) :]
+    if seen.length // FLUSH_BYTES > begun:
+        os.fdatasync(sink.fileno())

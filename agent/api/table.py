@@ -1,0 +1,78 @@
+"""What a line of the table of routes says."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from msgspec import Struct
+from starlette.responses import Response
+
+from agent.api.ask import Ask
+from agent.api.desk import Desk
+from agent.trust.roster import Role
+
+Handle = Callable[[Ask, Desk], Response]
+
+
+class Who(Enum):
+    """Who may call a route: over the network, by the roles of who signs, and on the operator's socket."""
+
+    ORCHESTRATORS = ("an orchestrator, by a signed request, or the operator", {Role.ORCHESTRATOR})
+    AGENTS = ("an agent, by a signed request", {Role.AGENT})
+    READERS = ("an orchestrator or an agent of the chain, by a signed request, or the operator",
+               {Role.ORCHESTRATOR, Role.AGENT})  # fmt: skip
+    OPERATOR = ("the operator, on the Unix socket", set(Role))  # the handler refuses whoever signs
+    ANYBODY = ("anybody, unsigned", set[Role]())
+
+    def __init__(self, words: str, roles: set[Role]) -> None:
+        self.words = words
+        self.roles = frozenset(roles)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One route. `gives`: type of a success by its status; a type of `bytes` is a page of its own media type."""
+
+    method: str
+    path: str
+    handle: Handle
+    who: Who
+    gives: Mapping[int, Any]
+    takes: type[Struct] | None = None
+    limit_bytes: int = 0
+    query: type[Struct] | None = None
+    signs_answer: bool = False
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether the network's door asks for a signature."""
+        return self.who is not Who.ANYBODY
+
+
+def get(path: str, handle: Handle, who: Who, gives: Any, *, query: type[Struct] | None = None) -> Row:
+    """A route that reads."""
+    return Row("GET", path, handle, who, {200: gives}, query=query)
+
+
+def post(
+    path: str,
+    handle: Handle,
+    who: Who,
+    takes: type[Struct],
+    limit_bytes: int,
+    gives: Any,
+    *,
+    signs_answer: bool = False,
+) -> Row:
+    """A route that takes something in: 202 the first time, 200 for the same again."""
+    return Row(
+        "POST",
+        path,
+        handle,
+        who,
+        {202: gives, 200: gives},
+        takes=takes,
+        limit_bytes=limit_bytes,
+        signs_answer=signs_answer,
+    )

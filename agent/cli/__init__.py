@@ -1,0 +1,19 @@
+"""The command `dc-compute`: what operators, owners of data, orchestrators' authors and auditors type.
+
+app.py       the root: global options, exit codes, errors as two lines
+services.py  serve, work, run                        setup.py   init
+orders.py    submit, orders, log, receipts           watch.py   watch
+audit.py     verify                                  keys.py, peers.py, policy.py, data.py, image.py
+here.py      which agent is meant: its settings      out.py     tables, JSON, text from outside made harmless
+"""
+
+import sys
+
+from agent.cli.app import run
+
+__all__ = ["main", "run"]
+
+
+def main() -> None:
+    """The entry point."""
+    sys.exit(run(sys.argv[1:]))

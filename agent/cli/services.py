@@ -1,0 +1,147 @@
+"""`serve`, `work`, `run`: the processes of an agent."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+
+import typer
+
+from agent.cli.here import Here, here_of
+from agent.config import Settings
+from agent.log import get_logger
+from agent.pipeline.host import Host
+
+log = get_logger(__name__)
+
+SERVICES = ("serve", "work")
+STOP_S = 90.0  # for a child to leave by itself: its own grace is shorter
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command()(serve)
+    app.command()(work)
+    app.command()(run)
+
+
+def serve(context: typer.Context) -> None:
+    """Serve the API: HTTPS for orchestrators and agents, a Unix socket for the operator."""
+    from agent.api.serving import wait_for_signal
+    from agent.wiring import open_host
+
+    os.umask(0o077)  # whatever a service makes is its user's alone unless it says otherwise
+    here = here_of(context)
+    here.start_log()
+    with open_host(here.settings) as host, serving_host(here.settings, host):
+        reason = wait_for_signal()
+        log.info("api.stopping", signal=reason.name)
+
+
+@contextmanager
+def serving_host(settings: Settings, host: Host) -> Iterator[str]:
+    """Both doors of this agent, open while the block runs; gives the URL of the network's one. Raises: BadSettings."""
+    from agent.api.operator import listen_for_operator
+    from agent.api.routes import network_app, open_desk, operator_app
+    from agent.api.serving import listen, server_tls, serving
+    from agent.wiring import authorities
+
+    told, desk = settings.listen, open_desk(host)
+    names = authorities(settings, host.roster, host.me)
+    if not names:
+        log.warning(
+            "api.nameless", advice="The roster gives this agent no agent_url: signed requests are refused."
+        )
+    with ExitStack() as doors:
+        network = listen(told.host, told.port)  # first: a second agent of this home ends here
+        operator = listen_for_operator(told.operator_socket, told.operator_group)
+        doors.callback(told.operator_socket.unlink, missing_ok=True)
+        tls = server_tls(told.tls_cert, told.tls_key)
+        url = doors.enter_context(serving(network_app(desk, names), network, tls=tls))
+        doors.enter_context(serving(operator_app(desk), operator, tls=None))
+        log.info(
+            "api.started", agent=host.me, url=url, names=sorted(names), operator=str(told.operator_socket)
+        )
+        yield url
+    log.info("api.stopped", agent=host.me)
+
+
+def work(context: typer.Context) -> None:
+    """Take jobs from the queues and run them. Several on one host share its ledger and queues."""
+    from agent import worker
+    from agent.wiring import open_worker
+
+    os.umask(0o077)
+    here = here_of(context)
+    here.start_log()
+    stop = worker.Stop()
+    with stop.on_signals(), open_worker(here.settings) as (host, make_consumer):
+        is_clean = worker.work(host, make_consumer, grace_s=here.settings.workers.grace_s, stop=stop)
+        if not is_clean:  # a task is under way: its lease runs out, and another worker takes it over
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
+
+def run(context: typer.Context) -> None:
+    """Both in one command, for small hosts: two processes. When one ends, so does the other."""
+    here = here_of(context)
+    here.start_log()
+    raise typer.Exit(run_services(here))
+
+
+def run_services(here: Here) -> int:
+    """Run `serve` and `work` until asked to stop, or until one of them ends; 0 only in the first case."""
+    is_asked = threading.Event()
+    has_ended = threading.Event()
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        is_asked.set()
+        has_ended.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        children = {name: _start(name, here.home, has_ended) for name in SERVICES}
+        has_ended.wait()
+        code = 0 if is_asked.is_set() else _tell_who_ended(children)
+        for child in children.values():
+            child.terminate()
+        return max([code, *(abs(_wait(child)) for child in children.values())])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start(name: str, home: Path, has_ended: threading.Event) -> subprocess.Popen[bytes]:
+    command: Sequence[str] = (sys.executable, "-m", "agent", "--home", str(home), name)
+    child = subprocess.Popen(command, start_new_session=True)  # signals come from us alone
+
+    def watch() -> None:
+        child.wait()
+        has_ended.set()
+
+    threading.Thread(target=watch, name=f"watching {name}", daemon=True).start()
+    return child
+
+
+def _tell_who_ended(children: dict[str, subprocess.Popen[bytes]]) -> int:
+    """Log who ended unasked. The exit code: that process's own, and never 0."""
+    for name, child in children.items():
+        code = child.poll()
+        if code is not None:
+            log.error("service.ended", service=name, exit_code=code, advice="Its own log says why.")
+            return abs(code) or 1
+    return 1
+
+
+def _wait(child: subprocess.Popen[bytes]) -> int:
+    try:
+        return child.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return child.wait()

@@ -1,0 +1,145 @@
+"""A rootless Podman service of one's own, for the demo and the tests: started, waited for, and gone with its process group.
+
+It runs as whoever calls, who must not be root and must have subordinate ids. On a host, systemd runs it instead.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 10.0
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+
+
+class NoPodman(Exception):
+    """Containers cannot run here; the message says what is missing."""
+
+
+def why_not() -> str | None:
+    """What this user lacks to run containers, as half a sentence; None when nothing is missing."""
+    if os.getuid() == 0:
+        return "an unprivileged user (root runs them through .ci/rootless, as `make test` does)"
+    missing = [name for name in ("podman", "conmon", "newuidmap", "newgidmap") if not shutil.which(name)]
+    if missing:
+        return f"the programs {', '.join(missing)}: run install.sh --deps"
+    if not (shutil.which("runc") or shutil.which("crun")):
+        return "runc or crun: run install.sh --deps"
+    if not os.environ.get("XDG_RUNTIME_DIR"):
+        return "XDG_RUNTIME_DIR"
+    return None
+
+
+def oci_runtime() -> str:
+    """The OCI runtime that works here: crun on pure cgroup v2, runc where v1 is mounted (crun refuses a mix of both)."""
+    on_v2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    order = ("crun", "runc") if on_v2 else ("runc", "crun")
+    return next((name for name in order if shutil.which(name)), order[0])
+
+
+def checkout_folders() -> tuple[Path, Path]:
+    """(folder for sockets, storage root) of this checkout: the same from run to run, so that images stay unpacked.
+
+    Podman writes both into its database and refuses another pair later.
+    """
+    mark = hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[:8]
+    runtime_dir = Path(os.environ["XDG_RUNTIME_DIR"]) / f"dcc-{mark}"
+    root = Path.home() / ".local/share/dc-compute-dev" / mark / "storage"
+    return runtime_dir, root
+
+
+@contextlib.contextmanager
+def podman_service(
+    runtime_dir: Path, root: Path | None = None, *, name: str = "podman", env: Mapping[str, str] | None = None
+) -> Iterator[Path]:
+    """The socket of a running service. Services that share `root` must share `runtime_dir` and differ in `name`.
+
+    The service's environment is PATH, HOME, XDG_RUNTIME_DIR and `env`. Raises: NoPodman.
+    """
+    lacking = why_not()
+    if lacking:
+        raise NoPodman(f"containers need {lacking}")
+    runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = runtime_dir / f"{name}.sock"
+    path.unlink(missing_ok=True)
+    log = runtime_dir / f"{name}.log"
+    with log.open("wb") as log_file:
+        process = subprocess.Popen(
+            _command(path, runtime_dir, root),
+            env=_environment() | dict(env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
+            cwd="/",
+            start_new_session=True,
+        )
+    try:
+        _await_answer(path, process, log)
+        yield path
+    finally:
+        _stop(process)
+        path.unlink(missing_ok=True)
+
+
+def _command(path: Path, runtime_dir: Path, root: Path | None) -> list[str]:
+    command = ["podman", "--runtime", oci_runtime(), "--storage-driver", "overlay"]
+    if root is not None:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        command += [
+            "--root",
+            str(root),
+            "--runroot",
+            str(runtime_dir / "run"),
+            "--tmpdir",
+            str(runtime_dir / "tmp"),
+        ]
+    return [*command, "system", "service", "--time=0", f"unix://{path}"]
+
+
+def _environment() -> dict[str, str]:
+    return {
+        "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
+        "HOME": str(Path.home()),
+        "XDG_RUNTIME_DIR": os.environ["XDG_RUNTIME_DIR"],
+    }
+
+
+def _await_answer(path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if _answers(path):
+            return
+        time.sleep(0.02)
+    words = log.read_text(errors="replace").strip().splitlines()[-3:]
+    raise NoPodman(f"the service did not start: {' / '.join(words) or 'it says nothing'}")
+
+
+def _answers(path: Path) -> bool:
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(5)
+            client.connect(str(path))
+            client.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+            return b" 200 " in client.recv(64)
+    except OSError:
+        return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the whole group: Podman's service is two processes, and one alone would keep the socket."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            continue
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,252 @@
+"""The queues on Huey: five in one SQLite file, ids as JSON, consumers that a bell wakes.
+
+Huey deletes a row before it runs what the row asks for, keeps no results here and retries nothing: what is lost is rung again
+by the sweep, and retries are counted in the ledger.
+"""
+
+import json
+import os
+import sqlite3
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from huey import Huey
+from huey.constants import EmptyData
+from huey.consumer import Consumer as HueyThreads
+from huey.registry import Message
+from huey.serializer import Serializer
+from huey.storage import SqliteStorage
+
+from agent.errors import OutsideError
+from agent.ports.broker import Handler, Queue
+from agent.ports.broker_huey_bell import Bells, Listener
+
+TASK: Final = "ring"  # the one Huey task there is; its argument is the id
+LOOK_EVERY_S: Final = 5.0  # a consumer looks by itself this often, for bells that were lost
+SCHEDULE_EVERY_S: Final = 1  # how exact delays are
+BUSY_S: Final = 5.0
+
+_DEPTH: Final = """
+SELECT queue, count(*) FROM (SELECT queue FROM task UNION ALL SELECT queue FROM schedule) GROUP BY queue
+"""
+# The sweep rings every waiting job each minute: a ring that waits already is not written again. The index finds it.
+_INDEX: Final = "CREATE INDEX IF NOT EXISTS task_queue_data ON task (queue, data)"
+_ENQUEUE: Final = """
+INSERT INTO task (queue, data) SELECT :queue, :data
+WHERE NOT EXISTS (SELECT 1 FROM task WHERE queue = :queue AND data = :data)
+"""
+_IS_DUE: Final = "SELECT 1 FROM schedule WHERE queue = ? AND timestamp <= ? LIMIT 1"
+
+
+class HueyBroker:
+    """See `broker.Broker`. Processes that open the same path share the queues.
+
+    The file is made with mode 0600, the folder beside it for the bells with 0700. Raises everywhere: OutsideError when the file
+    cannot be read or written; what was not rung is rung by the sweep.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with _translated(path), ExitStack() as undo:
+            _make(path)
+            self._bells = Bells(path.with_name(f"{path.name}.bells"))
+            undo.callback(self._bells.close)
+            self._queues = {queue: _open_queue(queue, path, self._bells) for queue in Queue}
+            undo.pop_all()
+
+    def ring(self, queue: Queue, item: str, *, delay_s: float = 0.0) -> None:
+        huey = self._queues[queue]
+        task = huey.task_class(args=(item,), id=item)
+        with _translated(self._path):
+            if delay_s > 0:
+                task.eta = datetime.now(UTC) + timedelta(seconds=delay_s)
+                huey.add_schedule(task)
+            else:
+                huey.enqueue(task)
+
+    def depth(self) -> Mapping[Queue, int]:
+        with _translated(self._path):
+            counts = dict(self._queues[Queue.DELIVERIES].storage.sql(_DEPTH, results=True))
+        return {queue: counts.get(queue, 0) for queue in Queue}
+
+    def consumer(self, handlers: Mapping[Queue, Handler], workers: Mapping[Queue, int]) -> "HueyConsumer":
+        """Not started yet. `workers`: threads by queue, one where it says nothing. Queues without a handler are left alone."""
+        threads = {queue: workers.get(queue, 1) for queue in handlers}
+        return HueyConsumer(self._path, self._bells, handlers, threads)
+
+    def close(self) -> None:
+        """Ring no more."""
+        for huey in self._queues.values():
+            huey.storage.close()
+        self._bells.close()
+
+
+class HueyConsumer:
+    """See `broker.Consumer`. What a handler raises is logged by Huey and ends nothing."""
+
+    def __init__(
+        self, path: Path, bells: Bells, handlers: Mapping[Queue, Handler], workers: Mapping[Queue, int]
+    ) -> None:
+        self._path = path
+        self._bells = bells
+        self._handlers = handlers
+        self._workers = workers
+        self._listener: Listener | None = None
+        self._threads: list[_Threads] = []
+
+    def start(self) -> None:
+        with _translated(self._path), ExitStack() as undo:
+            listener = self._bells.listen(self._handlers)
+            undo.callback(listener.close)
+            for queue, handler in self._handlers.items():
+                huey = _open_queue(queue, self._path, self._bells, handler, listener)
+                self._threads.append(_Threads(huey, self._workers[queue]))
+            undo.pop_all()
+        self._listener = listener
+        for threads in self._threads:
+            threads.start()
+
+    def stop(self) -> None:
+        if self._listener is None:
+            return
+        for threads in self._threads:
+            threads.stop_flag.set()
+        self._listener.close()
+        for threads in self._threads:
+            threads.stop(graceful=True)
+            threads.huey.storage.close()
+        self._listener, self._threads = None, []
+
+
+# ------------------------------------------------------------------ Huey, as far as it has to be told
+
+
+def _open_queue(
+    queue: Queue, path: Path, bells: Bells, handler: Handler | None = None, listener: Listener | None = None
+) -> Any:
+    """One of the five. Without a handler it can only be rung."""
+    huey = Huey(
+        queue.value,
+        results=False,
+        serializer=_Ids(),
+        storage_class=_BellStorage,
+        filename=str(path),
+        timeout=BUSY_S,
+        cache_mb=1,
+        bells=bells,
+        listener=listener,
+    )
+    huey.task_class = huey.task(name=TASK)(_task(handler)).task_class
+    return huey
+
+
+def _task(handler: Handler | None) -> Callable[[str], None]:
+    def ring(item: str) -> None:
+        if handler is not None:
+            handler(item)
+
+    return ring
+
+
+class _Ids(Serializer):  # type: ignore[misc]
+    """Messages as {"id": …}: nothing else travels, and nothing that is read can run."""
+
+    def serialize(self, message: Any) -> bytes:
+        return json.dumps({"id": message.args[0]}).encode()
+
+    def deserialize(self, data: bytes) -> Any:
+        item = json.loads(data)["id"]
+        if not isinstance(item, str):
+            raise ValueError("a ring without an id")
+        return Message(id=item, name=f"{__name__}.{TASK}", retries=0, args=(item,), kwargs={})
+
+
+class _BellStorage(SqliteStorage):  # type: ignore[misc]
+    """Huey's SQLite storage with a bell: `dequeue` blocks until it rings, as Huey's own Redis storage does."""
+
+    blocking = True
+    ddl = (*SqliteStorage.ddl, _INDEX)
+
+    def __init__(self, name: str, *, bells: Bells, listener: Listener | None, **options: Any) -> None:
+        self._bells = bells
+        self._listener = listener
+        super().__init__(name, **options)
+
+    def _create_connection(self) -> sqlite3.Connection:
+        """WAL with NORMAL: no sync for each ring. A power cut may take the last rings, never the file, and the sweep rings
+        again what the ledger knows. (Huey's own `fsync=False` means OFF, which can take the file.)"""
+        connection: sqlite3.Connection = super()._create_connection()
+        connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
+
+    def enqueue(self, data: bytes, priority: float | None = None) -> None:
+        self.sql(_ENQUEUE, {"queue": self.name, "data": data}, commit=True)
+        self._bells.ring(self.name)
+
+    def dequeue(self) -> bytes | None:
+        listener = self._listener
+        if listener is None or not listener.is_open:
+            return None
+        heard = listener.heard(self.name)
+        data: bytes | None = super().dequeue()
+        if data is None:
+            listener.wait(self.name, heard, LOOK_EVERY_S)
+            data = super().dequeue() if listener.is_open else None
+        if data is not None:
+            listener.pass_on(self.name)
+        return data
+
+    def read_schedule(self, ts: datetime) -> list[bytes]:
+        """What is due. Huey's moment is UTC without saying so. Asked every second, it looks before it takes the write lock."""
+        now = ts.replace(tzinfo=UTC)
+        if not self.sql(_IS_DUE, (self.name, now.timestamp()), results=True):
+            return []
+        found: list[bytes] = super().read_schedule(now)
+        return found
+
+    def peek_many(self, keys: object) -> dict[str, bytes]:
+        """No ring is ever revoked: Huey need not look before each."""
+        return {}
+
+    def pop_data(self, key: object) -> Any:
+        """Nor is there anything to clear after each."""
+        return EmptyData
+
+
+class _Threads(HueyThreads):  # type: ignore[misc]
+    """Huey's threads for one queue: workers, and one that moves due rings from the schedule to the queue."""
+
+    def __init__(self, huey: Any, workers: int) -> None:
+        super().__init__(
+            huey,
+            workers=workers,
+            periodic=False,
+            check_worker_health=False,
+            scheduler_interval=SCHEDULE_EVERY_S,
+        )
+
+    def _set_signal_handlers(self) -> None:
+        """The process's signals are not Huey's."""
+
+
+# ------------------------------------------------------------------ the file
+
+
+def _make(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        os.mknod(path, 0o600 | stat.S_IFREG)
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as cause:
+        raise OutsideError(
+            f"the queues in {path}: {cause} (the file may be deleted: the sweep rings again what the ledger knows)"
+        ) from cause

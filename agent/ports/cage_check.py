@@ -1,0 +1,330 @@
+"""Is the cage what was asked for? The effective OCI config and the kernel's own view of the process, held against it.
+
+The kernel's view is read after the engine has made the container and before it starts the image's program. Every function
+gives the differences as short sentences; none is the only good answer. Nothing here talks to an engine.
+Source: docs/contracts/container.md, "The cage".
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+GUEST_ID = 1000  # user and group inside the container
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+OCI_NAMESPACES = frozenset({"cgroup", "ipc", "mount", "network", "pid", "user", "uts"})
+
+# What an engine mounts by itself. Device files below /dev, and masks below /proc and /sys, are judged apart.
+ENGINE_MOUNTS = frozenset(
+    {
+        "/proc",
+        "/sys",
+        "/sys/fs/cgroup",
+        "/dev",
+        "/dev/mqueue",
+        "/dev/pts",
+        "/etc/group",
+        "/etc/hostname",
+        "/etc/passwd",
+        "/run/.containerenv",
+    }
+)
+DEVICES = frozenset(f"/dev/{name}" for name in ("null", "zero", "full", "tty", "random", "urandom"))
+MASKED = frozenset(
+    {
+        "/proc/acpi",
+        "/proc/cmdline",
+        "/proc/config.gz",
+        "/proc/interrupts",
+        "/proc/kallsyms",
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/sched_debug",
+        "/proc/scsi",
+        "/proc/timer_list",
+        "/sys/firmware",
+    }
+)
+READ_ONLY = frozenset({"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"})
+RLIMIT_LINES = {
+    "RLIMIT_CORE": "Max core file size",
+    "RLIMIT_DATA": "Max data size",
+    "RLIMIT_FSIZE": "Max file size",
+    "RLIMIT_NOFILE": "Max open files",
+    "RLIMIT_NPROC": "Max processes",
+}
+
+
+class Bind(Struct, frozen=True):
+    """A folder of the host at a place in the container."""
+
+    source: str
+    target: str
+    is_writable: bool
+
+
+class Asked(Struct, frozen=True, kw_only=True):
+    """What was asked for. Ids as the engine counts them: `map_start` is where container id 0 lies in its user namespace."""
+
+    args: tuple[str, ...]
+    env: Mapping[str, str]
+    work_dir: str
+    binds: tuple[Bind, ...]
+    tmpfs: tuple[str, ...]
+    rlimits: Mapping[str, int]
+    cgroup: Mapping[str, str]  # file of cgroup v2 -> content
+    seccomp: Mapping[str, Any]
+    map_start: int
+    map_size: int
+
+
+class Process(Struct, frozen=True, kw_only=True):
+    """What the kernel says of one process, as text of its files; `mounts`: mount point -> options of that mount."""
+
+    status: Mapping[str, str]
+    uid_map: tuple[tuple[int, int, int], ...]
+    gid_map: tuple[tuple[int, int, int], ...]
+    mounts: Mapping[str, frozenset[str]]
+    interfaces: frozenset[str]
+    limits: str
+    shared_namespaces: frozenset[str]  # those it has in common with this process
+    cgroup: Mapping[str, str]
+
+
+# ------------------------------------------------------------------ the effective OCI config
+
+
+def config_differences(config: Mapping[str, Any], asked: Asked) -> list[str]:
+    """How the OCI config that the runtime was given differs from what was asked for."""
+    process, linux = config.get("process", {}), config.get("linux", {})
+    return [
+        *_identity(process, linux, asked),
+        *_program(process, asked),
+        *_files(config, linux, asked),
+        *_kernel(linux, asked),
+    ]
+
+
+def _identity(process: Mapping[str, Any], linux: Mapping[str, Any], asked: Asked) -> Iterator[str]:
+    user = process.get("user", {})
+    if (user.get("uid"), user.get("gid")) != (GUEST_ID, GUEST_ID):
+        yield f"the user inside is {user.get('uid')}:{user.get('gid')}"
+    if set(user.get("additionalGids") or ()) - {GUEST_ID}:
+        yield "the user inside has more groups"
+    wanted = [{"containerID": 0, "hostID": asked.map_start, "size": asked.map_size}]
+    for kind in ("uidMappings", "gidMappings"):
+        if linux.get(kind) != wanted:
+            yield f"{kind} are {linux.get(kind)}"
+    if any((process.get("capabilities") or {}).values()):
+        yield "capabilities are left"
+    if process.get("noNewPrivileges") is not True:
+        yield "no_new_privileges is off"
+
+
+def _program(process: Mapping[str, Any], asked: Asked) -> Iterator[str]:
+    if tuple(process.get("args") or ()) != asked.args:
+        yield "the arguments differ"
+    if process.get("cwd") != asked.work_dir:
+        yield f"the working directory is {process.get('cwd')!r:.80}"
+    if process.get("terminal"):
+        yield "a terminal is attached"
+    env = set(process.get("env") or ())
+    wanted = {f"{key}={value}" for key, value in asked.env.items()}
+    names = {entry.partition("=")[0] for entry in env ^ wanted}
+    if env != wanted:
+        yield f"the environment differs in {', '.join(sorted(names))}"
+    limits = {one["type"]: (one["soft"], one["hard"]) for one in process.get("rlimits") or ()}
+    for name, value in asked.rlimits.items():
+        if limits.get(name) != (value, value):
+            yield f"{name} is {limits.get(name)}"
+
+
+def _files(config: Mapping[str, Any], linux: Mapping[str, Any], asked: Asked) -> Iterator[str]:
+    if config.get("root", {}).get("readonly") is not True:
+        yield "the root file system is writable"
+    if config.get("hooks"):
+        yield "hooks would run"
+    binds = {bind.target: bind for bind in asked.binds}
+    mounts = {mount["destination"]: mount for mount in config.get("mounts") or ()}
+    for target in set(mounts) - set(binds) - set(asked.tmpfs) - ENGINE_MOUNTS:
+        yield f"{target!r:.80} is mounted"
+    for target, bind in binds.items():
+        mount = mounts.get(target, {})
+        options = set(mount.get("options") or ())
+        if mount.get("type") != "bind" or mount.get("source") != bind.source:
+            yield f"{target} is not the folder that was asked for"
+        if ("ro" in options) is bind.is_writable or not {"nosuid", "nodev", "noexec"} <= options:
+            yield f"{target} is mounted {','.join(sorted(options))}"
+    for what, wanted in (("maskedPaths", MASKED), ("readonlyPaths", READ_ONLY)):
+        missing = wanted - set(linux.get(what) or ())
+        if missing:
+            yield f"{what} lack {', '.join(sorted(missing))}"
+
+
+def _kernel(linux: Mapping[str, Any], asked: Asked) -> Iterator[str]:
+    namespaces = {one["type"]: one.get("path") for one in linux.get("namespaces") or ()}
+    if OCI_NAMESPACES - set(namespaces) or any(namespaces.values()):
+        yield f"namespaces of its own are only {', '.join(sorted(namespaces))}"
+    if linux.get("devices"):
+        yield "devices are added"
+    if not linux.get("seccomp"):
+        yield "there is no seccomp profile"
+    elif canonical_seccomp(linux["seccomp"]) != canonical_seccomp(asked.seccomp):
+        yield "the seccomp profile is another one"
+
+
+def canonical_seccomp(profile: Mapping[str, Any]) -> object:
+    """A profile as a value that is equal for equal filters, however the rules are grouped and ordered."""
+    rules = {
+        (
+            name,
+            rule["action"],
+            rule.get("errnoRet"),
+            tuple(
+                (arg["index"], arg["value"], arg.get("valueTwo") or 0, arg["op"])
+                for arg in rule.get("args") or ()
+            ),
+        )
+        for rule in profile.get("syscalls") or ()
+        for name in rule["names"]
+    }
+    return (
+        profile.get("defaultAction"),
+        profile.get("defaultErrnoRet"),
+        frozenset(profile.get("architectures") or ()),
+        frozenset(rules),
+        tuple(profile.get("flags") or ()),
+    )
+
+
+# ------------------------------------------------------------------ the kernel's view
+
+
+def process_differences(process: Process, asked: Asked, own_uid: int) -> list[str]:
+    """How the waiting process differs from what was asked for. `own_uid` is the agent's: no guest may be mapped to it."""
+    return [
+        *_status(process),
+        *_maps(process, asked, own_uid),
+        *_world(process),
+        *_mounted(process, asked),
+        *_limited(process, asked),
+    ]
+
+
+def is_filtered(process: Process) -> bool:
+    """Whether the seccomp filter is loaded already: runc loads it before it waits, crun right before the program."""
+    return process.status.get("Seccomp") == "2"
+
+
+def _status(process: Process) -> Iterator[str]:
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        if int(process.status.get(name, "1"), 16) != 0:
+            yield f"{name} is {process.status.get(name)}"
+    if process.status.get("NoNewPrivs") != "1":
+        yield "NoNewPrivs is not set"
+
+
+def _maps(process: Process, asked: Asked, own_uid: int) -> Iterator[str]:
+    for name, table in (("uid_map", process.uid_map), ("gid_map", process.gid_map)):
+        if len(table) != 1 or table[0][0] != 0 or table[0][2] != asked.map_size:
+            yield f"{name} is {table}"
+    if any(start <= own_uid < start + size for _, start, size in process.uid_map):
+        yield "the agent's own user is mapped into the container"
+    for name, table in (("Uid", process.uid_map), ("Gid", process.gid_map)):
+        wanted = str(table[0][1] + GUEST_ID) if table else ""
+        if set(process.status.get(name, "").split()) != {wanted}:
+            yield f"{name} is {process.status.get(name)}"
+    groups = set(process.status.get("Groups", "").split())
+    if process.gid_map and groups - {str(process.gid_map[0][1] + GUEST_ID)}:
+        yield f"the process has the groups {' '.join(sorted(groups))}"
+
+
+def _world(process: Process) -> Iterator[str]:
+    if process.interfaces != {"lo"}:
+        yield f"the network interfaces are {', '.join(sorted(process.interfaces))}"
+    if process.shared_namespaces:
+        yield f"namespaces shared with the host: {', '.join(sorted(process.shared_namespaces))}"
+
+
+def _mounted(process: Process, asked: Asked) -> Iterator[str]:
+    writable = {bind.target for bind in asked.binds if bind.is_writable} | set(asked.tmpfs)
+    known = writable | {bind.target for bind in asked.binds} | ENGINE_MOUNTS | DEVICES | {"/"}
+    for point in (known - ENGINE_MOUNTS - DEVICES) - set(process.mounts):
+        yield f"{point} is not mounted"
+    for point, options in process.mounts.items():
+        if point not in known and not point.startswith(("/proc/", "/sys/")):
+            yield f"{point!r:.80} is mounted"
+        elif "rw" in options and point not in writable and not point.startswith(("/proc", "/sys/", "/dev")):
+            yield f"{point} is mounted writable"
+        elif "ro" in options and point in writable:
+            yield f"{point} is mounted read-only"
+    if "ro" not in process.mounts.get("/proc/sys", ()):
+        yield "/proc/sys is writable"
+
+
+def _limited(process: Process, asked: Asked) -> Iterator[str]:
+    for name, value in asked.rlimits.items():
+        line = re.search(rf"^{RLIMIT_LINES[name]} +(\S+) +(\S+)", process.limits, flags=re.MULTILINE)
+        if line is None or line.groups() != (str(value), str(value)):
+            yield f"{name} is {line.groups() if line else 'unknown'}"
+    for name, content in asked.cgroup.items():
+        if process.cgroup.get(name) != content:
+            yield f"{name} is {process.cgroup.get(name)}"
+
+
+# ------------------------------------------------------------------ reading it
+
+
+def read_process(pid: int, cgroup_files: Mapping[str, str], proc: Path = Path("/proc")) -> Process:
+    """What the kernel says of this process, and of these files of its cgroup. Raises: OSError when it may not be read."""
+    own = proc / str(pid)
+    return Process(
+        status=read_status(own),
+        uid_map=_id_map(own / "uid_map"),
+        gid_map=_id_map(own / "gid_map"),
+        mounts=_mounts((own / "mountinfo").read_text()),
+        interfaces=frozenset(re.findall(r"(?m)^ *([^\s:|]+):", (own / "net/dev").read_text())),
+        limits=(own / "limits").read_text(),
+        shared_namespaces=frozenset(name for name in NAMESPACES if _is_shared(own, proc / "self", name)),
+        cgroup=_cgroup((own / "cgroup").read_text(), cgroup_files),
+    )
+
+
+def read_status(own: Path) -> dict[str, str]:
+    """/proc/<pid>/status as a table. Raises: OSError."""
+    lines = (line.partition(":") for line in (own / "status").read_text().splitlines())
+    return {key: value.strip() for key, _, value in lines}
+
+
+def _is_shared(one: Path, other: Path, namespace: str) -> bool:
+    return os.readlink(one / "ns" / namespace) == os.readlink(other / "ns" / namespace)
+
+
+def _id_map(file: Path) -> tuple[tuple[int, int, int], ...]:
+    rows = (line.split() for line in file.read_text().splitlines())
+    return tuple((int(inside), int(outside), int(count)) for inside, outside, count in rows)
+
+
+def _mounts(mountinfo: str) -> dict[str, frozenset[str]]:
+    """Options by mount point; of two mounts on one point the later one, which is the one seen."""
+    mounts = {}
+    for line in mountinfo.splitlines():
+        fields = line.split(" ")
+        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+        mounts[point] = frozenset(fields[5].split(","))
+    return mounts
+
+
+def _cgroup(membership: str, files: Mapping[str, str]) -> dict[str, str]:
+    """Content of these files of the process's cgroup v2; those that are missing are left out."""
+    match = re.search(r"^0::(/.*)$", membership, flags=re.MULTILINE)
+    folder = Path("/sys/fs/cgroup" + (match[1] if match else "/"))
+    found = {}
+    for name in files:
+        path = folder / name
+        if path.exists():
+            found[name] = path.read_text().strip()
+    return found

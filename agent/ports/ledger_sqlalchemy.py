@@ -1,0 +1,374 @@
+"""The ledger on SQLite through SQLAlchemy core: one file that all processes of this host share.
+
+Here are the transactions, one method each; their parts are in `ledger_sqlalchemy_writes.py`, the file itself in
+`ledger_sqlalchemy_file.py`.
+"""
+
+from collections.abc import Sequence, Set
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, delete, func, insert, or_, select, text, union_all, update
+
+from agent.domain.ids import Digest, JobId, KeyId, OrderId
+from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState
+from agent.domain.receipts import SignedReceipt
+from agent.errors import LostRace, NotFound
+from agent.ports import ledger_sqlalchemy_writes as writes
+from agent.ports.ledger import (
+    Admission,
+    Arrival,
+    Delivery,
+    DeliveryId,
+    DeliveryKind,
+    DeliveryState,
+    EventRecord,
+    JobQuery,
+    NewDelivery,
+    OrderRecord,
+    Successor,
+    Unrung,
+)
+from agent.ports.ledger_schema import (
+    IS_DEAD,
+    IS_PENDING,
+    bodies,
+    deliveries,
+    events,
+    jobs,
+    logs,
+    nonces,
+    orders,
+    probe,
+    receipts,
+)
+from agent.ports.ledger_sqlalchemy_file import LedgerFile, migrate, open_file
+from agent.ports.ledger_sqlalchemy_rows import Plain, delivery_of, event_of, job_of, order_of, receipt_of
+
+__all__ = ["SqlAlchemyLedger", "migrate", "open_ledger"]
+
+
+def open_ledger(path: Path) -> "SqlAlchemyLedger":
+    """The ledger at `path`: made with mode 0600 when it is missing, migrated when it is behind. Raises: LedgerUnavailable."""
+    return SqlAlchemyLedger(open_file(path))
+
+
+class SqlAlchemyLedger:
+    """See `ledger.Ledger`. Threads and processes share it freely."""
+
+    def __init__(self, file: LedgerFile) -> None:
+        self._file = file
+
+    # ---- intake
+
+    def admit(self, arrival: Arrival, now: datetime, *, max_attempts: int, queue_limit: int) -> Admission:
+        signed = arrival.order
+        with self._file.writing() as tx:
+            known = writes.find_repeat(tx, arrival)
+            if known is not None:
+                return Admission(known, is_repeat=True)
+            writes.require_open_place(tx, arrival)
+            writes.require_room(tx, queue_limit)
+            writes.put_order(tx, arrival, now)
+            writes.put_receipts(tx, signed.digest, arrival.receipts, first=0, now=now)
+            job = writes.put_job(
+                tx,
+                order=(signed.order.id, signed.digest),
+                position=arrival.position,
+                kind=arrival.kind,
+                state=JobState.RECEIVED,
+                max_attempts=max_attempts,
+                last_receipt=arrival.last_receipt,
+                now=now,
+            )
+            return Admission(job, is_repeat=False)
+
+    def digest_of_order(self, order_id: OrderId) -> Digest | None:
+        with self._file.reading() as tx:
+            digest: Digest | None = tx.execute(
+                select(orders.c.digest).where(orders.c.id == order_id)
+            ).scalar_one_or_none()
+            return digest
+
+    def recorded_last_receipt(self, order: Digest, position: int) -> tuple[JobId, Digest | None] | None:
+        with self._file.reading() as tx:
+            return writes.place_of(tx, order, position)
+
+    def remember_nonce(self, keyid: KeyId, nonce: str, keep_until: datetime, now: datetime) -> bool:
+        here = (nonces.c.keyid == keyid, nonces.c.nonce == nonce)
+        with self._file.writing() as tx:
+            tx.execute(delete(nonces).where(*here, nonces.c.keep_until < now))
+            if tx.execute(select(nonces.c.nonce).where(*here)).first() is not None:
+                return False
+            tx.execute(insert(nonces), {"keyid": keyid, "nonce": nonce, "keep_until": keep_until})
+            return True
+
+    # ---- reading
+
+    def job(self, job: JobId) -> Job:
+        with self._file.reading() as tx:
+            return writes.read_job(tx, job)
+
+    def jobs(self, query: JobQuery) -> tuple[Job, ...]:
+        with self._file.reading() as tx:
+            before: int | None = None
+            if query.after is not None:
+                before = tx.execute(select(jobs.c.seq).where(jobs.c.id == query.after)).scalar()
+                if before is None:
+                    raise NotFound(f"no job {query.after}")
+            return tuple(job_of(row) for row in tx.execute(_page(query, before)).mappings())
+
+    def order(self, order_id: OrderId) -> OrderRecord:
+        with self._file.reading() as tx:
+            row = tx.execute(select(orders).where(orders.c.id == order_id)).mappings().one_or_none()
+        if row is None:
+            raise NotFound(f"no order {order_id}")
+        return order_of(row)
+
+    def receipts(self, order: Digest) -> tuple[SignedReceipt, ...]:
+        query = select(receipts).where(receipts.c.order_digest == order).order_by(receipts.c.position)
+        with self._file.reading() as tx:
+            rows = tx.execute(query).mappings().all()
+        return tuple(receipt_of(row) for row in rows)
+
+    def deliveries(
+        self, *, order_id: OrderId | None = None, state: DeliveryState | None = None
+    ) -> tuple[Delivery, ...]:
+        query = _deliveries().order_by(deliveries.c.seq)
+        if order_id is not None:
+            query = query.where(deliveries.c.order_id == order_id)
+        if state is DeliveryState.DEAD and order_id is None:
+            query = query.where(text(IS_DEAD))
+        elif state is DeliveryState.PENDING and order_id is None:
+            query = query.where(text(IS_PENDING))
+        elif state is not None:
+            query = query.where(deliveries.c.state == state)
+        with self._file.reading() as tx:
+            return tuple(delivery_of(row) for row in tx.execute(query).mappings())
+
+    def events(
+        self, *, order_id: OrderId | None = None, after: int = 0, limit: int = 500
+    ) -> tuple[EventRecord, ...]:
+        query = select(events).where(events.c.seq > after).order_by(events.c.seq).limit(limit)
+        if order_id is not None:
+            query = query.where(events.c.order_id == order_id)
+        with self._file.reading() as tx:
+            return tuple(event_of(row) for row in tx.execute(query).mappings())
+
+    # ---- moving
+
+    def move(
+        self,
+        job: Job,
+        event: JobEvent,
+        now: datetime,
+        *,
+        reason: str | None = None,
+        not_before: datetime | None = None,
+        next_agent: KeyId | None = None,
+        receipt: SignedReceipt | None = None,
+        score: str | None = None,
+        deliveries: Sequence[NewDelivery] = (),
+        successor: Successor | None = None,
+    ) -> Job:
+        _refuse_wrong_move(job, event, receipt)
+        columns: dict[str, Any] = {"reason": reason, "not_before": not_before}
+        if next_agent is not None:
+            columns["next_agent"] = next_agent
+        if score is not None:
+            columns["score"] = score
+        with self._file.writing() as tx:
+            moved = writes.transit(tx, job, event, now, **columns)
+            if receipt is not None:
+                writes.put_own_receipt(tx, moved, receipt, now)
+            writes.put_deliveries(tx, moved, deliveries, now)
+            if successor is not None:
+                writes.put_successor(tx, moved, successor, receipt, now)
+            return writes.settle(tx, moved, now) if event is JobEvent.ATTEST else moved
+
+    def start(
+        self,
+        job: Job,
+        now: datetime,
+        *,
+        worker: str,
+        lease_until: datetime,
+        deliveries: Sequence[NewDelivery] = (),
+    ) -> Job:
+        if job.state is not JobState.QUEUED:
+            raise LostRace(f"job {job.id} is {job.state}")
+        columns = {"attempt": job.attempt + 1, "not_before": None}
+        with self._file.writing() as tx:
+            current = writes.read_job(tx, job.id)
+            if current.not_before is not None and current.not_before > now:
+                raise LostRace(f"job {job.id} rests until {current.not_before.isoformat()}")
+            started = writes.transit(
+                tx, job, JobEvent.START, now, worker=worker, lease_until=lease_until, **columns
+            )
+            writes.put_deliveries(tx, started, deliveries, now)
+            return started
+
+    def renew(self, worker: str, lease_until: datetime) -> None:
+        query = update(jobs).where(jobs.c.state == JobState.RUNNING, jobs.c.worker == worker)
+        with self._file.writing() as tx:
+            tx.execute(query.values(lease_until=lease_until))
+
+    def redirect(self, job: Job, now: datetime, *, next_agent: KeyId, delivery: NewDelivery) -> Job:
+        if job.state is not JobState.RECEIVED:
+            raise IllegalMove(f"a {job.state} job cannot be redirected")
+        if job.next_agent is not None:
+            raise LostRace(f"job {job.id} goes to {job.next_agent} already")
+        with self._file.writing() as tx:
+            moved = writes.send_to(tx, job, next_agent, now)
+            writes.put_deliveries(tx, moved, [delivery], now)
+            return moved
+
+    def record_event(
+        self,
+        name: str,
+        now: datetime,
+        *,
+        order_id: OrderId | None = None,
+        position: int | None = None,
+        values: dict[str, Plain] | None = None,
+    ) -> None:
+        with self._file.writing() as tx:
+            writes.tell(tx, name, now, order_id, position, values or {})
+
+    # ---- logs of jobs
+
+    def keep_log(self, job: Job, run: str, log: bytes) -> None:
+        here = (logs.c.job_id == job.id, logs.c.attempt == job.attempt, logs.c.run == run)
+        row = {"job_id": job.id, "attempt": job.attempt, "run": run, "order_id": job.order_id, "log": log}
+        with self._file.writing() as tx:
+            if tx.execute(update(logs).where(*here).values(log=log)).rowcount == 0:
+                tx.execute(insert(logs), row)
+
+    def logs(self, order_id: OrderId) -> tuple[tuple[JobId, int, str, bytes], ...]:
+        query = select(logs).where(logs.c.order_id == order_id).order_by(logs.c.seq)
+        with self._file.reading() as tx:
+            rows = tx.execute(query).mappings().all()
+        return tuple((JobId(row["job_id"]), row["attempt"], row["run"], row["log"]) for row in rows)
+
+    # ---- outbox
+
+    def lease_delivery(self, delivery: DeliveryId, now: datetime, lease_until: datetime) -> Delivery | None:
+        is_free = or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until <= now)
+        may_go = (deliveries.c.id == delivery, text(IS_PENDING), deliveries.c.next_try_at <= now, is_free)
+        with self._file.writing() as tx:
+            if tx.execute(update(deliveries).where(*may_go).values(lease_until=lease_until)).rowcount == 0:
+                return None
+            return delivery_of(tx.execute(_deliveries().where(deliveries.c.id == delivery)).mappings().one())
+
+    def acknowledge(self, delivery: DeliveryId, now: datetime) -> Job:
+        with self._file.writing() as tx:
+            job, _, state = writes.read_delivery_state(tx, delivery)
+            if state is not DeliveryState.ACKNOWLEDGED:
+                writes.change_delivery(tx, delivery, state=DeliveryState.ACKNOWLEDGED, acknowledged_at=now)
+            return writes.settle(tx, writes.read_job(tx, job), now)
+
+    def postpone(self, delivery: DeliveryId, next_try_at: datetime, error: str) -> None:
+        with self._file.writing() as tx:
+            _, _, state = writes.read_delivery_state(tx, delivery)
+            if state is DeliveryState.PENDING:
+                attempts = deliveries.c.attempts + 1
+                writes.change_delivery(
+                    tx, delivery, attempts=attempts, next_try_at=next_try_at, last_error=error
+                )
+
+    def bury(
+        self, delivery: DeliveryId, now: datetime, error: str, *, deliveries: Sequence[NewDelivery] = ()
+    ) -> None:
+        with self._file.writing() as tx:
+            job_id, kind, state = writes.read_delivery_state(tx, delivery)
+            if state is not DeliveryState.PENDING:
+                return
+            writes.change_delivery(tx, delivery, state=DeliveryState.DEAD, last_error=error)
+            job = writes.read_job(tx, job_id)
+            instead = next((new.target for new in deliveries if new.kind is DeliveryKind.HANDOFF), None)
+            if kind is DeliveryKind.HANDOFF:
+                job = writes.lose_handoff(tx, job, instead, error, now)
+            writes.put_deliveries(tx, job, deliveries, now)
+            writes.settle(tx, job, now)
+
+    # ---- the sweep
+
+    def unrung(self, now: datetime, limit: int) -> Unrung:
+        is_here = jobs.c.next_agent.is_(None)
+        is_awake = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now)
+        waiting = {JobState.RECEIVED, JobState.QUEUED}
+        due = _merged(waiting, [is_here, is_awake], limit, newest_first=False)
+        lapsed = select(jobs).where(jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= now)
+        is_free = or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until <= now)
+        unsent = select(deliveries.c.id).where(text(IS_PENDING), deliveries.c.next_try_at <= now, is_free)
+        with self._file.reading() as tx:
+            orphans = tx.execute(lapsed.order_by(jobs.c.lease_until, jobs.c.seq).limit(limit))
+            ids = tx.execute(unsent.order_by(deliveries.c.next_try_at, deliveries.c.seq).limit(limit))
+            return Unrung(
+                jobs=tuple(job_of(row) for row in tx.execute(due).mappings()),
+                orphans=tuple(job_of(row) for row in orphans.mappings()),
+                deliveries=tuple(DeliveryId(found) for found in ids.scalars()),
+            )
+
+    def forget_nonces(self, now: datetime) -> int:
+        with self._file.writing() as tx:
+            return tx.execute(delete(nonces).where(nonces.c.keep_until < now)).rowcount
+
+    def counts(self) -> dict[JobState, int]:
+        query = select(jobs.c.state, func.count().label("count")).group_by(jobs.c.state)
+        with self._file.reading() as tx:
+            found = {row["state"]: row["count"] for row in tx.execute(query).mappings()}
+        return {state: found.get(state, 0) for state in JobState}
+
+    def check(self) -> None:
+        with self._file.writing() as tx:
+            tx.execute(update(probe).values(count=probe.c.count + 1))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _refuse_wrong_move(job: Job, event: JobEvent, receipt: SignedReceipt | None) -> None:
+    """What `follow` cannot see. Raises: IllegalMove."""
+    if event in {JobEvent.START, JobEvent.SETTLE}:
+        raise IllegalMove(
+            f"{event} is not the caller's: `start` starts a job, and the last delivery settles it"
+        )
+    if event in {JobEvent.ENQUEUE, JobEvent.HOLD} and job.next_agent is not None:
+        raise IllegalMove(f"job {job.id} goes to {job.next_agent}: it cannot {event} here")
+    if receipt is not None and (receipt.receipt.order, receipt.receipt.position) != (job.order, job.position):
+        raise IllegalMove(f"the receipt is not that of job {job.id}")
+
+
+def _deliveries() -> Select[Any]:
+    return select(deliveries, bodies.c.body).join(bodies, bodies.c.delivery == deliveries.c.id)
+
+
+def _page(query: JobQuery, before: int | None) -> Any:
+    conditions = [] if before is None else [jobs.c.seq < before]
+    if query.signer is not None:
+        conditions.append(jobs.c.signer == query.signer)
+    if query.order_id is not None:  # at most one job a position: few
+        conditions.append(jobs.c.order_id == query.order_id)
+        if query.states:
+            conditions.append(jobs.c.state.in_(query.states))
+    elif query.states or query.signer is not None:
+        return _merged(query.states or set(JobState), conditions, query.limit, newest_first=True)
+    return select(jobs).where(*conditions).order_by(jobs.c.seq.desc()).limit(query.limit)
+
+
+def _merged(
+    states: Set[JobState], conditions: Sequence[ColumnElement[bool]], limit: int, *, newest_first: bool
+) -> Any:
+    """The first so many jobs in these states. Each state's first are read from its index and then merged, because SQLite
+    would read and sort all jobs of all the states."""
+
+    def in_order(key: ColumnElement[int]) -> ColumnElement[int]:
+        return key.desc() if newest_first else key
+
+    first = select(jobs.c.seq).where(*conditions).order_by(in_order(jobs.c.seq)).limit(limit)
+    parts = [first.where(jobs.c.state == state).subquery() for state in sorted(states)]
+    merged = union_all(*[select(part.c.seq) for part in parts]).subquery()
+    found = select(merged.c.seq).order_by(in_order(merged.c.seq)).limit(limit)
+    return select(jobs).where(jobs.c.seq.in_(found)).order_by(in_order(jobs.c.seq))

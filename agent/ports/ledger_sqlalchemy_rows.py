@@ -1,0 +1,134 @@
+"""Rows of the ledger as values. Signed things come back from their envelopes; they were verified before they were recorded."""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import RowMapping
+
+from agent.domain.chain import TaskKind
+from agent.domain.ids import Digest, JobId, KeyId, OrderId
+from agent.domain.jobs import Job, JobState
+from agent.domain.receipts import MAX_RECEIPT_BYTES, SignedReceipt, parse_receipt
+from agent.domain.strict_json import encode
+from agent.errors import AgentError, LedgerUnavailable
+from agent.ports.ledger import Delivery, DeliveryId, DeliveryKind, DeliveryState, EventRecord, OrderRecord
+from agent.trust.envelope import parse_envelope
+
+Plain = str | int | float | None
+
+
+def job_of(row: RowMapping) -> Job:
+    """A row of `jobs`."""
+    return Job(
+        id=JobId(row["id"]),
+        order=Digest(row["order_digest"]),
+        order_id=OrderId(row["order_id"]),
+        position=row["position"],
+        kind=TaskKind(row["kind"]),
+        state=JobState(row["state"]),
+        attempt=row["attempt"],
+        max_attempts=row["max_attempts"],
+        received_at=row["received_at"],
+        changed_at=row["changed_at"],
+        not_before=row["not_before"],
+        worker=row["worker"],
+        lease_until=row["lease_until"],
+        next_agent=row["next_agent"],
+        reason=row["reason"],
+        score=row["score"],
+    )
+
+
+def row_of_job(job: Job, *, signer: str, last_receipt: Digest | None) -> dict[str, Any]:
+    """A new job as a row of `jobs`."""
+    row = msgspec.structs.asdict(job)
+    row["order_digest"] = row.pop("order")
+    return {**row, "signer": signer, "last_receipt": last_receipt}
+
+
+def delivery_of(row: RowMapping) -> Delivery:
+    """A row of `deliveries` with its `body`."""
+    return Delivery(
+        id=DeliveryId(row["id"]),
+        job=JobId(row["job_id"]),
+        order=Digest(row["order_digest"]),
+        order_id=OrderId(row["order_id"]),
+        position=row["position"],
+        kind=DeliveryKind(row["kind"]),
+        n=row["n"],
+        target=KeyId(row["target"]),
+        body=row["body"],
+        state=DeliveryState(row["state"]),
+        attempts=row["attempts"],
+        next_try_at=row["next_try_at"],
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+        acknowledged_at=row["acknowledged_at"],
+        lease_until=row["lease_until"],
+        last_error=row["last_error"],
+    )
+
+
+def order_of(row: RowMapping) -> OrderRecord:
+    """A row of `orders`."""
+    return OrderRecord(
+        digest=Digest(row["digest"]),
+        id=OrderId(row["id"]),
+        payload_type=row["payload_type"],
+        signer=KeyId(row["signer"]),
+        envelope=row["envelope"],
+        expires=row["expires"],
+        received_at=row["received_at"],
+        sender=KeyId(row["sender"]),
+    )
+
+
+def receipt_of(row: RowMapping) -> SignedReceipt:
+    """A row of `receipts`. Raises: LedgerUnavailable when it does not parse any more: somebody wrote in the file."""
+    try:
+        envelope = parse_envelope(row["envelope"], limit_bytes=MAX_RECEIPT_BYTES)
+        receipt = parse_receipt(envelope.payload)
+    except AgentError as cause:
+        place = f"{row['order_digest']}, position {row['position']}"
+        raise LedgerUnavailable(f"the recorded receipt of {place} cannot be read: {cause}") from cause
+    return SignedReceipt(receipt, Digest(row["digest"]), KeyId(row["signer"]), row["envelope"])
+
+
+def row_of_receipt(signed: SignedReceipt, order: Digest, position: int, now: datetime) -> dict[str, Any]:
+    """A receipt as a row of `receipts`."""
+    return {
+        "order_digest": order,
+        "position": position,
+        "digest": signed.digest,
+        "signer": signed.signer,
+        "recorded_at": now,
+        "envelope": signed.envelope,
+    }
+
+
+def event_of(row: RowMapping) -> EventRecord:
+    """A row of `events`."""
+    return EventRecord(
+        seq=row["seq"],
+        at=row["at"],
+        name=row["name"],
+        order_id=row["order_id"],
+        position=row["position"],
+        values=msgspec.json.decode(row["values"], type=dict[str, Plain]),
+    )
+
+
+def row_of_event(
+    name: str, now: datetime, order_id: OrderId | None, position: int | None, values: dict[str, Plain]
+) -> dict[str, Any]:
+    """An event as a row of `events`."""
+    text = encode(values).decode()
+    return {"at": now, "name": name, "order_id": order_id, "position": position, "values": text}
+
+
+def told_of(job: Job) -> dict[str, Plain]:
+    """What the event of a move tells of the job: the count of attempts, and whatever else there is to say."""
+    values: dict[str, Plain] = {"attempt": job.attempt, "max_attempts": job.max_attempts}
+    said = {"reason": job.reason, "worker": job.worker, "next_agent": job.next_agent, "score": job.score}
+    return values | {name: value for name, value in said.items() if value is not None}

@@ -1,0 +1,303 @@
+"""The parts that the ledger's transactions are made of. Each works on the caller's open writing transaction."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, func, insert, select, text, update
+
+from agent.domain.chain import TaskKind
+from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
+from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
+from agent.domain.receipts import SignedReceipt
+from agent.errors import HandoffConflict, LostRace, NotFound, OrderConflict, QueueFull
+from agent.ports.ledger import Arrival, DeliveryId, DeliveryKind, DeliveryState, NewDelivery, Successor
+from agent.ports.ledger_schema import IS_PENDING, bodies, deliveries, events, jobs, orders, receipts
+from agent.ports.ledger_sqlalchemy_rows import (
+    Plain,
+    job_of,
+    row_of_event,
+    row_of_job,
+    row_of_receipt,
+    told_of,
+)
+
+# What the queue's limit counts: everything that waits for this host.
+WAITING: Final = (JobState.RECEIVED, JobState.HELD, JobState.QUEUED)
+
+
+# ------------------------------------------------------------------ jobs
+
+
+def read_job(tx: Connection, job: JobId) -> Job:
+    """The job as it is now. Raises: NotFound."""
+    row = tx.execute(select(jobs).where(jobs.c.id == job)).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"no job {job}")
+    return job_of(row)
+
+
+def transit(tx: Connection, seen: Job, event: JobEvent, now: datetime, **columns: Any) -> Job:
+    """Follow the table from the job as the caller saw it, and tell the log of events. Raises: IllegalMove, LostRace."""
+    state = follow(seen.state, event)
+    columns = {"worker": None, "lease_until": None} | columns
+    moved = change(tx, seen, state=state, changed_at=now, **columns)
+    tell(tx, f"job.{state}", now, moved.order_id, moved.position, told_of(moved))
+    return moved
+
+
+def change(tx: Connection, seen: Job, **columns: Any) -> Job:
+    """Compare and set: the job is as the caller saw it, or LostRace.
+
+    Beside (state, attempt) a recorded hand-off fences too: a job that is on its way to another host must not be queued here
+    by a worker that read it before.
+    """
+    fence = (
+        jobs.c.id == seen.id,
+        jobs.c.state == seen.state,
+        jobs.c.attempt == seen.attempt,
+        jobs.c.next_agent.is_not_distinct_from(seen.next_agent),
+    )
+    if tx.execute(update(jobs).where(*fence).values(**columns)).rowcount != 1:
+        raise LostRace(f"job {seen.id} is no longer {seen.state} in attempt {seen.attempt}")
+    return read_job(tx, seen.id)
+
+
+def send_to(tx: Connection, seen: Job, next_agent: KeyId, now: datetime) -> Job:
+    """The job with another host that goes on. Raises: LostRace."""
+    moved = change(tx, seen, next_agent=next_agent, changed_at=now)
+    tell(tx, "job.redirected", now, moved.order_id, moved.position, told_of(moved))
+    return moved
+
+
+def lose_handoff(tx: Connection, job: Job, instead: KeyId | None, error: str, now: datetime) -> Job:
+    """What a dead hand-off means for its job: another host goes on instead, or nobody does."""
+    if instead is not None and job.state in {JobState.RECEIVED, JobState.ATTESTED}:
+        return send_to(tx, job, instead, now)
+    if instead is None and job.state is JobState.RECEIVED:
+        return transit(tx, job, JobEvent.FAIL, now, reason=error)
+    return job
+
+
+def settle(tx: Connection, job: Job, now: datetime) -> Job:
+    """DONE when it has only deliveries to wait for and none is pending; else the job as it is."""
+    waits = job.state is JobState.ATTESTED or (job.state is JobState.RECEIVED and job.next_agent is not None)
+    if not waits or tx.execute(_pending_of(job)).first() is not None:
+        return job
+    return transit(tx, job, JobEvent.SETTLE, now)
+
+
+def put_job(
+    tx: Connection,
+    *,
+    order: tuple[OrderId, Digest],
+    position: int,
+    kind: TaskKind,
+    state: JobState,
+    max_attempts: int,
+    last_receipt: Digest | None,
+    now: datetime,
+) -> Job:
+    """A new job, told to the log of events."""
+    order_id, digest = order
+    job = Job(
+        id=job_id(order_id, position),
+        order=digest,
+        order_id=order_id,
+        position=position,
+        kind=kind,
+        state=state,
+        attempt=0,
+        max_attempts=max_attempts,
+        received_at=now,
+        changed_at=now,
+    )
+    signer = tx.execute(select(orders.c.signer).where(orders.c.id == order_id)).scalar_one()
+    tx.execute(insert(jobs), row_of_job(job, signer=signer, last_receipt=last_receipt))
+    tell(tx, f"job.{state}", now, order_id, position, told_of(job))
+    return job
+
+
+def put_successor(
+    tx: Connection, before: Job, successor: Successor, receipt: SignedReceipt | None, now: datetime
+) -> None:
+    """The next job of the chain, queued on this same host. Raises: HandoffConflict when its place is taken."""
+    if receipt is None or successor.position != before.position + 1:
+        raise IllegalMove(f"job {before.id} cannot be followed by position {successor.position}")
+    if place_of(tx, before.order, successor.position) is not None:
+        raise HandoffConflict(f"position {successor.position} of order {before.order_id} is recorded already")
+    put_job(
+        tx,
+        order=(before.order_id, before.order),
+        position=successor.position,
+        kind=successor.kind,
+        state=JobState.QUEUED,
+        max_attempts=before.max_attempts,
+        last_receipt=receipt.digest,
+        now=now,
+    )
+
+
+# ------------------------------------------------------------------ intake
+
+
+def place_of(tx: Connection, order: Digest, position: int) -> tuple[JobId, Digest | None] | None:
+    """The job at this place of the order and the receipt it arrived with."""
+    query = (
+        select(jobs.c.id, jobs.c.last_receipt)
+        .join(orders, orders.c.id == jobs.c.order_id)
+        .where(orders.c.digest == order, jobs.c.position == position)
+    )
+    row = tx.execute(query).mappings().one_or_none()
+    return None if row is None else (JobId(row["id"]), row["last_receipt"])
+
+
+def find_repeat(tx: Connection, arrival: Arrival) -> Job | None:
+    """The job that this very arrival made before. Raises: OrderConflict, HandoffConflict."""
+    signed = arrival.order
+    digest = tx.execute(select(orders.c.digest).where(orders.c.id == signed.order.id)).scalar()
+    if digest is None:
+        return None
+    if digest != signed.digest:
+        raise OrderConflict(f"order {signed.order.id} is recorded with other content ({digest})")
+    place = place_of(tx, signed.digest, arrival.position)
+    if place is None:
+        return None
+    job, last_receipt = place
+    if last_receipt != arrival.last_receipt:
+        raise HandoffConflict(
+            f"position {arrival.position} of order {signed.order.id} follows another receipt"
+        )
+    return read_job(tx, job)
+
+
+def require_room(tx: Connection, queue_limit: int) -> None:
+    """Raises: QueueFull when that many jobs wait. Counts no further than the limit."""
+    waiting = select(jobs.c.seq).where(jobs.c.state.in_(WAITING)).limit(queue_limit).subquery()
+    if tx.execute(select(func.count()).select_from(waiting)).scalar_one() >= queue_limit:
+        raise QueueFull(f"{queue_limit} jobs wait on this host already")
+
+
+def put_order(tx: Connection, arrival: Arrival, now: datetime) -> None:
+    """The order, unless an earlier hand-off brought it."""
+    signed = arrival.order
+    if tx.execute(select(orders.c.id).where(orders.c.id == signed.order.id)).first() is not None:
+        return
+    row = {
+        "id": signed.order.id,
+        "digest": signed.digest,
+        "payload_type": signed.order.payload_type,
+        "signer": signed.signer,
+        "sender": arrival.sender,
+        "expires": signed.order.expires,
+        "received_at": now,
+        "envelope": signed.envelope,
+    }
+    tx.execute(insert(orders), row)
+
+
+def put_receipts(
+    tx: Connection, order: Digest, signed: Sequence[SignedReceipt], *, first: int, now: datetime
+) -> None:
+    """These receipts from position `first` on; those that are recorded already are fine.
+
+    Raises: HandoffConflict when another one stands in one's place.
+    """
+    query = select(receipts.c.position, receipts.c.digest).where(receipts.c.order_digest == order)
+    recorded: dict[int, str] = {row["position"]: row["digest"] for row in tx.execute(query).mappings()}
+    for position, receipt in enumerate(signed, first):
+        if recorded.get(position, receipt.digest) != receipt.digest:
+            raise HandoffConflict(f"another receipt of order {order} is recorded for position {position}")
+    new = [
+        row_of_receipt(receipt, order, position, now)
+        for position, receipt in enumerate(signed, first)
+        if position not in recorded
+    ]
+    if new:
+        tx.execute(insert(receipts), new)
+
+
+def put_own_receipt(tx: Connection, job: Job, receipt: SignedReceipt, now: datetime) -> None:
+    """The receipt of a job that just moved. Raises: HandoffConflict.
+
+    A failure has to end the job even where a later hand-off brought another receipt of its place: the first one recorded stays.
+    """
+    try:
+        put_receipts(tx, job.order, [receipt], first=job.position, now=now)
+    except HandoffConflict:
+        if job.state is not JobState.FAILED:
+            raise
+        tell(tx, "receipt.dropped", now, job.order_id, job.position, {"digest": receipt.digest})
+
+
+def require_open_place(tx: Connection, arrival: Arrival) -> None:
+    """Raises: HandoffConflict when a later hand-off already brought the receipt of this place: it would run twice."""
+    place = (receipts.c.order_digest == arrival.order.digest, receipts.c.position == arrival.position)
+    if tx.execute(select(receipts.c.position).where(*place)).first() is not None:
+        raise HandoffConflict(
+            f"position {arrival.position} of order {arrival.order.order.id} is done already"
+        )
+
+
+# ------------------------------------------------------------------ outbox and events
+
+
+def put_deliveries(tx: Connection, job: Job, new: Sequence[NewDelivery], now: datetime) -> None:
+    """These deliveries of the job, due at once, each with the next number of its kind at this place."""
+    for delivery in new:
+        of_kind = (*_of_place(job), deliveries.c.kind == delivery.kind)
+        last: int | None = tx.execute(select(func.max(deliveries.c.n)).where(*of_kind)).scalar()
+        n = (last or 0) + 1
+        name = DeliveryId(f"{job.id}.{delivery.kind}.{n}")
+        row = {
+            "id": name,
+            "job_id": job.id,
+            "order_id": job.order_id,
+            "order_digest": job.order,
+            "position": job.position,
+            "kind": delivery.kind,
+            "n": n,
+            "target": delivery.target,
+            "state": DeliveryState.PENDING,
+            "attempts": 0,
+            "next_try_at": now,
+            "created_at": now,
+            "expires_at": delivery.expires_at,
+        }
+        tx.execute(insert(deliveries), row)
+        tx.execute(insert(bodies), {"delivery": name, "body": delivery.body})
+
+
+def read_delivery_state(tx: Connection, delivery: DeliveryId) -> tuple[JobId, DeliveryKind, DeliveryState]:
+    """(job, kind, state) of a delivery. Raises: NotFound."""
+    query = select(deliveries.c.job_id, deliveries.c.kind, deliveries.c.state)
+    row = tx.execute(query.where(deliveries.c.id == delivery)).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"no delivery {delivery}")
+    return JobId(row["job_id"]), DeliveryKind(row["kind"]), DeliveryState(row["state"])
+
+
+def change_delivery(tx: Connection, delivery: DeliveryId, **columns: Any) -> None:
+    """Set these columns; whoever leased the delivery is done with it."""
+    values = {"lease_until": None} | columns
+    tx.execute(update(deliveries).where(deliveries.c.id == delivery).values(**values))
+
+
+def tell(
+    tx: Connection,
+    name: str,
+    now: datetime,
+    order_id: OrderId | None,
+    position: int | None,
+    values: dict[str, Plain],
+) -> None:
+    """One line more in the log of events."""
+    tx.execute(insert(events), row_of_event(name, now, order_id, position, values))
+
+
+def _of_place(job: Job) -> tuple[Any, Any]:
+    return deliveries.c.order_id == job.order_id, deliveries.c.position == job.position
+
+
+def _pending_of(job: Job) -> Any:
+    return select(deliveries.c.seq).where(*_of_place(job), text(IS_PENDING)).limit(1)

@@ -1,0 +1,383 @@
+"""Rootless Podman as a `Runtime`: make the container, look at what was really applied, and only then start it.
+
+The cage is one create body (`runtime_podman_body.py`) and one comparison (`cage_check.py`); the socket is
+`runtime_podman_api.py`, a started container `runtime_podman_run.py`. The agent runs as the user whose socket it is.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from agent.domain.ids import Digest, digest_from_hex, digest_of, hex_of
+from agent.errors import BadImage, BadOutput, CageNotApplied, RuntimeUnavailable
+from agent.ports import cage_check, image_archive
+from agent.ports import runtime_podman_body as body
+from agent.ports.runtime import Cage, ImageInfo, Leftover, RunSpec
+from agent.ports.runtime_podman_api import ApiRefusal, PodmanApi, hard_limits, own_uid
+from agent.ports.runtime_podman_body import EngineFacts, Names, StoredImage
+from agent.ports.runtime_podman_run import PodmanRun
+
+LABEL = "dc-compute."
+INSTANCE_LABEL, NAME_LABEL, MAP_LABEL = LABEL + "instance", LABEL + "name", LABEL + "id-map"
+GIVEN_LABEL = LABEL + "given."  # before the labels of a RunSpec
+
+FREE_MAP_WAIT_S = 900.0
+FILTER_WAIT_S = 5.0
+INNER_TIMEOUT_S = 600.0
+NOT_STARTABLE = (
+    "attempted to invoke a command that was not found",
+    "permission denied",
+    "no such file",
+    "exec format",
+)
+
+
+T = TypeVar("T")
+
+
+class PodmanRuntime:
+    """Implements `Runtime` over the socket of a rootless Podman of this very user.
+
+    `seccomp_dir` holds train.json, predict.json and problem.json; `store` remembers which archives were loaded;
+    `instance` tells this agent's containers from those of others on the same socket; `pool_size` is how many runs may go on
+    at once, each under ids of its own (each distinct map copies the image once, when it is first used).
+    """
+
+    name = "podman"
+
+    def __init__(
+        self, socket: Path, seccomp_dir: Path, store: Path, *, instance: str, pool_size: int = 4
+    ) -> None:
+        self._api = PodmanApi(socket)
+        self._seccomp_dir, self._store = seccomp_dir, store
+        self._instance, self._pool_size = instance, pool_size
+        self._asked: tuple[int, EngineFacts] | None = None  # by process of the service: asking takes 0.2 s
+
+    # -------------------------------------------------------------- images
+
+    def load(self, archive: Path, digest: Digest) -> ImageInfo:
+        """As the protocol says."""
+        known = self.image(digest)
+        if known is not None:
+            return known
+        found = image_archive.inspect(archive, digest)
+        with archive.open("rb") as file:
+            try:
+                self._api.upload("/images/load", file)
+            except ApiRefusal as refusal:
+                raise BadImage(f"Podman does not take image {hex_of(digest)[:12]}: {refusal}") from refusal
+        stored = StoredImage(
+            id=hex_of(found.image_id),
+            size_bytes=found.size_bytes,
+            entrypoint=found.entrypoint,
+            env=dict(found.env),
+        )
+        if not self._has(stored):
+            raise BadImage(f"Podman made another image of {hex_of(digest)[:12]} than its config names")
+        # Without a name it would be swept by `podman image prune`. Nothing is ever looked up by it.
+        self._api.post(f"/images/{stored.id}/tag", repo="localhost/dc-compute", tag=hex_of(digest))
+        self._remember(digest, stored)
+        return _info(digest, stored)
+
+    def image(self, digest: Digest) -> ImageInfo | None:
+        """As the protocol says."""
+        stored = self._recall(digest)
+        return None if stored is None or not self._has(stored) else _info(digest, stored)
+
+    def images(self) -> tuple[ImageInfo, ...]:
+        """As the protocol says."""
+        found = []
+        for path in sorted(self._store.glob("*.json")):
+            with contextlib.suppress(ValueError):
+                found.append(self.image(digest_from_hex(path.stem)))
+        return tuple(info for info in found if info is not None)
+
+    def _has(self, stored: StoredImage) -> bool:
+        try:
+            self._api.get(f"/images/{stored.id}/exists")
+        except ApiRefusal as refusal:
+            if refusal.status == 404:
+                return False
+            raise RuntimeUnavailable(f"Podman does not say whether it has an image: {refusal}") from refusal
+        return True
+
+    def _remember(self, digest: Digest, stored: StoredImage) -> None:
+        self._store.mkdir(parents=True, exist_ok=True)
+        path = self._store / f"{hex_of(digest)}.json"
+        part = path.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}.part")
+        with part.open("wb") as file:
+            file.write(msgspec.json.encode(stored))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+    def _recall(self, digest: Digest) -> StoredImage | None:
+        try:
+            return msgspec.json.decode(
+                (self._store / f"{hex_of(digest)}.json").read_bytes(), type=StoredImage
+            )
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
+
+    # -------------------------------------------------------------- runs
+
+    @contextlib.contextmanager
+    def run(self, spec: RunSpec) -> Iterator[PodmanRun]:
+        """As the protocol says. Raises RuntimeUnavailable too when every id map stays in use."""
+        image = self._recall(spec.image)
+        if image is None or not self._has(image):
+            raise BadImage(f"image {hex_of(spec.image)[:12]} is not loaded")
+        facts = self._facts()
+        missing = set(body.absent_ceilings(facts)) - spec.accept_missing
+        if missing:
+            raise CageNotApplied(f"this host cannot enforce: {', '.join(sorted(missing))}")
+        seccomp, seccomp_digest = self._seccomp(spec)
+        with contextlib.ExitStack() as stack:
+            container, number = self._create(spec, image, facts, stack)
+            asked = body.asked_for(spec, image, number, seccomp, facts)
+            pid = self._make(container)
+            self._check(container, pid, asked)
+            run = PodmanRun(self._api, container, pid, spec.ceilings.log_bytes)
+            stack.callback(run.close)
+            cage = Cage(
+                runtime=self.name,
+                version=facts.version,
+                seccomp=seccomp_digest,
+                ceilings=body.applied_ceilings(spec.ceilings, facts),
+                absent=body.absent_ceilings(facts),
+            )
+            with _refusals(CageNotApplied):
+                run.start(cage, spec.ceilings.wall_s)
+            _await_filter(pid)
+            yield run
+
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """As the protocol says."""
+        return tuple(
+            Leftover(
+                name=entry["Labels"].get(NAME_LABEL, ""),
+                labels={
+                    key.removeprefix(GIVEN_LABEL): value
+                    for key, value in entry["Labels"].items()
+                    if key.startswith(GIVEN_LABEL)
+                },
+                is_running=entry["State"] in {"running", "paused", "stopping"},
+            )
+            for entry in self._containers(f"{INSTANCE_LABEL}={self._instance}")
+        )
+
+    def remove(self, name: str) -> None:
+        """As the protocol says."""
+        self._destroy(self._container_name(name))
+
+    def _facts(self) -> EngineFacts:
+        """Raises: RuntimeUnavailable; CageNotApplied when the engine runs as root."""
+        service = self._api.service_pid()
+        if self._asked is None or self._asked[0] != service:
+            self._asked = service, self._ask(service)
+        return self._asked[1]
+
+    def _ask(self, service: int) -> EngineFacts:
+        with _refusals(RuntimeUnavailable):
+            info = self._api.get("/info")
+        host = info["host"]
+        if not host["security"]["rootless"]:
+            raise CageNotApplied("Podman runs as root: the agent wants the socket of its own user")
+        maps = [*host["idMappings"]["uidmap"]], [*host["idMappings"]["gidmap"]]
+        counts = [sum(row["size"] for row in rows if row["container_id"] > 0) for rows in maps]
+        on_v2 = host["cgroupVersion"] == "v2"
+        runtime_line = host["ociRuntime"]["version"].splitlines()[0]
+        return EngineFacts(
+            version=f"podman {info['version']['Version']}, {runtime_line}",
+            controllers=frozenset(host.get("cgroupControllers") or ()) if on_v2 else frozenset(),
+            id_count=min(counts),
+            hard_limits=_read(lambda: hard_limits(service)),
+        )
+
+    def _seccomp(self, spec: RunSpec) -> tuple[Mapping[str, Any], Digest]:
+        path = self._seccomp_dir / f"{spec.kind}.json"
+        try:
+            content = path.read_bytes()
+            return json.loads(content), digest_of(content)
+        except (OSError, ValueError) as cause:
+            raise CageNotApplied(f"the seccomp profile {path} cannot be read: {cause}") from cause
+
+    def _create(
+        self, spec: RunSpec, image: StoredImage, facts: EngineFacts, stack: contextlib.ExitStack
+    ) -> tuple[str, int]:
+        """(container, number of its id map); `stack` removes it. Raises: CageNotApplied, BadImage, RuntimeUnavailable."""
+        deadline_s = time.monotonic() + FREE_MAP_WAIT_S
+        pool = body.map_pool(facts, self._pool_size)
+        while True:
+            with self._alone():
+                number = self._free_map(pool)
+                if number is not None:
+                    return self._create_mapped(spec, image, facts, number, stack), number
+            if time.monotonic() > deadline_s:
+                raise RuntimeUnavailable(f"all {len(pool)} id maps of this host stay in use")
+            time.sleep(0.05)
+
+    def _create_mapped(
+        self,
+        spec: RunSpec,
+        image: StoredImage,
+        facts: EngineFacts,
+        number: int,
+        stack: contextlib.ExitStack,
+    ) -> str:
+        labels = {INSTANCE_LABEL: self._instance, NAME_LABEL: spec.name, MAP_LABEL: str(number)}
+        labels |= {GIVEN_LABEL + key: value for key, value in spec.labels.items()}
+        names = Names(self._container_name(spec.name), labels)
+        seccomp_path = str((self._seccomp_dir / f"{spec.kind}.json").resolve())
+        document = body.create_body(spec, image, names, number, seccomp_path, facts)
+        try:
+            answer = self._api.post("/containers/create", document)
+        except ApiRefusal as refusal:
+            if "already in use" in str(refusal):
+                raise RuntimeUnavailable(f"a container named {spec.name} is still there") from refusal
+            if refusal.status == 404:
+                raise BadImage(f"image {hex_of(spec.image)[:12]} is gone: {refusal}") from refusal
+            raise CageNotApplied(f"Podman did not make the container: {refusal}") from refusal
+        container: str = answer["Id"]
+        stack.callback(self._destroy, container)
+        if answer.get("Warnings"):
+            raise CageNotApplied(f"Podman warned: {'; '.join(answer['Warnings'])[:300]}")
+        return container
+
+    def _make(self, container: str) -> int:
+        """Make the container's frame: its first process waits before the image's program. Gives that process's id."""
+        try:
+            self._api.post(f"/containers/{container}/init")
+        except ApiRefusal as refusal:
+            if any(words in str(refusal) for words in NOT_STARTABLE):
+                raise BadImage(f"the image cannot start: {refusal}") from refusal
+            raise CageNotApplied(f"Podman did not make the cage: {refusal}") from refusal
+        with _refusals(RuntimeUnavailable):
+            return int(self._api.get(f"/containers/{container}/json")["State"]["Pid"])
+
+    def _check(self, container: str, pid: int, asked: cage_check.Asked) -> None:
+        """Compare what was applied with what was asked. Raises: CageNotApplied naming every difference."""
+        with _refusals(RuntimeUnavailable):
+            config_path = self._api.get(f"/containers/{container}/json")["OCIConfigPath"]
+        config = json.loads(self._inside("read", config_path))
+        process = _read(lambda: cage_check.read_process(pid, asked.cgroup))
+        differences = cage_check.config_differences(config, asked)
+        differences += cage_check.process_differences(process, asked, own_uid())
+        if differences:
+            raise CageNotApplied("; ".join(differences)[:1000])
+        tmp = _read(lambda: Path(f"/proc/{pid}/root/tmp").stat())
+        if tmp.st_mode & 0o7777 != 0o1777:
+            raise BadImage(
+                f"the image's /tmp has mode {tmp.st_mode & 0o7777:o}: make it 1777 or leave it out"
+            )
+
+    def _free_map(self, pool: range) -> int | None:
+        """The lowest id map that no container of any agent on this socket has."""
+        taken = {entry["Labels"].get(MAP_LABEL) for entry in self._containers(MAP_LABEL)}
+        return next((number for number in pool if str(number) not in taken), None)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One at a time over all agents on this socket, so that no two runs choose one id map."""
+        try:
+            folder = os.open(self._api.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as cause:
+            raise RuntimeUnavailable(f"the folder of {self._api.path} cannot be opened: {cause}") from cause
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+    def _containers(self, label: str) -> list[dict[str, Any]]:
+        with _refusals(RuntimeUnavailable):
+            found = self._api.get("/containers/json", all="true", filters=json.dumps({"label": [label]}))
+        return [entry for entry in found or () if entry.get("Labels")]
+
+    def _container_name(self, name: str) -> str:
+        """The run's name with a mark of this agent before it: two agents may use one socket."""
+        return f"dc-{hashlib.sha256(self._instance.encode()).hexdigest()[:8]}-{name}"
+
+    def _destroy(self, container: str) -> None:
+        try:
+            self._api.delete(f"/containers/{container}", force="true", v="true", timeout="0")
+        except ApiRefusal as refusal:
+            if refusal.status != 404:
+                raise RuntimeUnavailable(f"Podman did not remove a container: {refusal}") from refusal
+
+    # -------------------------------------------------------------- files of the guests
+
+    def reclaim(self, folder: Path) -> None:
+        """As the protocol says: everything is the agent's even when this raises.
+
+        Raises: BadOutput when a file had a set-id bit (it is cleared) or folders lay too deep (they are lifted out).
+        """
+        told = json.loads(self._inside("reclaim", str(folder)))
+        if told["set_id"] is not None:
+            raise BadOutput(f"{told['set_id']!r:.120} was left with a set-id bit")
+        if told["is_deep"]:
+            raise BadOutput("folders were left that lie too deep")
+
+    def _inside(self, what: str, path: str) -> bytes:
+        """What `runtime_podman_inner.py` says. Raises: RuntimeUnavailable."""
+        program = Path(__file__).with_name("runtime_podman_inner.py")
+        command = [sys.executable, "-I", "-S", str(program), str(self._api.service_pid()), what, path]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, env={}, timeout=INNER_TIMEOUT_S, check=False, cwd="/"
+            )
+        except (OSError, subprocess.TimeoutExpired) as cause:
+            raise RuntimeUnavailable(f"entering Podman's user namespace failed: {cause}") from cause
+        if done.returncode != 0:
+            words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            raise RuntimeUnavailable(f"{what} in Podman's user namespace failed: {' '.join(words)[:300]}")
+        return done.stdout
+
+
+def _info(digest: Digest, stored: StoredImage) -> ImageInfo:
+    return ImageInfo(digest, stored.size_bytes, stored.entrypoint)
+
+
+def _await_filter(pid: int) -> None:
+    """See the seccomp filter on the running process: crun loads it only right before the image's program.
+
+    A process that has ended was the program itself. Raises: CageNotApplied.
+    """
+    deadline_s = time.monotonic() + FILTER_WAIT_S
+    own = Path(f"/proc/{pid}")
+    while time.monotonic() < deadline_s:
+        try:
+            status = cage_check.read_status(own)
+        except OSError:
+            return
+        if status.get("Seccomp") == "2" or status.get("State", "").startswith(("Z", "X")):
+            return
+        time.sleep(0.001)
+    raise CageNotApplied("the seccomp filter was not loaded")
+
+
+def _read(how: Callable[[], T]) -> T:
+    """The kernel's answer. Raises: CageNotApplied when this host hides it (ProtectProc=invisible does)."""
+    try:
+        return how()
+    except (OSError, ValueError) as cause:
+        raise CageNotApplied(f"what was applied cannot be read back: {cause}") from cause
+
+
+@contextlib.contextmanager
+def _refusals(error: type[CageNotApplied] | type[RuntimeUnavailable]) -> Iterator[None]:
+    """Podman's no, as this error."""
+    try:
+        yield
+    except ApiRefusal as refusal:
+        raise error(f"Podman refused: {refusal}") from refusal

@@ -1,0 +1,178 @@
+"""Podman's REST socket: calls through podman-py's client, its errors translated here, the guest's streams read raw.
+
+podman-py's own container calls lose parts of the cage (notes in ARCHITECTURE.md), so only its client is used.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import podman.errors
+from podman.api.client import APIClient
+
+from agent.errors import RuntimeUnavailable
+
+API_VERSION = "4.0.0"  # the oldest whose answers are read here; newer engines still speak it
+TIMEOUT_S = 60.0
+LOAD_TIMEOUT_S = 1800.0
+STDOUT = 1
+
+
+class ApiRefusal(Exception):
+    """Podman answered no: its HTTP status and its own words."""
+
+    def __init__(self, status: int, words: str) -> None:
+        super().__init__(words)
+        self.status = status
+
+
+class PodmanApi:
+    """One service's socket. Safe to share between threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def get(self, path: str, **params: str) -> Any:
+        """The JSON of a GET. Raises: ApiRefusal, RuntimeUnavailable."""
+        return self._call("get", path, params=params)
+
+    def post(self, path: str, document: Any = None, **params: str) -> Any:
+        """The JSON of a POST, None when there is none. Raises: ApiRefusal, RuntimeUnavailable."""
+        if document is None:
+            return self._call("post", path, params=params)
+        headers = {"Content-Type": "application/json"}
+        return self._call("post", path, params=params, data=json.dumps(document), headers=headers)
+
+    def upload(self, path: str, file: IO[bytes]) -> Any:
+        """The JSON of a POST whose body is streamed from the file. Raises: ApiRefusal, RuntimeUnavailable."""
+        headers = {"Content-Type": "application/x-tar"}
+        return self._call("post", path, data=file, headers=headers, timeout=LOAD_TIMEOUT_S)
+
+    def delete(self, path: str, **params: str) -> None:
+        """A DELETE. Raises: ApiRefusal, RuntimeUnavailable."""
+        self._call("delete", path, params=params)
+
+    def service_pid(self) -> int:
+        """A process of Podman in its user namespace: the service itself, or the one that holds the namespace open.
+
+        Raises: RuntimeUnavailable when neither is found.
+        """
+        with _translated(self.path), socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(str(self.path))
+            pid, _, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if _is_mapped(pid):
+            return int(pid)
+        # The socket is another's: systemd passed it on.
+        run_root = Path(self.get("/info")["store"]["runRoot"])
+        with contextlib.suppress(OSError, ValueError):
+            pause = int((run_root.parent / "libpod/tmp/pause.pid").read_text())
+            if _is_mapped(pause):
+                return pause
+        raise RuntimeUnavailable(f"no process of the service at {self.path} was found in its user namespace")
+
+    def attach(self, container: str) -> socket.socket:
+        """A connection that carries the container's stdout and stderr until it ends, for `read_frames`.
+
+        Raises: RuntimeUnavailable.
+        """
+        query = "stream=true&stdout=true&stderr=true&stdin=false&logs=false"
+        line = f"POST /v{API_VERSION}/libpod/containers/{container}/attach?{query} HTTP/1.1"
+        with contextlib.ExitStack() as unless_done:
+            stream = unless_done.enter_context(socket.socket(socket.AF_UNIX))
+            with _translated(self.path):
+                stream.settimeout(TIMEOUT_S)
+                stream.connect(str(self.path))
+                stream.sendall(f"{line}\r\nHost: podman\r\nContent-Length: 0\r\n\r\n".encode())
+                head = _read_head(stream)
+                stream.settimeout(None)
+            if not re.match(rb"HTTP/1\.1 (200|101) ", head):
+                raise RuntimeUnavailable(f"Podman gives no output of {container}: {head[:80]!r}")
+            unless_done.pop_all()
+        return stream
+
+    def _knock(self) -> None:
+        """Connect and hang up: podman-py leaks the socket of a connection that is refused. Raises: RuntimeUnavailable."""
+        with _translated(self.path), socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(str(self.path))
+
+    def _call(self, method: str, path: str, **options: Any) -> Any:
+        """A client of its own for each call: some calls are made from other threads, and none leaves a connection."""
+        options.setdefault("timeout", TIMEOUT_S)
+        self._knock()
+        with (
+            _translated(self.path),
+            contextlib.closing(APIClient(f"http+unix://{self.path}", version=API_VERSION)) as client,
+        ):
+            answer = getattr(client, method)(path, **options)
+            if answer.status_code >= 400:
+                raise ApiRefusal(answer.status_code, _words(answer.text))
+            return answer.json() if answer.content.strip() else None
+
+
+def read_frames(stream: socket.socket, take: Callable[[bytes, bool], None]) -> None:
+    """Hand every block of an attached stream to `take(block, is_stdout)` until the stream ends."""
+    with contextlib.suppress(OSError), io.BufferedReader(stream.makefile("rb", buffering=0), 1 << 16) as file:
+        while len(head := file.read(8)) == 8:
+            kind, left = head[0], int.from_bytes(head[4:], "big")
+            while left > 0 and (block := file.read1(left)):
+                left -= len(block)
+                take(block, kind == STDOUT)
+
+
+def hard_limits(pid: int) -> dict[str, int]:
+    """The hard limits of a process as RLIMIT_* -> value; those without a bound are left out. Raises: OSError."""
+    names = {"RLIMIT_NOFILE": "open files", "RLIMIT_NPROC": "processes", "RLIMIT_FSIZE": "file size"}
+    names |= {"RLIMIT_DATA": "data size"}
+    text = Path(f"/proc/{pid}/limits").read_text()
+    found = {}
+    for name, words in names.items():
+        match = re.search(rf"^Max {words} +\S+ +([0-9]+)", text, flags=re.MULTILINE)
+        if match:
+            found[name] = int(match[1])
+    return found
+
+
+def _is_mapped(pid: int) -> bool:
+    """Whether the process lives in a user namespace with subordinate ids: more than one line of ids."""
+    try:
+        return len(Path(f"/proc/{pid}/uid_map").read_text().splitlines()) > 1
+    except OSError:
+        return False
+
+
+def _read_head(stream: socket.socket) -> bytes:
+    head = b""
+    while not head.endswith(b"\r\n\r\n") and len(head) < 1 << 14:
+        byte = stream.recv(1)  # one by one: what follows belongs to the guest
+        if not byte:
+            break
+        head += byte
+    return head
+
+
+def _words(text: str) -> str:
+    """Podman's message out of its JSON answer, on one line."""
+    with contextlib.suppress(ValueError, AttributeError):
+        text = str(json.loads(text).get("message", text))
+    return " ".join(text.split())[:500]
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """requests' errors are OSErrors, podman-py's own are PodmanErrors; an answer that is no JSON is a ValueError."""
+    try:
+        yield
+    except (OSError, podman.errors.PodmanError, ValueError) as cause:
+        raise RuntimeUnavailable(f"Podman at {path} does not answer: {cause}") from cause
+
+
+def own_uid() -> int:
+    """The agent's user, which no guest may be mapped to."""
+    return os.getuid()

@@ -1,0 +1,231 @@
+"""Storage over HTTPS: documents signed by storage, bodies streamed and hashed.
+
+Source: docs/contracts/http.md, "Asked of storage".
+"""
+
+import base64
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
+
+from agent.domain.ids import Digest, KeyId, hex_of
+from agent.domain.orders import DatasetRef
+from agent.errors import (
+    BadAnswer,
+    BlobMissing,
+    DatasetMissing,
+    DigestMismatch,
+    NoSpace,
+    OrderError,
+    OutsideError,
+    StorageUnavailable,
+    TooLarge,
+    TrustError,
+)
+from agent.ports.https import BYTES_TYPE, Answer, Body, HttpsClient, Identity, Peer, Timeouts
+from agent.ports.storage import (
+    MAX_DOCUMENT_BYTES,
+    BlobInfo,
+    BlobKind,
+    ByteSink,
+    DatasetInfo,
+    parse_blob,
+    parse_dataset,
+)
+from agent.ports.storage_https_download import Download, Wanted
+from agent.trust.roster import Role, RosterEntry
+
+
+class HttpsStorage:
+    """The storage of the agent `own`, and those of the others to read from. `pause` waits between resumes of a download.
+
+    Raises everywhere: StorageUnavailable; BadAnswer for a document that the storage asked did not sign.
+    """
+
+    def __init__(
+        self, identity: Identity, own: KeyId, timeouts: Timeouts, pause: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._https = HttpsClient(identity, timeouts)
+        self._own = own
+        self._pause = pause
+
+    def dataset(self, ref: DatasetRef) -> DatasetInfo:
+        """What this node's storage says of the dataset. Raises: DatasetMissing."""
+        peer = self._storage_of(self._own)
+        answer = self._ask(peer, f"/v1/datasets/{ref.id}?version={quote(ref.version)}")
+        if answer.status == 404:
+            raise DatasetMissing(f"{peer} knows no place of dataset {ref}")
+        self._require_document(peer, answer)
+        with _documented(peer):
+            info = parse_dataset(answer.body)
+        if (info.id, info.version) != (ref.id, ref.version):
+            raise BadAnswer(f"{peer} tells of dataset {info.id}@{info.version} when asked for {ref}")
+        return info
+
+    def open_dataset(self, info: DatasetInfo, sink: ByteSink) -> None:
+        """Stream the sealed file from this node's storage into `sink`; returns after its digest matched.
+
+        Raises: DigestMismatch, BlobMissing.
+        """
+        target = f"/v1/datasets/{info.id}/content?version={quote(info.version)}"
+        wanted = Wanted(target, info.digest, info.size, f"dataset {info.id}@{info.version}")
+        Download(self._https, self._storage_of(self._own), wanted, sink, self._pause).run()
+
+    def blob(self, digest: Digest, *, near: KeyId | None = None) -> BlobInfo:
+        """What this node's storage, or the one of the agent `near`, says of the blob. Raises: BlobMissing."""
+        return self._blob_at(self._storage_of(self._own if near is None else near), digest)
+
+    def fetch_blob(self, digest: Digest, target: Path, *, limit_bytes: int, near: KeyId | None = None) -> int:
+        """Bring the blob to `target`, which appears whole or not at all; its size.
+
+        Asks this node's storage, then that of the agent `near`, then whoever one of them names as holding it.
+        Raises: BlobMissing, DigestMismatch, TooLarge, NoSpace; StorageUnavailable when one that may hold it did not answer.
+        """
+        failures: list[OutsideError | DigestMismatch] = []
+        for peer in self._places(digest, near, failures):
+            try:
+                return self._fetch_from(peer, digest, target, limit_bytes)
+            except (StorageUnavailable, BlobMissing, DigestMismatch) as failure:
+                failures.append(failure)
+        raise next((f for f in failures if not isinstance(f, BlobMissing)), None) or BlobMissing(
+            f"no storage of the consortium names a place of {digest}"
+        )
+
+    def put_blob(self, digest: Digest, kind: BlobKind, source: Path) -> None:
+        """Give this node's storage a blob, unless it has it. Raises: DigestMismatch when the file is not that blob."""
+        peer = self._storage_of(self._own)
+        if self._has(peer, digest):
+            return
+        with source.open("rb") as file:
+            length = os.fstat(file.fileno()).st_size
+            body = Body(file, length, _content_digest_of(digest), BYTES_TYPE)
+            target = f"/v1/blobs/{digest}?kind={kind}"
+            answer = self._https.call(
+                peer, "PUT", target, body=body, limit_bytes=MAX_DOCUMENT_BYTES, is_transfer=True
+            )
+        if (
+            answer.is_refusal
+            and answer.problem[0] == DigestMismatch.code
+            and self._https.is_signed(peer, answer)
+        ):
+            raise DigestMismatch(f"{source.name} is not {digest}")
+        self._require_document(peer, answer)
+
+    def check(self) -> None:
+        """Ask this node's storage whether it is there."""
+        self._https.check_health(self._storage_of(self._own))
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._https.close()
+
+    # ---- documents
+
+    def _blob_at(self, peer: Peer, digest: Digest) -> BlobInfo:
+        answer = self._ask(peer, f"/v1/blobs/{digest}")
+        if answer.status == 404:
+            raise BlobMissing(f"{peer} knows no place of {digest}")
+        self._require_document(peer, answer)
+        with _documented(peer):
+            info = parse_blob(answer.body)
+        if info.digest != digest:
+            raise BadAnswer(f"{peer} tells of {info.digest} when asked for {digest}")
+        return info
+
+    def _has(self, peer: Peer, digest: Digest) -> bool:
+        try:
+            return peer.keyid in self._blob_at(peer, digest).locations
+        except BlobMissing:
+            return False
+
+    def _ask(self, peer: Peer, target: str) -> Answer:
+        return self._https.call(peer, "GET", target, limit_bytes=MAX_DOCUMENT_BYTES)
+
+    def _require_document(self, peer: Peer, answer: Answer) -> None:
+        if not answer.is_success:
+            raise self._https.unavailable(peer, answer)
+        self._https.verify(peer, answer)
+
+    # ---- places
+
+    def _places(
+        self, digest: Digest, near: KeyId | None, failures: list[OutsideError | DigestMismatch]
+    ) -> Iterator[Peer]:
+        """The storages to try, nearest first, each once. One that cannot be asked is noted in `failures`."""
+        tried: set[KeyId] = set()
+        for agent in (self._own, near):
+            if agent is None:
+                continue
+            try:
+                peer = self._storage_of(agent)
+                named = self._blob_at(peer, digest).locations
+            except (StorageUnavailable, BlobMissing) as failure:
+                failures.append(failure)
+                continue
+            for storage in sorted(set(named) - tried, key=lambda keyid: keyid != peer.keyid):
+                tried.add(storage)
+                try:
+                    yield self._storage(storage)
+                except TrustError as cause:
+                    failures.append(
+                        StorageUnavailable(f"{peer} names storage {storage[:16]}: {cause.detail}")
+                    )
+
+    def _fetch_from(self, peer: Peer, digest: Digest, target: Path, limit_bytes: int) -> int:
+        info = self._blob_at(peer, digest)
+        if info.size > limit_bytes:
+            raise TooLarge(f"{digest} has {info.size} bytes, the limit is {limit_bytes}")
+        wanted = Wanted(f"/v1/blobs/{digest}/content", digest, info.size, str(digest))
+        with _appearing(target, hex_of(digest)) as file:
+            Download(self._https, peer, wanted, file, self._pause).run()
+        return info.size
+
+    def _storage_of(self, agent: KeyId) -> Peer:
+        entry = self._https.identity.roster().storage_of(agent)
+        if entry is None:
+            raise StorageUnavailable(f"the roster names no storage of agent {agent[:16]}")
+        return self._peer(entry)
+
+    def _storage(self, keyid: KeyId) -> Peer:
+        identity = self._https.identity
+        return self._peer(identity.roster().require(keyid, role=Role.STORAGE, at=identity.now()))
+
+    def _peer(self, entry: RosterEntry) -> Peer:
+        return Peer.of(entry, entry.storage_url, StorageUnavailable)
+
+
+@contextmanager
+def _documented(peer: Peer) -> Iterator[None]:
+    """Blame storage for a signed document that the contract does not know. Raises: BadAnswer."""
+    try:
+        yield
+    except OrderError as cause:
+        raise BadAnswer(f"{peer} signs a document that the contract does not know: {cause.detail}") from cause
+
+
+@contextmanager
+def _appearing(target: Path, name: str) -> Iterator[BinaryIO]:
+    """A file beside `target` that takes its place, durable, when the block ends well, and is gone when not. Raises: NoSpace."""
+    beside = target.with_name(f".{name[:16]}-{secrets.token_hex(4)}.partial")
+    try:
+        with os.fdopen(
+            os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb"
+        ) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(target)
+    except OSError as cause:
+        raise NoSpace(f"cannot write {target.name}: {cause.strerror}") from cause
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _content_digest_of(digest: Digest) -> str:
+    """The Content-Digest field of the blob with this digest: the same sha256, written in base64."""
+    return f"sha-256=:{base64.b64encode(bytes.fromhex(hex_of(digest))).decode('ascii')}:"

@@ -1,0 +1,244 @@
+"""Settings become doors: the only file that names an adapter. Everybody else knows ports.
+
+Adapters are imported where they are opened: the command line asks an agent without loading a database or an engine.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.config import Settings
+from agent.domain.ids import Digest, KeyId
+from agent.errors import AgentUnreachable, BadSettings
+from agent.pipeline.host import Host, Rules
+from agent.ports import Ports
+from agent.ports.broker import Consumer, Handler, Queue
+from agent.ports.client import Client
+from agent.ports.runtime import Runtime
+from agent.ports.storage import Storage
+from agent.trust.http_signatures import authority_of
+from agent.trust.keys import SigningKey
+from agent.trust.policy import HostPolicy
+from agent.trust.roster import Role, Roster, RosterEntry
+
+INSTANCE_DIGITS = 16  # of the key id, in the labels of containers
+
+if TYPE_CHECKING:
+    from agent.ports.broker_huey import HueyBroker
+    from agent.ports.https import Identity, Timeouts
+    from agent.ports.image_archive import ImageArchive
+
+MakeConsumer = Callable[[Mapping[Queue, Handler]], Consumer]
+
+
+def now() -> datetime:
+    """The clock of a real agent: aware UTC."""
+    return datetime.now(UTC)
+
+
+@contextmanager
+def open_host(settings: Settings) -> Iterator[Host]:
+    """The agent of these settings with every door open, for the API. Podman is not asked before a container is.
+
+    Raises: BadSettings, LedgerUnavailable.
+    """
+    with _wired(settings) as (host, _):
+        yield host
+
+
+@contextmanager
+def open_worker(settings: Settings) -> Iterator[tuple[Host, MakeConsumer]]:
+    """The same for a worker, with the maker of its consumer."""
+    workers = settings.workers
+    threads = {
+        Queue.LEARNUPLETS: workers.learnuplets,
+        Queue.LEARN_TASKS: workers.learn_tasks,
+        Queue.TEST_TASKS: workers.test_tasks,
+        Queue.PREDUPLETS: workers.preduplets,
+        Queue.DELIVERIES: workers.deliveries,
+    }
+    with _wired(settings) as (host, broker):
+        yield host, lambda handlers: broker.consumer(handlers, threads)
+
+
+@contextmanager
+def open_operator(settings: Settings) -> Iterator[Client]:
+    """The own agent, called as its operator."""
+    from agent.ports.client_https import UnixClient
+
+    client = UnixClient(settings.listen.operator_socket, settings.timeouts.total_s)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@contextmanager
+def open_agent(settings: Settings, entry: RosterEntry, key: SigningKey) -> Iterator[Client]:
+    """Another agent of the roster, called by the holder of `key`. Raises: AgentUnreachable when it has no address."""
+    from agent.ports.client_https import SignedClient
+    from agent.ports.https import Peer
+
+    peer = Peer.of(entry, entry.agent_url, AgentUnreachable)
+    client = SignedClient(_identity(settings, key, read_roster(settings)), peer, _timeouts(settings))
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@contextmanager
+def open_orchestrator(settings: Settings, entry: RosterEntry) -> Iterator[Client]:
+    """An orchestrator of the roster, called by this agent. Raises: AgentUnreachable when it has no address."""
+    from agent.ports.client_https import SignedClient
+    from agent.ports.https import Peer
+
+    peer = Peer.of(entry, entry.orchestrator_url, AgentUnreachable)
+    key = SigningKey.load(settings.identity.key)
+    client = SignedClient(_identity(settings, key, read_roster(settings)), peer, _timeouts(settings))
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@contextmanager
+def open_storage(settings: Settings) -> Iterator[Storage]:
+    """The storage of this agent's node, without the rest of the agent."""
+    from agent.ports.storage_https import HttpsStorage
+
+    key = SigningKey.load(settings.identity.key)
+    identity = _identity(settings, key, read_roster(settings))
+    storage = HttpsStorage(identity, key.keyid, _timeouts(settings))
+    try:
+        yield storage
+    finally:
+        storage.close()
+
+
+def make_runtime(settings: Settings, me: KeyId) -> Runtime:
+    """The container engine, asked only when it is used. `me` tells its containers from another agent's."""
+    from agent.ports.runtime_podman import PodmanRuntime
+
+    told = settings.runtime
+    return PodmanRuntime(
+        told.podman_socket,
+        told.seccomp_dir,
+        settings.paths.images,
+        instance=me[:INSTANCE_DIGITS],
+        pool_size=told.pool_size,
+    )
+
+
+def open_runtime(settings: Settings) -> Runtime:
+    """The container engine, without the rest of the agent."""
+    return make_runtime(settings, SigningKey.load(settings.identity.key).keyid)
+
+
+def inspect_image(archive: Path, digest: Digest) -> "ImageArchive":
+    """What an image's archive holds. Raises: BadImage for what no engine should see."""
+    from agent.ports.image_archive import inspect
+
+    return inspect(archive, digest)
+
+
+# ------------------------------------------------------------------ files
+
+
+def read_roster(settings: Settings) -> Roster:
+    """The roster in force. Raises: BadSettings."""
+    return Roster.from_toml(_read(settings.trust.roster, "the roster"))
+
+
+def read_policy(settings: Settings) -> HostPolicy:
+    """The policy in force. Raises: BadSettings."""
+    return HostPolicy.from_toml(_read(settings.trust.policy, "the policy"))
+
+
+def authorities(settings: Settings, roster: Roster, me: KeyId) -> frozenset[str]:
+    """Every host[:port] under which this agent may be called: its roster address, and the names of its settings."""
+    told = {f"https://{name}" for name in settings.listen.names}
+    entry = roster.find(me)
+    if entry is not None and entry.role is Role.AGENT and entry.agent_url is not None:
+        told.add(entry.agent_url)
+    try:
+        return frozenset(authority_of(url) for url in told)
+    except ValueError as cause:
+        raise BadSettings(f"[listen] names: {cause}") from cause
+
+
+def _read(path: Path, what: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as cause:
+        raise BadSettings(f"{what} {path} cannot be read: {cause.strerror}") from cause
+    except ValueError as cause:
+        raise BadSettings(f"{what} {path} is not UTF-8") from cause
+
+
+def make_folders(settings: Settings) -> None:
+    """The folders of the agent, open to it alone. Raises: BadSettings."""
+    for folder in (settings.paths.data, settings.paths.spool):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as cause:
+            raise BadSettings(f"the folder {folder} cannot be made: {cause.strerror}") from cause
+
+
+# ------------------------------------------------------------------ the doors
+
+
+@contextmanager
+def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
+    from agent.ports.broker_huey import HueyBroker
+    from agent.ports.ledger_sqlalchemy import open_ledger
+    from agent.ports.orchestrators_https import HttpsOrchestrators
+    from agent.ports.peers_https import HttpsPeers
+    from agent.ports.storage_https import HttpsStorage
+
+    key, roster = SigningKey.load(settings.identity.key), read_roster(settings)
+    policy = read_policy(settings)
+    identity, timeouts = _identity(settings, key, roster), _timeouts(settings)
+    make_folders(settings)
+    with ExitStack() as doors:
+        ledger = open_ledger(settings.paths.ledger)
+        doors.callback(ledger.close)
+        broker = HueyBroker(settings.paths.queues)
+        doors.callback(broker.close)
+        storage = HttpsStorage(identity, key.keyid, timeouts)
+        doors.callback(storage.close)
+        orchestrators = HttpsOrchestrators(identity, timeouts)
+        doors.callback(orchestrators.close)
+        peers = HttpsPeers(identity, timeouts)
+        doors.callback(peers.close)
+        ports = Ports(ledger, broker, storage, orchestrators, peers, make_runtime(settings, key.keyid), now)
+        yield Host(key, roster, policy, ports, _rules(settings)), broker
+
+
+def _identity(settings: Settings, key: SigningKey, roster: Roster) -> "Identity":
+    from agent.ports.https import Identity
+
+    return Identity(key, lambda: roster, now, timedelta(seconds=settings.limits.skew_s))
+
+
+def _timeouts(settings: Settings) -> "Timeouts":
+    from agent.ports.https import Timeouts
+
+    told = settings.timeouts
+    return Timeouts(told.connect_s, told.read_s, told.total_s, told.transfer_s)
+
+
+def _rules(settings: Settings) -> Rules:
+    limits = settings.limits
+    return Rules(
+        skew=timedelta(seconds=limits.skew_s),
+        lease=timedelta(seconds=limits.lease_s),
+        queue_limit=limits.queue_limit,
+        workspace_root=settings.workspace.root,
+        spool=settings.paths.spool,
+        low_disk_bytes=limits.low_disk_bytes,
+        max_model_bytes=limits.max_model_bytes,
+        max_image_bytes=limits.max_image_bytes,
+    )

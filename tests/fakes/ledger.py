@@ -1,0 +1,529 @@
+"""A ledger in memory: the semantics of `agent.ports.ledger.Ledger`, nothing durable. The contract suite runs on it too."""
+
+import copy
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from typing import Any
+
+from msgspec.structs import replace
+
+from agent.domain.chain import TaskKind
+from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
+from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
+from agent.domain.receipts import SignedReceipt
+from agent.errors import HandoffConflict, LedgerUnavailable, LostRace, NotFound, OrderConflict, QueueFull
+from agent.ports.ledger import (
+    Admission,
+    Arrival,
+    Delivery,
+    DeliveryId,
+    DeliveryKind,
+    DeliveryState,
+    EventRecord,
+    JobQuery,
+    NewDelivery,
+    OrderRecord,
+    Successor,
+    Unrung,
+)
+
+Plain = str | int | float | None
+
+WAITING = {JobState.RECEIVED, JobState.HELD, JobState.QUEUED}
+
+
+@dataclass
+class _Books:
+    """Everything recorded, each in the order of its first record."""
+
+    orders: dict[OrderId, OrderRecord] = field(default_factory=dict)
+    receipts: dict[tuple[Digest, int], SignedReceipt] = field(default_factory=dict)
+    jobs: dict[JobId, Job] = field(default_factory=dict)
+    arrived_with: dict[JobId, Digest | None] = field(default_factory=dict)
+    deliveries: dict[DeliveryId, Delivery] = field(default_factory=dict)
+    nonces: dict[tuple[KeyId, str], datetime] = field(default_factory=dict)
+    events: list[EventRecord] = field(default_factory=list)
+    logs: dict[tuple[JobId, int, str], bytes] = field(default_factory=dict)
+
+    def draft(self) -> "_Books":
+        """A copy to write in: nothing of it counts when the transaction raises."""
+        return _Books(**{each.name: copy.copy(getattr(self, each.name)) for each in fields(self)})
+
+
+class MemoryLedger:
+    """See `Ledger`. `is_broken = True` makes every call raise LedgerUnavailable."""
+
+    def __init__(self) -> None:
+        self._books = _Books()
+        self._lock = threading.RLock()
+        self.is_broken = False
+
+    # ---- intake
+
+    def admit(self, arrival: Arrival, now: datetime, *, max_attempts: int, queue_limit: int) -> Admission:
+        signed, order_id = arrival.order, arrival.order.order.id
+        with self._writing() as books:
+            known = books.orders.get(order_id)
+            if known is not None and known.digest != signed.digest:
+                raise OrderConflict(f"order {order_id} is recorded with other content")
+            job = books.jobs.get(job_id(order_id, arrival.position))
+            if job is not None:
+                if books.arrived_with[job.id] != arrival.last_receipt:
+                    raise HandoffConflict(f"{job.id} follows another receipt")
+                return Admission(job, is_repeat=True)
+            if (signed.digest, arrival.position) in books.receipts:
+                raise HandoffConflict(f"position {arrival.position} of {order_id} is done already")
+            if sum(job.state in WAITING for job in books.jobs.values()) >= queue_limit:
+                raise QueueFull(f"{queue_limit} jobs wait")
+            books.orders.setdefault(order_id, _order_record(arrival, now))
+            for position, receipt in enumerate(arrival.receipts):
+                _put_receipt(books, signed.digest, position, receipt)
+            job = _put_job(
+                books,
+                order=(order_id, signed.digest),
+                position=arrival.position,
+                kind=arrival.kind,
+                state=JobState.RECEIVED,
+                max_attempts=max_attempts,
+                last_receipt=arrival.last_receipt,
+                now=now,
+            )
+            return Admission(job, is_repeat=False)
+
+    def digest_of_order(self, order_id: OrderId) -> Digest | None:
+        with self._reading() as books:
+            return books.orders[order_id].digest if order_id in books.orders else None
+
+    def recorded_last_receipt(self, order: Digest, position: int) -> tuple[JobId, Digest | None] | None:
+        with self._reading() as books:
+            for job in books.jobs.values():
+                if (job.order, job.position) == (order, position):
+                    return job.id, books.arrived_with[job.id]
+            return None
+
+    def remember_nonce(self, keyid: KeyId, nonce: str, keep_until: datetime, now: datetime) -> bool:
+        with self._writing() as books:
+            kept = books.nonces.get((keyid, nonce))
+            if kept is not None and kept >= now:
+                return False
+            books.nonces[keyid, nonce] = keep_until
+            return True
+
+    # ---- reading
+
+    def job(self, job: JobId) -> Job:
+        with self._reading() as books:
+            return _job(books, job)
+
+    def jobs(self, query: JobQuery) -> tuple[Job, ...]:
+        with self._reading() as books:
+            newest_first = list(reversed(books.jobs.values()))
+            if query.after is not None:
+                newest_first = newest_first[newest_first.index(_job(books, query.after)) + 1 :]
+            return tuple(job for job in newest_first if _fits(books, job, query))[: query.limit]
+
+    def order(self, order_id: OrderId) -> OrderRecord:
+        with self._reading() as books:
+            if order_id not in books.orders:
+                raise NotFound(f"no order {order_id}")
+            return books.orders[order_id]
+
+    def receipts(self, order: Digest) -> tuple[SignedReceipt, ...]:
+        with self._reading() as books:
+            return tuple(books.receipts[place] for place in sorted(books.receipts) if place[0] == order)
+
+    def deliveries(
+        self, *, order_id: OrderId | None = None, state: DeliveryState | None = None
+    ) -> tuple[Delivery, ...]:
+        with self._reading() as books:
+            return tuple(
+                delivery
+                for delivery in books.deliveries.values()
+                if order_id in {None, delivery.order_id} and state in {None, delivery.state}
+            )
+
+    def events(
+        self, *, order_id: OrderId | None = None, after: int = 0, limit: int = 500
+    ) -> tuple[EventRecord, ...]:
+        with self._reading() as books:
+            later = [e for e in books.events if e.seq > after and order_id in {None, e.order_id}]
+            return tuple(later[:limit])
+
+    # ---- moving
+
+    def move(
+        self,
+        job: Job,
+        event: JobEvent,
+        now: datetime,
+        *,
+        reason: str | None = None,
+        not_before: datetime | None = None,
+        next_agent: KeyId | None = None,
+        receipt: SignedReceipt | None = None,
+        score: str | None = None,
+        deliveries: Sequence[NewDelivery] = (),
+        successor: Successor | None = None,
+    ) -> Job:
+        if event in {JobEvent.START, JobEvent.SETTLE}:
+            raise IllegalMove(f"{event} is not the caller's")
+        if event in {JobEvent.ENQUEUE, JobEvent.HOLD} and job.next_agent is not None:
+            raise IllegalMove(f"{job.id} goes elsewhere")
+        if receipt is not None and (receipt.receipt.order, receipt.receipt.position) != (
+            job.order,
+            job.position,
+        ):
+            raise IllegalMove(f"the receipt is not that of {job.id}")
+        given = {"next_agent": next_agent, "score": score}
+        columns: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        with self._writing() as books:
+            moved = _transit(books, job, event, now, reason=reason, not_before=not_before, **columns)
+            if receipt is not None:
+                _put_own_receipt(books, moved, receipt, now)
+            _put_deliveries(books, moved, deliveries, now)
+            if successor is not None:
+                _put_successor(books, moved, successor, receipt, now)
+            return _settle(books, moved, now) if event is JobEvent.ATTEST else moved
+
+    def start(
+        self,
+        job: Job,
+        now: datetime,
+        *,
+        worker: str,
+        lease_until: datetime,
+        deliveries: Sequence[NewDelivery] = (),
+    ) -> Job:
+        if job.state is not JobState.QUEUED:
+            raise LostRace(f"{job.id} is {job.state}")
+        with self._writing() as books:
+            rests_until = _job(books, job.id).not_before
+            if rests_until is not None and rests_until > now:
+                raise LostRace(f"{job.id} rests")
+            attempt = job.attempt + 1
+            columns = {"attempt": attempt, "worker": worker, "lease_until": lease_until, "not_before": None}
+            started = _transit(books, job, JobEvent.START, now, **columns)
+            _put_deliveries(books, started, deliveries, now)
+            return started
+
+    def renew(self, worker: str, lease_until: datetime) -> None:
+        with self._writing() as books:
+            for job in books.jobs.values():
+                if job.state is JobState.RUNNING and job.worker == worker:
+                    books.jobs[job.id] = replace(job, lease_until=lease_until)
+
+    def redirect(self, job: Job, now: datetime, *, next_agent: KeyId, delivery: NewDelivery) -> Job:
+        if job.state is not JobState.RECEIVED:
+            raise IllegalMove(f"a {job.state} job cannot be redirected")
+        if job.next_agent is not None:
+            raise LostRace(f"{job.id} goes elsewhere already")
+        with self._writing() as books:
+            moved = _send_to(books, job, next_agent, now)
+            _put_deliveries(books, moved, [delivery], now)
+            return moved
+
+    def record_event(
+        self,
+        name: str,
+        now: datetime,
+        *,
+        order_id: OrderId | None = None,
+        position: int | None = None,
+        values: dict[str, Plain] | None = None,
+    ) -> None:
+        with self._writing() as books:
+            _tell(books, name, now, order_id, position, values or {})
+
+    # ---- logs of jobs
+
+    def keep_log(self, job: Job, run: str, log: bytes) -> None:
+        with self._writing() as books:
+            books.logs[job.id, job.attempt, run] = log
+
+    def logs(self, order_id: OrderId) -> tuple[tuple[JobId, int, str, bytes], ...]:
+        with self._reading() as books:
+            kept = books.logs.items()
+            return tuple((*key, log) for key, log in kept if books.jobs[key[0]].order_id == order_id)
+
+    # ---- outbox
+
+    def lease_delivery(self, delivery: DeliveryId, now: datetime, lease_until: datetime) -> Delivery | None:
+        with self._writing() as books:
+            found = books.deliveries.get(delivery)
+            if found is None or not _is_due(found, now):
+                return None
+            books.deliveries[delivery] = replace(found, lease_until=lease_until)
+            return books.deliveries[delivery]
+
+    def acknowledge(self, delivery: DeliveryId, now: datetime) -> Job:
+        with self._writing() as books:
+            found = _delivery(books, delivery)
+            if found.state is not DeliveryState.ACKNOWLEDGED:
+                books.deliveries[delivery] = replace(
+                    found, state=DeliveryState.ACKNOWLEDGED, acknowledged_at=now, lease_until=None
+                )
+            return _settle(books, _job(books, found.job), now)
+
+    def postpone(self, delivery: DeliveryId, next_try_at: datetime, error: str) -> None:
+        with self._writing() as books:
+            found = _delivery(books, delivery)
+            if found.state is DeliveryState.PENDING:
+                attempts = found.attempts + 1
+                books.deliveries[delivery] = replace(
+                    found, attempts=attempts, next_try_at=next_try_at, last_error=error, lease_until=None
+                )
+
+    def bury(
+        self, delivery: DeliveryId, now: datetime, error: str, *, deliveries: Sequence[NewDelivery] = ()
+    ) -> None:
+        with self._writing() as books:
+            found = _delivery(books, delivery)
+            if found.state is not DeliveryState.PENDING:
+                return
+            books.deliveries[delivery] = replace(
+                found, state=DeliveryState.DEAD, last_error=error, lease_until=None
+            )
+            job = _job(books, found.job)
+            instead = next((new.target for new in deliveries if new.kind is DeliveryKind.HANDOFF), None)
+            if found.kind is DeliveryKind.HANDOFF and job.state in {JobState.RECEIVED, JobState.ATTESTED}:
+                if instead is not None:
+                    job = _send_to(books, job, instead, now)
+                elif job.state is JobState.RECEIVED:
+                    job = _transit(books, job, JobEvent.FAIL, now, reason=error)
+            _put_deliveries(books, job, deliveries, now)
+            _settle(books, job, now)
+
+    # ---- the sweep
+
+    def unrung(self, now: datetime, limit: int) -> Unrung:
+        with self._reading() as books:
+            due = [job for job in books.jobs.values() if _is_job_due(job, now)]
+            lapsed = [job for job in books.jobs.values() if job.lease_until and job.lease_until <= now]
+            unsent = [delivery for delivery in books.deliveries.values() if _is_due(delivery, now)]
+        return Unrung(
+            jobs=tuple(due[:limit]),
+            orphans=tuple(sorted(lapsed, key=lambda job: job.lease_until or now)[:limit]),
+            deliveries=tuple(d.id for d in sorted(unsent, key=lambda d: d.next_try_at)[:limit]),
+        )
+
+    def forget_nonces(self, now: datetime) -> int:
+        with self._writing() as books:
+            over = [name for name, keep_until in books.nonces.items() if keep_until < now]
+            for name in over:
+                del books.nonces[name]
+            return len(over)
+
+    def counts(self) -> dict[JobState, int]:
+        with self._reading() as books:
+            return {state: sum(job.state is state for job in books.jobs.values()) for state in JobState}
+
+    def check(self) -> None:
+        with self._writing():
+            pass
+
+    def close(self) -> None:
+        pass
+
+    # ---- transactions
+
+    @contextmanager
+    def _reading(self) -> Iterator[_Books]:
+        with self._lock:
+            if self.is_broken:
+                raise LedgerUnavailable("the test broke this ledger")
+            yield self._books
+
+    @contextmanager
+    def _writing(self) -> Iterator[_Books]:
+        with self._reading() as books:
+            draft = books.draft()
+            yield draft
+            self._books = draft
+
+
+# ------------------------------------------------------------------ jobs
+
+
+def _job(books: _Books, job: JobId) -> Job:
+    if job not in books.jobs:
+        raise NotFound(f"no job {job}")
+    return books.jobs[job]
+
+
+def _transit(books: _Books, seen: Job, event: JobEvent, now: datetime, **columns: Any) -> Job:
+    state = follow(seen.state, event)
+    columns = {"worker": None, "lease_until": None} | columns
+    moved = _change(books, seen, state=state, changed_at=now, **columns)
+    _tell(books, f"job.{state}", now, moved.order_id, moved.position, _told_of(moved))
+    return moved
+
+
+def _change(books: _Books, seen: Job, **columns: Any) -> Job:
+    job = books.jobs.get(seen.id)
+    if job is None or (job.state, job.attempt, job.next_agent) != (seen.state, seen.attempt, seen.next_agent):
+        raise LostRace(f"{seen.id} was moved")
+    books.jobs[seen.id] = replace(job, **columns)
+    return books.jobs[seen.id]
+
+
+def _send_to(books: _Books, seen: Job, next_agent: KeyId, now: datetime) -> Job:
+    moved = _change(books, seen, next_agent=next_agent, changed_at=now)
+    _tell(books, "job.redirected", now, moved.order_id, moved.position, _told_of(moved))
+    return moved
+
+
+def _settle(books: _Books, job: Job, now: datetime) -> Job:
+    waits = job.state is JobState.ATTESTED or (job.state is JobState.RECEIVED and job.next_agent is not None)
+    own = [delivery for delivery in books.deliveries.values() if delivery.job == job.id]
+    if not waits or any(delivery.state is DeliveryState.PENDING for delivery in own):
+        return job
+    return _transit(books, job, JobEvent.SETTLE, now)
+
+
+def _put_job(
+    books: _Books,
+    *,
+    order: tuple[OrderId, Digest],
+    position: int,
+    kind: TaskKind,
+    state: JobState,
+    max_attempts: int,
+    last_receipt: Digest | None,
+    now: datetime,
+) -> Job:
+    job = Job(
+        id=job_id(order[0], position),
+        order=order[1],
+        order_id=order[0],
+        position=position,
+        kind=kind,
+        state=state,
+        attempt=0,
+        max_attempts=max_attempts,
+        received_at=now,
+        changed_at=now,
+    )
+    books.jobs[job.id] = job
+    books.arrived_with[job.id] = last_receipt
+    _tell(books, f"job.{state}", now, job.order_id, position, _told_of(job))
+    return job
+
+
+def _put_successor(
+    books: _Books, before: Job, successor: Successor, receipt: SignedReceipt | None, now: datetime
+) -> None:
+    if receipt is None or successor.position != before.position + 1:
+        raise IllegalMove(f"{before.id} cannot be followed by {successor.position}")
+    if job_id(before.order_id, successor.position) in books.jobs:
+        raise HandoffConflict(f"position {successor.position} is recorded already")
+    _put_job(
+        books,
+        order=(before.order_id, before.order),
+        position=successor.position,
+        kind=successor.kind,
+        state=JobState.QUEUED,
+        max_attempts=before.max_attempts,
+        last_receipt=receipt.digest,
+        now=now,
+    )
+
+
+def _fits(books: _Books, job: Job, query: JobQuery) -> bool:
+    return (
+        (not query.states or job.state in query.states)
+        and query.order_id in {None, job.order_id}
+        and query.signer in {None, books.orders[job.order_id].signer}
+    )
+
+
+def _is_job_due(job: Job, now: datetime) -> bool:
+    is_open = job.state in {JobState.RECEIVED, JobState.QUEUED} and job.next_agent is None
+    return is_open and (job.not_before is None or job.not_before <= now)
+
+
+# ------------------------------------------------------------------ orders and receipts
+
+
+def _order_record(arrival: Arrival, now: datetime) -> OrderRecord:
+    signed = arrival.order
+    return OrderRecord(
+        digest=signed.digest,
+        id=signed.order.id,
+        payload_type=signed.order.payload_type,
+        signer=signed.signer,
+        envelope=signed.envelope,
+        expires=signed.order.expires,
+        received_at=now,
+        sender=arrival.sender,
+    )
+
+
+def _put_receipt(books: _Books, order: Digest, position: int, receipt: SignedReceipt) -> None:
+    recorded = books.receipts.setdefault((order, position), receipt)
+    if recorded.digest != receipt.digest:
+        raise HandoffConflict(f"another receipt is recorded for position {position}")
+
+
+def _put_own_receipt(books: _Books, job: Job, receipt: SignedReceipt, now: datetime) -> None:
+    try:
+        _put_receipt(books, job.order, job.position, receipt)
+    except HandoffConflict:
+        if job.state is not JobState.FAILED:
+            raise
+        _tell(books, "receipt.dropped", now, job.order_id, job.position, {"digest": receipt.digest})
+
+
+# ------------------------------------------------------------------ deliveries and events
+
+
+def _delivery(books: _Books, delivery: DeliveryId) -> Delivery:
+    if delivery not in books.deliveries:
+        raise NotFound(f"no delivery {delivery}")
+    return books.deliveries[delivery]
+
+
+def _put_deliveries(books: _Books, job: Job, new: Sequence[NewDelivery], now: datetime) -> None:
+    for each in new:
+        n = 1 + sum(d.job == job.id and d.kind is each.kind for d in books.deliveries.values())
+        delivery = Delivery(
+            id=DeliveryId(f"{job.id}.{each.kind}.{n}"),
+            job=job.id,
+            order=job.order,
+            order_id=job.order_id,
+            position=job.position,
+            kind=each.kind,
+            n=n,
+            target=each.target,
+            body=each.body,
+            state=DeliveryState.PENDING,
+            attempts=0,
+            next_try_at=now,
+            created_at=now,
+            expires_at=each.expires_at,
+        )
+        books.deliveries[delivery.id] = delivery
+
+
+def _is_due(delivery: Delivery, now: datetime) -> bool:
+    is_leased = delivery.lease_until is not None and delivery.lease_until > now
+    return delivery.state is DeliveryState.PENDING and delivery.next_try_at <= now and not is_leased
+
+
+def _tell(
+    books: _Books,
+    name: str,
+    now: datetime,
+    order_id: OrderId | None,
+    position: int | None,
+    values: dict[str, Plain],
+) -> None:
+    books.events.append(EventRecord(len(books.events) + 1, now, name, order_id, position, values))
+
+
+def _told_of(job: Job) -> dict[str, Plain]:
+    values: dict[str, Plain] = {"attempt": job.attempt, "max_attempts": job.max_attempts}
+    said = {"reason": job.reason, "worker": job.worker, "next_agent": job.next_agent, "score": job.score}
+    return values | {name: value for name, value in said.items() if value is not None}

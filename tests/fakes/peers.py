@@ -1,0 +1,53 @@
+"""Peers in memory: the semantics of `agent.ports.peers.Peers`, no network.
+
+A peer is a function of (body, sender) that returns when it has recorded the hand-off and raises what it refuses with:
+
+    peers = MemoryPeers({agent_b: lambda body, sender: receive_handoff(body, sender, host_b)})
+    port = MemoryPeersPort(peers, own=agent_a)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from agent.domain.ids import KeyId
+from agent.errors import AgentError, PeerRefused, PeerUnavailable, UnknownKey
+
+Door = Callable[[bytes, KeyId], object]
+
+
+@dataclass
+class MemoryPeers:
+    """Every agent of a consortium. `down`: those that do not answer; `received`: (target, sender, body) of what was taken."""
+
+    doors: dict[KeyId, Door]
+    down: set[KeyId] = field(default_factory=set)
+    received: list[tuple[KeyId, KeyId, bytes]] = field(default_factory=list)
+
+
+class MemoryPeersPort:
+    """See `Peers`; the port of the agent `own`."""
+
+    def __init__(self, peers: MemoryPeers, own: KeyId) -> None:
+        self._all = peers
+        self._own = own
+
+    def hand_off(self, agent: KeyId, body: bytes) -> None:
+        door = self._ask(agent)
+        try:
+            door(body, self._own)
+        except AgentError as error:
+            sentence = f"{agent[:16]} refuses the hand-off ({error.code}): {error.detail}"
+            if 400 <= error.status < 500 and error.status != 429:
+                raise PeerRefused(sentence, error.code) from error
+            raise PeerUnavailable(sentence) from error
+        self._all.received.append((agent, self._own, body))
+
+    def check(self, agent: KeyId) -> None:
+        self._ask(agent)
+
+    def _ask(self, agent: KeyId) -> Door:
+        if agent not in self._all.doors:
+            raise UnknownKey(f"{agent} is not in the roster")
+        if agent in self._all.down:
+            raise PeerUnavailable(f"agent {agent[:16]}: no connection")
+        return self._all.doors[agent]

@@ -1,0 +1,247 @@
+"""A container engine without containers: a guest is a Python function, its mounts are folders, its cage is good will.
+
+runtime = MemoryRuntime({"algo": lambda guest: guest.write("/data/model/weights", "0.5")})
+runtime.load(archive, digest)         # a real archive: the program is named by its entry point's last word
+runtime.add(digest, "algo")           # or none at all
+"""
+
+import os
+import stat
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from agent.domain.ids import Digest, digest_of, hex_of
+from agent.errors import BadImage, BadOutput, CageNotApplied, RuntimeUnavailable
+from agent.ports.image_archive import inspect
+from agent.ports.run_log import RunLog
+from agent.ports.runtime import Cage, ImageInfo, Leftover, RunKind, RunOutcome, RunSpec
+
+SIGKILL = 9
+
+
+class _Killed(BaseException):
+    """Raised in the guest's own thread at its next word to the outside."""
+
+
+@dataclass(slots=True)
+class Guest:
+    """What a program sees: its arguments and its mounted folders. Everything it does goes through here."""
+
+    args: tuple[str, ...]
+    kind: RunKind
+    _spec: RunSpec
+    _log: RunLog
+    _killed: threading.Event = field(default_factory=threading.Event)
+
+    def path(self, inside: str) -> Path:
+        """Where an absolute path of the container lies on this host. Raises: FileNotFoundError below no mount."""
+        self._check_alive()
+        found = [mount for mount in self._spec.mounts if PurePosixPath(inside).is_relative_to(mount.target)]
+        if not found:
+            raise FileNotFoundError(inside)
+        mount = max(found, key=lambda one: len(one.target))
+        return mount.source / PurePosixPath(inside).relative_to(mount.target)
+
+    def write(self, inside: str, content: str | bytes) -> None:
+        """Write a file. Raises: OSError when it lies below no writable mount."""
+        path = self.path(inside)
+        mount = max(
+            (mount for mount in self._spec.mounts if PurePosixPath(inside).is_relative_to(mount.target)),
+            key=lambda one: len(one.target),
+        )
+        if not mount.is_writable:
+            raise OSError(30, "Read-only file system", inside)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    def read(self, inside: str) -> bytes:
+        """The content of a file."""
+        return self.path(inside).read_bytes()
+
+    def names(self, inside: str) -> tuple[str, ...]:
+        """What a folder holds, sorted."""
+        return tuple(sorted(os.listdir(self.path(inside))))
+
+    def say(self, text: str) -> None:
+        """A line on stdout."""
+        self._check_alive()
+        self._log.add(f"{text}\n".encode(), is_stdout=True)
+
+    def say_error(self, text: str) -> None:
+        """A line on stderr."""
+        self._check_alive()
+        self._log.add(f"{text}\n".encode(), is_stdout=False)
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep until then, or until killed."""
+        self._killed.wait(seconds)
+        self._check_alive()
+
+    def _check_alive(self) -> None:
+        if self._killed.is_set():
+            raise _Killed
+
+
+# What a program gives back: nothing or 0 for success, an exit code, 128 + n for a death by signal n.
+Program = Callable[[Guest], int | None]
+
+
+class MemoryRun:
+    """Implements `Run`: a thread."""
+
+    def __init__(self, spec: RunSpec, program: Program, cage: Cage) -> None:
+        self._spec, self._program, self._cage = spec, program, cage
+        self._log = RunLog(spec.ceilings.log_bytes)
+        self._guest = Guest(spec.args, spec.kind, spec, self._log)
+        self._code = 0
+        self._began_s = time.monotonic()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def wait(self) -> RunOutcome:
+        self._thread.join(self._began_s + self._spec.ceilings.wall_s - time.monotonic())
+        is_late = self._thread.is_alive()
+        self.end()
+        return RunOutcome(
+            cause="timeout" if is_late else _cause(self._code),
+            cage=self._cage,
+            log=self._log.kept(),
+            wall_s=time.monotonic() - self._began_s,
+        )
+
+    def kill(self) -> None:
+        self._guest._killed.set()
+
+    def progress(self) -> float | None:
+        return self._log.progress()
+
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
+    def end(self) -> None:
+        self.kill()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._code = self._program(self._guest) or 0
+        except _Killed:
+            self._code = 128 + SIGKILL
+        except Exception:
+            self._log.add(traceback.format_exc().encode(), is_stdout=False)
+            self._code = 1
+
+
+class MemoryRuntime:
+    """Implements `Runtime`. `absent`: ceilings this host lacks. `is_down`: the engine does not answer."""
+
+    name = "memory"
+
+    def __init__(self, programs: Mapping[str, Program], *, absent: tuple[str, ...] = ()) -> None:
+        self._programs, self._absent = dict(programs), absent
+        self._images: dict[Digest, ImageInfo] = {}
+        self._runs: dict[str, tuple[RunSpec, MemoryRun | None]] = {}
+        self.specs: list[RunSpec] = []  # every run that was begun, in order
+        self.is_down = False
+
+    def add(self, digest: Digest, program: str) -> None:
+        """An image that is there already, of this program."""
+        self._images[digest] = ImageInfo(digest, 1, (program,))
+
+    def leave_behind(self, spec: RunSpec) -> None:
+        """A container that ended after its agent had died."""
+        self._runs[spec.name] = (spec, None)
+
+    def load(self, archive: Path, digest: Digest) -> ImageInfo:
+        self._check_up()
+        if digest not in self._images:
+            found = inspect(archive, digest)
+            self._images[digest] = ImageInfo(digest, found.size_bytes, found.entrypoint)
+        return self._images[digest]
+
+    def image(self, digest: Digest) -> ImageInfo | None:
+        self._check_up()
+        return self._images.get(digest)
+
+    def images(self) -> tuple[ImageInfo, ...]:
+        self._check_up()
+        return tuple(self._images[digest] for digest in sorted(self._images))
+
+    @contextmanager
+    def run(self, spec: RunSpec) -> Iterator[MemoryRun]:
+        self._check_up()
+        program = self._program(spec.image)
+        missing = set(self._absent) - spec.accept_missing
+        if missing:
+            raise CageNotApplied(f"this host cannot enforce: {', '.join(sorted(missing))}")
+        if spec.name in self._runs:
+            raise RuntimeUnavailable(f"a container named {spec.name} is still there")
+        self.specs.append(spec)
+        run = MemoryRun(spec, program, self._cage(spec))
+        self._runs[spec.name] = (spec, run)
+        try:
+            yield run
+        finally:
+            self.remove(spec.name)
+
+    def leftovers(self) -> tuple[Leftover, ...]:
+        self._check_up()
+        return tuple(
+            Leftover(name, dict(spec.labels), run is not None and run.is_running())
+            for name, (spec, run) in self._runs.items()
+        )
+
+    def remove(self, name: str) -> None:
+        self._check_up()
+        _, run = self._runs.pop(name, (None, None))
+        if run is not None:
+            run.end()
+
+    def reclaim(self, folder: Path) -> None:
+        self._check_up()
+        set_id = []
+        folder.chmod(0o700)
+        for parent, folders, names in os.walk(folder):
+            for name in folders + names:
+                path = Path(parent, name)
+                mode = path.lstat().st_mode
+                if stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID):
+                    set_id.append(name)
+                if not stat.S_ISLNK(mode):
+                    path.chmod(0o700 if stat.S_ISDIR(mode) else mode & 0o777 | 0o600)
+        if set_id:
+            raise BadOutput(f"{set_id[0]!r} was left with a set-id bit")
+
+    def _program(self, digest: Digest) -> Program:
+        image = self._images.get(digest)
+        if image is None:
+            raise BadImage(f"image {hex_of(digest)[:12]} is not loaded")
+        return self._programs[PurePosixPath(image.entrypoint[-1]).stem]
+
+    def _cage(self, spec: RunSpec) -> Cage:
+        ceilings = {
+            name: f"{getattr(spec.ceilings, name)} by thread" for name in spec.ceilings.__struct_fields__
+        }
+        for name in self._absent:
+            del ceilings[name]
+        return Cage(
+            runtime=self.name,
+            version="0",
+            seccomp=digest_of(spec.kind.encode()),
+            ceilings=ceilings,
+            absent=self._absent,
+        )
+
+    def _check_up(self) -> None:
+        if self.is_down:
+            raise RuntimeUnavailable("the engine does not answer")
+
+
+def _cause(code: int) -> str | None:
+    if code == 0:
+        return None
+    return f"signal:{code - 128}" if code > 128 else f"exit:{code}"

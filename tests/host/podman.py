@@ -1,0 +1,155 @@
+"""A real Podman for tests: one service a test process, its storage kept from run to run, images made once.
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    yield from open_engine()
+"""
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from agent.devkit.images import program_image
+from agent.devkit.podman_service import checkout_folders, podman_service, why_not
+from agent.domain.ceilings import Ceilings
+from agent.domain.ids import Digest
+from agent.errors import BadOutput
+from agent.ports.runtime import Mount, RunKind, RunSpec
+from agent.ports.runtime_podman import PodmanRuntime
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SECCOMP = ROOT / "seccomp"
+PLANTED = "DC_COMPUTE_PLANTED_SECRET"  # in the service's environment, where no guest may see it
+MIB = 1 << 20
+
+CEILINGS = Ceilings(
+    wall_s=60,
+    memory_bytes=512 * MIB,
+    cpu_millis=1000,
+    pids=64,
+    open_files=1024,
+    output_bytes=64 * MIB,
+    output_files=1000,
+    log_bytes=64 << 10,
+    tmp_bytes=32 * MIB,
+)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A running service, and what every test on it needs."""
+
+    socket: Path
+    store: Path
+
+    def runtime(self) -> PodmanRuntime:
+        """An agent's runtime of its own: nobody else sees its containers. What is loaded is known to all of them."""
+        instance = f"test-{uuid.uuid4()}"
+        return PodmanRuntime(self.socket, SECCOMP, self.store, instance=instance, pool_size=3)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """One agent's workspace in memory, and its runtime with the probe image loaded."""
+
+    runtime: PodmanRuntime
+    image: Digest
+    root: Path
+
+    def spec(
+        self,
+        *args: str,
+        name: str = "run",
+        kind: RunKind = RunKind.TRAIN,
+        mounts: tuple[Mount, ...] = (),
+        ceilings: Ceilings = CEILINGS,
+        image: Digest | None = None,
+    ) -> RunSpec:
+        """A run of the probe; it accepts what this host may lack."""
+        return RunSpec(
+            name=name,
+            labels={"job": "a.0"},
+            image=image or self.image,
+            kind=kind,
+            args=args,
+            mounts=mounts,
+            ceilings=ceilings,
+            accept_missing=frozenset({"cpu_millis", "memory_bytes"}),
+        )
+
+    def folder(self, name: str, *, mode: int = 0o777) -> Path:
+        """A fresh folder of the workspace."""
+        path = self.root / name
+        path.mkdir(parents=True)
+        path.chmod(mode)
+        return path
+
+    def output(self) -> Mount:
+        """A fresh folder mounted where the guest leaves its model."""
+        return Mount(self.folder("model"), "/data/model", is_writable=True)
+
+
+_open: dict[str, tuple[ExitStack, Engine, int]] = {}
+
+
+def open_engine() -> Iterator[Engine]:
+    """The engine of this process, however many fixtures ask for it; gone with the last of them."""
+    lacking = why_not()
+    if lacking:
+        pytest.skip(f"real containers need {lacking}")
+    stack, engine, users = _open.get("one") or (ExitStack(), None, 0)
+    if engine is None:
+        runtime_dir, root = checkout_folders()
+        name = f"test-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
+        store = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dcc-store-")))
+        engine = Engine(
+            stack.enter_context(podman_service(runtime_dir, root, name=name, env={PLANTED: "swordfish"})),
+            store,
+        )
+    _open["one"] = (stack, engine, users + 1)
+    try:
+        yield engine
+    finally:
+        stack, engine, users = _open.pop("one")
+        if users == 1:
+            stack.close()
+        else:
+            _open["one"] = (stack, engine, users - 1)
+
+
+def open_desk(engine: Engine) -> Iterator[Desk]:
+    """A workspace in memory with the probe image loaded; emptied afterwards, whatever guests left."""
+    root = Path(tempfile.mkdtemp(prefix="dcc-desk-", dir="/dev/shm"))
+    runtime = engine.runtime()
+    archive, image = probe_archive()
+    runtime.load(archive, image)
+    try:
+        yield Desk(runtime, image, root)
+    finally:
+        for leftover in runtime.leftovers():
+            runtime.remove(leftover.name)
+        with suppress(BadOutput):
+            runtime.reclaim(root)
+        shutil.rmtree(root)
+
+
+def image_cache() -> Path:
+    """Where layers and archives stay from run to run."""
+    folder = Path.home() / ".cache/dc-compute-dev/images"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@cache
+def probe_archive() -> tuple[Path, Digest]:
+    """The image of `demo_images/probe.py`: nothing but Python, and its digest."""
+    archive = image_cache() / f"probe-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}.tar"
+    return archive, program_image(archive, "probe", image_cache())

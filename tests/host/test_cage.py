@@ -1,0 +1,455 @@
+"""The cage of the container contract, seen from inside by real containers, and what happens where it cannot be held."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from agent.devkit.images import PYTHON, build_image, program_layer, python_layer
+from agent.domain.ids import digest_of
+from agent.errors import BadImage, BadOutput, CageNotApplied
+from agent.ports import runtime_podman_body
+from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec
+from agent.ports.runtime_podman import PodmanRuntime
+from agent.ports.runtime_podman_api import PodmanApi
+from tests.host.podman import CEILINGS, MIB, PLANTED, SECCOMP, Desk, Engine, image_cache
+
+pytestmark = pytest.mark.host
+
+UNSHARE, IO_URING_SETUP, KEYCTL, PTRACE, MOUNT = 272, 425, 250, 101, 165
+CLONE_NEWUSER, X32_WRITE = 0x10000000, 0x40000001
+
+
+def run(desk: Desk, spec: RunSpec) -> RunOutcome:
+    with desk.runtime.run(spec) as running:
+        return running.wait()
+
+
+def said(outcome: RunOutcome) -> Any:
+    assert outcome.cause is None, outcome.log.decode()
+    return json.loads(outcome.log)
+
+
+def acts(*words: tuple[str, ...]) -> tuple[str, ...]:
+    """Several acts of the probe, one after the other."""
+    return tuple(part for word in words for part in (*word, "+"))
+
+
+@pytest.fixture
+def facts(desk: Desk) -> Any:
+    """What the kernel tells a guest with the mounts of a training run."""
+    data = desk.folder("train", mode=0o755)
+    (data / "pred").mkdir()
+    mounts = (
+        Mount(data, "/data/train"),
+        Mount(desk.folder("train_pred"), "/data/train/pred", is_writable=True),
+        desk.output(),
+    )
+    spec = desk.spec("facts", mounts=mounts, ceilings=replace(CEILINGS, log_bytes=MIB))
+    return said(run(desk, spec))
+
+
+# ------------------------------------------------------------------ seen from inside
+
+
+def test_the_kernel_shows_a_guest_its_cage(facts: Any) -> None:
+    status = facts["status"]
+
+    assert {name: int(status[name], 16) for name in status if name.startswith("Cap")} == {
+        "CapInh": 0,
+        "CapPrm": 0,
+        "CapEff": 0,
+        "CapBnd": 0,
+        "CapAmb": 0,
+    }
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert facts["ids"] == [1000, 1000]
+    assert status["Groups"] in {"", "1000"}
+
+
+def test_a_guest_is_mapped_to_nobody_of_the_host(facts: Any) -> None:
+    # As the guest sees it: relative to Podman's user namespace, where 0 is the agent and all others are subordinate ids.
+    inside, outside, count = (int(text) for text in facts["uid_map"])
+
+    assert (inside, count) == (0, 65536)
+    assert outside >= 1
+
+
+def test_a_guest_sees_no_network_but_loopback(facts: Any) -> None:
+    assert facts["interfaces"] == ["lo"]
+
+
+def test_a_guest_sees_no_process_but_its_own(facts: Any) -> None:
+    assert facts["processes"] == [1]
+
+
+def test_a_guest_can_write_nothing_but_its_output_and_memory(facts: Any) -> None:
+    assert facts["writable"] == ["/tmp", "/dev/shm"]
+    writable = {
+        point
+        for point, options in facts["mounts"].items()
+        if "rw" in options and not point.startswith(("/proc", "/dev", "/sys"))
+    }
+    assert writable == {"/tmp", "/data/train/pred", "/data/model"}
+
+
+def test_a_guest_sees_only_the_folders_it_was_given(facts: Any) -> None:
+    foreign = {
+        point
+        for point in facts["mounts"]
+        if not point.startswith(("/proc", "/dev", "/sys", "/etc/", "/run/.containerenv"))
+    }
+
+    assert foreign == {"/", "/tmp", "/data/train", "/data/train/pred", "/data/model"}
+    assert facts["devices"] == [
+        "full",
+        "null",
+        "ptmx",
+        "random",
+        "stderr",
+        "stdin",
+        "stdout",
+        "tty",
+        "urandom",
+        "zero",
+    ]
+
+
+def test_a_guest_has_the_image_s_environment_and_ours(facts: Any) -> None:
+    env = facts["env"]
+
+    assert PLANTED not in env
+    assert (env.pop("HOME"), env.pop("TMPDIR"), env.pop("HOSTNAME")) == ("/tmp", "/tmp", "job")
+    assert set(env) == {"LANG", "OPENBLAS_NUM_THREADS", "PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH"}
+
+
+def test_an_image_that_asks_for_every_variable_gets_none(desk: Desk, tmp_path: Path) -> None:
+    # Loaded by hand, past the check that refuses it, and remembered as if that check had not been there.
+    archive = tmp_path / "star.tar"
+    program = b"import json, os\nprint(json.dumps(dict(os.environ)))\n"
+    layers = [python_layer(image_cache()), program_layer(tmp_path, {"/opt/star.py": program})]
+    digest = build_image(archive, layers=layers, entrypoint=[PYTHON, "/opt/star.py"], raw_env=["*"])
+    with pytest.raises(BadImage, match="KEY=VALUE"):
+        desk.runtime.load(archive, digest)
+    loaded = load_by_hand(desk.runtime, archive)
+    stored = runtime_podman_body.StoredImage(
+        id=loaded, size_bytes=1, entrypoint=(PYTHON, "/opt/star.py"), env={}
+    )
+    desk.runtime._remember(digest, stored)
+
+    env = said(run(desk, desk.spec(image=digest)))
+
+    # LC_CTYPE is Python's own doing where no locale is set.
+    assert set(env) - {"LC_CTYPE"} == {"HOME", "TMPDIR", "HOSTNAME"}
+
+
+def load_by_hand(runtime: PodmanRuntime, archive: Path) -> str:
+    """The id of an image that Podman loads without anybody looking at it first."""
+    with archive.open("rb") as file:
+        (name,) = PodmanApi(runtime._api.path).upload("/images/load", file)["Names"]
+    return str(name).removeprefix("sha256:")
+
+
+# ------------------------------------------------------------------ system calls
+
+
+@pytest.mark.parametrize("number", [UNSHARE, IO_URING_SETUP, KEYCTL, PTRACE, MOUNT])
+@pytest.mark.parametrize("kind", list(RunKind))
+def test_a_dangerous_call_ends_the_guest(desk: Desk, number: int, kind: RunKind) -> None:
+    outcome = run(desk, desk.spec("call", str(number), str(CLONE_NEWUSER), "0", "0", "0", kind=kind))
+
+    assert (outcome.cause, outcome.log) == ("seccomp", b"")
+
+
+def test_an_x32_call_ends_the_guest(desk: Desk) -> None:
+    assert run(desk, desk.spec("call", str(X32_WRITE), "1", "0", "0")).cause == "seccomp"
+
+
+@pytest.mark.parametrize("kind", list(RunKind))
+def test_no_kind_of_run_opens_an_internet_socket(desk: Desk, kind: RunKind) -> None:
+    log = run(desk, desk.spec("inet", kind=kind)).log
+
+    assert [json.loads(line)["result"] for line in log.splitlines()] == ["EAFNOSUPPORT"] * 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "child", "socketpair"),
+    [
+        (RunKind.TRAIN, True, True),
+        (RunKind.PROBLEM, True, "EAFNOSUPPORT"),
+        (RunKind.PREDICT, "ENOSYS", "EAFNOSUPPORT"),
+    ],
+)
+def test_processes_and_sockets_by_kind_of_run(
+    desk: Desk, kind: RunKind, child: object, socketpair: object
+) -> None:
+    assert said(run(desk, desk.spec("fork", kind=kind))) == {"child": child, "socketpair": socketpair}
+
+
+# ------------------------------------------------------------------ ceilings
+
+
+def test_a_fork_bomb_stops_at_the_ceiling(desk: Desk) -> None:
+    outcome = run(desk, desk.spec("fork-bomb", ceilings=replace(CEILINGS, pids=20)))
+
+    assert 0 < said(outcome)["children"] < 20  # what ended just before may count for a moment yet
+
+
+def test_memory_stops_at_the_ceiling(desk: Desk) -> None:
+    outcome = run(desk, desk.spec("allocate", "4096"))
+
+    assert outcome.cause in {"exit:12", "oom"}  # by RLIMIT_DATA, or by cgroup
+
+
+def test_a_file_stops_at_the_output_ceiling(desk: Desk) -> None:
+    outcome = run(desk, desk.spec("fill", "/data/model/f", "65", mounts=(desk.output(),)))
+
+    assert outcome.cause == "exit:1"
+    assert b"File too large" in outcome.log
+    assert (desk.root / "model/f").stat().st_size <= CEILINGS.output_bytes
+
+
+def test_tmp_stops_at_its_size(desk: Desk) -> None:
+    outcome = run(desk, desk.spec("fill", "/tmp/f", "33"))
+
+    assert outcome.cause == "exit:1"
+    assert b"No space left on device" in outcome.log
+
+
+def test_a_flood_of_output_costs_no_memory_and_keeps_both_ends(desk: Desk) -> None:
+    before = peak_memory_bytes()
+
+    outcome = run(desk, desk.spec("flood", "200"))
+
+    assert outcome.cause is None
+    assert outcome.log.startswith(b"HEAD\n")
+    assert b"TAIL\n" in outcome.log
+    assert len(outcome.log) <= CEILINGS.log_bytes
+    assert peak_memory_bytes() - before < 32 * MIB
+
+
+def peak_memory_bytes() -> int:
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
+    return int(line.split()[1]) << 10
+
+
+def test_low_ceilings_still_run(desk: Desk) -> None:
+    ceilings = replace(CEILINGS, pids=16, open_files=32, memory_bytes=64 * MIB, tmp_bytes=MIB, log_bytes=1)
+
+    outcome = run(desk, desk.spec("exit", "0", ceilings=ceilings))
+
+    assert outcome.cause is None
+
+
+def test_ceilings_are_told_as_applied(desk: Desk) -> None:
+    cage = run(desk, desk.spec("exit", "0")).cage
+
+    assert cage.ceilings["open_files"] == "1024 by rlimit"
+    assert cage.ceilings["wall_s"] == "60 by agent"
+    assert cage.version.startswith("podman ")
+    assert cage.seccomp == digest_of(Path("seccomp/train.json").read_bytes())
+
+
+# ------------------------------------------------------------------ what cannot be held is refused
+
+
+def test_a_warning_of_the_engine_is_a_refusal(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not run(desk, desk.spec("exit", "0")).cage.absent:
+        pytest.skip("a host without memory limits (this one has them, so Podman warns of nothing)")
+    honest = runtime_podman_body.create_body
+
+    def asking_too_much(*args: Any) -> dict[str, Any]:
+        return honest(*args) | {"resource_limits": {"memory": {"limit": 64 * MIB}}}
+
+    monkeypatch.setattr(runtime_podman_body, "create_body", asking_too_much)
+
+    with pytest.raises(CageNotApplied, match="warned"), desk.runtime.run(desk.spec("exit", "0")):
+        pass
+    assert desk.runtime.leftovers() == ()
+
+
+# One part of the create body at a time as if the engine had dropped it, and a word of the refusal. `ipcns` is missing: the
+# engine itself refuses it on a host without /dev/mqueue; tests/ports/test_cage_check.py holds it.
+TAKEN_AWAY: dict[str, tuple[dict[str, Any], str]] = {
+    "network": ({"netns": {"nsmode": "host"}}, "namespaces"),
+    "uts": ({"utsns": {"nsmode": "host"}, "hostname": ""}, "namespaces"),
+    "cgroup": ({"cgroupns": {"nsmode": "host"}}, "namespaces"),
+    "pid": ({"pidns": {"nsmode": "host"}}, "namespaces"),
+    "agent's own ids": ({"idmappings": runtime_podman_body.id_mappings(0)}, "uidMappings"),
+    "user": ({"user": "0:0"}, "user inside is 0:0"),
+    "no_new_privileges": (
+        {"no_new_privileges": False, "seccomp_profile_path": "unconfined"},
+        "no_new_privileges",
+    ),
+    "seccomp": ({"seccomp_profile_path": "unconfined"}, "no seccomp profile"),
+    "our seccomp": ({"seccomp_profile_path": str(SECCOMP / "problem.json")}, "seccomp profile is another"),
+    "capabilities": ({"cap_drop": [], "cap_add": ["CAP_NET_ADMIN"]}, "capabilities"),
+    "read-only root": ({"read_only_filesystem": False}, "root file system"),
+    "clean environment": ({"unsetenvall": False}, "environment"),
+    "rlimits": ({"r_limits": []}, "RLIMIT_NOFILE"),
+    "masks": ({"mask": []}, "maskedPaths"),
+    "working directory": ({"work_dir": "/"}, "working directory"),
+    "arguments": ({"command": ["exit", "1"]}, "arguments"),
+    "hosts": ({"use_image_hosts": False}, "/etc/hosts"),
+}
+
+
+@pytest.mark.parametrize("part", TAKEN_AWAY)
+def test_a_cage_without_one_of_its_parts_is_refused(
+    desk: Desk, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without, word = TAKEN_AWAY[part]
+    honest = runtime_podman_body.create_body
+    monkeypatch.setattr(runtime_podman_body, "create_body", lambda *args: honest(*args) | without)
+    output = desk.output()
+
+    with (
+        pytest.raises(CageNotApplied, match=word),
+        desk.runtime.run(desk.spec("write", "/data/model/ran", "", mounts=(output,))),
+    ):
+        pass
+
+    assert list(output.source.iterdir()) == []  # nothing of the image ran
+    assert desk.runtime.leftovers() == ()
+
+
+def test_a_folder_that_was_not_asked_for_is_refused(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = runtime_podman_body.create_body
+
+    def with_one_more(*args: Any) -> dict[str, Any]:
+        body = honest(*args)
+        body["mounts"].append(
+            {"destination": "/mnt", "type": "bind", "source": "/usr", "options": ["bind", "ro"]}
+        )
+        return body
+
+    monkeypatch.setattr(runtime_podman_body, "create_body", with_one_more)
+
+    with pytest.raises(CageNotApplied, match="'/mnt' is mounted"), desk.runtime.run(desk.spec("exit", "0")):
+        pass
+
+
+# ------------------------------------------------------------------ images that cannot run
+
+
+def test_an_entry_point_that_is_not_there_is_the_image_s_fault(desk: Desk, tmp_path: Path) -> None:
+    archive = tmp_path / "none.tar"
+    layers = [program_layer(tmp_path, {"/readme": b"nothing to run"})]
+    digest = build_image(archive, layers=layers, entrypoint=["/no/such/program"])
+    desk.runtime.load(archive, digest)
+
+    with pytest.raises(BadImage, match="cannot start"), desk.runtime.run(desk.spec(image=digest)):
+        pass
+    assert desk.runtime.leftovers() == ()
+
+
+def test_the_engine_keeps_a_loaded_image_when_it_sweeps_unnamed_ones(desk: Desk) -> None:
+    PodmanApi(desk.runtime._api.path).post("/images/prune")
+
+    assert desk.runtime.image(desk.image) is not None
+
+
+# ------------------------------------------------------------------ two at once, and one that was left
+
+
+def test_two_runs_share_no_user_id(desk: Desk) -> None:
+    with (
+        desk.runtime.run(desk.spec("facts", name="one", ceilings=replace(CEILINGS, log_bytes=MIB))) as one,
+        desk.runtime.run(desk.spec("facts", name="two", ceilings=replace(CEILINGS, log_bytes=MIB))) as two,
+    ):
+        maps = [[int(text) for text in said(running.wait())["uid_map"]] for running in (one, two)]
+
+    (_, first, count), (_, second, _) = maps
+    assert abs(first - second) >= count
+
+
+def test_two_agents_on_one_engine_share_no_user_id_and_sweep_only_their_own(
+    engine: Engine, desk: Desk
+) -> None:
+    other = engine.runtime()
+    long = replace(CEILINGS, log_bytes=MIB)
+    with (
+        desk.runtime.run(desk.spec("sleep", "60")),
+        other.run(desk.spec("facts", ceilings=long)) as theirs,
+    ):
+        outside = int(said(theirs.wait())["uid_map"][1])
+        ours = {
+            entry["Labels"]["dc-compute.id-map"] for entry in desk.runtime._containers("dc-compute.name=run")
+        }
+
+        assert str((outside - 1) // 65536) in ours
+        assert len(ours) == 2
+        assert len(desk.runtime.leftovers()) == len(other.leftovers()) == 1
+
+
+AGENT = """
+import sys
+from pathlib import Path
+from agent.ports.runtime_podman import PodmanRuntime
+from tests.host.podman import SECCOMP, Desk
+
+socket, store, instance, image, root = sys.argv[1:]
+desk = Desk(PodmanRuntime(Path(socket), SECCOMP, Path(store), instance=instance), image, Path(root))
+with desk.runtime.run(desk.spec("sleep", "600", name="orphan")) as run:
+    print("started", flush=True)
+    run.wait()
+"""
+
+
+def test_a_container_outlives_its_agent_and_is_found_and_removed(desk: Desk) -> None:
+    runtime = desk.runtime
+    command = [
+        sys.executable,
+        "-c",
+        AGENT,
+        runtime._api.path,
+        runtime._store,
+        runtime._instance,
+        desk.image,
+        desk.root,
+    ]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, cwd=os.getcwd()) as agent:
+        assert agent.stdout is not None
+        assert agent.stdout.readline() == b"started\n"
+        agent.send_signal(signal.SIGKILL)
+
+    (found,) = runtime.leftovers()
+    assert (found.name, dict(found.labels), found.is_running) == ("orphan", {"job": "a.0"}, True)
+    runtime.remove("orphan")
+    assert runtime.leftovers() == ()
+
+
+# ------------------------------------------------------------------ what guests leave
+
+
+def test_folders_too_deep_to_walk_are_lifted_out_and_refused(desk: Desk) -> None:
+    output = desk.output()
+    run(desk, desk.spec("deep", "/data/model", "3000", mounts=(output,)))
+
+    with pytest.raises(BadOutput, match="too deep"):
+        desk.runtime.reclaim(output.source)
+
+    owners = {Path(parent).stat().st_uid for parent, _, _ in os.walk(output.source)}
+    assert owners == {os.getuid()}
+
+
+def test_a_link_out_of_the_output_folder_changes_nothing_there(desk: Desk) -> None:
+    secret = desk.folder("secret", mode=0o700)
+    (secret / "key").write_text("k")
+    (secret / "key").chmod(0o400)
+    output = desk.output()
+    (output.source / "out").symlink_to(secret)
+    (output.source / "key").symlink_to(secret / "key")
+
+    desk.runtime.reclaim(output.source)
+
+    assert (secret / "key").stat().st_mode & 0o777 == 0o400
+    assert secret.stat().st_mode & 0o777 == 0o700

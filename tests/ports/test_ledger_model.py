@@ -1,0 +1,255 @@
+"""The ledger in memory and the real one agree on whatever happens to them, step by step.
+
+The fake is short enough to be read; every test of the pipeline stands on it. Hypothesis looks for a sequence of calls after
+which the two tell different stories.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from agent.domain.chain import TaskKind
+from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState
+from agent.errors import AgentError
+from agent.ports.ledger import DeliveryId, DeliveryState, JobQuery, Ledger, NewDelivery, Successor
+from tests.fakes.ledger import MemoryLedger
+from tests.ports.ledger_stage import (
+    ORCHESTRATOR,
+    OTHER_PEER,
+    PEER,
+    arrival,
+    at,
+    chain_of,
+    fresh_ledger,
+    handoff,
+    order_named,
+    other_receipt,
+    report,
+)
+
+NAMES = ("one", "two")
+WORKERS = ("w1", "w2")
+WHOLE_CHAIN = 5
+
+NEW_DELIVERIES = st.lists(
+    st.sampled_from([report(b"1"), report(b"2"), handoff(PEER), handoff(OTHER_PEER)]), max_size=2
+)
+POSITIONS = st.integers(0, WHOLE_CHAIN - 1)
+SOME = st.integers(0, 1000)
+RESTS = st.sampled_from([None, 5, 50])
+
+
+def outcome(call: Callable[[], Any]) -> Any:
+    """What a call gave, or the kind of error it raised."""
+    try:
+        return call()
+    except (AgentError, IllegalMove) as error:
+        return type(error)
+
+
+class TwoLedgers(RuleBasedStateMachine):
+    """Both ledgers get every call; each answer must be the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="two-ledgers-"))
+        self.real = fresh_ledger(self.folder / "ledger")
+        self.fake = MemoryLedger()
+        self.clock = 0
+        self.seen: list[Job] = []  # every state of a job that a caller ever saw, stale ones too
+
+    def teardown(self) -> None:
+        try:
+            self.same(lambda ledger: ledger.events(limit=10_000))
+        finally:
+            self.real.close()
+            shutil.rmtree(self.folder)
+
+    def same(self, call: Callable[[Ledger], Any]) -> Any:
+        self.clock += 1
+        real, fake = outcome(lambda: call(self.real)), outcome(lambda: call(self.fake))
+        assert real == fake
+        self.seen += [real] if isinstance(real, Job) else []
+        return real
+
+    def job_at(self, some: int) -> Job:
+        """A job as somebody saw it; the latest views come up most."""
+        return self.seen[-1 - some * some % len(self.seen)]
+
+    def a_delivery(self, some: int) -> DeliveryId:
+        known = [delivery.id for delivery in self.fake.deliveries()]
+        return known[some % len(known)] if known else DeliveryId("none")
+
+    @initialize()
+    def something_is_there(self) -> None:
+        self.same(
+            lambda ledger: ledger.admit(arrival(order_named("one")), at(0), max_attempts=2, queue_limit=5).job
+        )
+
+    @rule(
+        name=st.sampled_from(NAMES),
+        position=POSITIONS,
+        rank=st.sampled_from([0, 0, 0, 1]),
+        is_other=st.sampled_from([False, False, True]),
+        limit=st.sampled_from([2, 100, 100]),
+    )
+    def admit(self, name: str, position: int, rank: int, is_other: bool, limit: int) -> None:
+        order, now = order_named(name, rank=rank), at(self.clock)
+        receipts = chain_of(order, position)
+        if is_other and receipts:
+            receipts = (*receipts[:-1], other_receipt(order, position - 1))
+        came = arrival(order, receipts, sender=PEER)
+        admission = self.same(lambda ledger: ledger.admit(came, now, max_attempts=2, queue_limit=limit))
+        if not isinstance(admission, type):
+            self.seen.append(admission.job)
+
+    @rule(
+        some=SOME,
+        event=st.sampled_from(JobEvent),
+        rest=RESTS,
+        reason=st.sampled_from([None, "why"]),
+        next_agent=st.sampled_from([None, None, OTHER_PEER]),
+        deliveries=NEW_DELIVERIES,
+    )
+    def move(
+        self,
+        some: int,
+        event: JobEvent,
+        rest: int | None,
+        reason: str | None,
+        next_agent: Any,
+        deliveries: list[NewDelivery],
+    ) -> None:
+        job, now = self.job_at(some), at(self.clock)
+        not_before = None if rest is None else at(self.clock + rest)
+        self.same(
+            lambda ledger: ledger.move(
+                job,
+                event,
+                now,
+                reason=reason,
+                not_before=not_before,
+                next_agent=next_agent,
+                deliveries=deliveries,
+            )
+        )
+
+    @rule(some=SOME, is_other=st.booleans(), has_next=st.booleans(), deliveries=NEW_DELIVERIES)
+    def attest(self, some: int, is_other: bool, has_next: bool, deliveries: list[NewDelivery]) -> None:
+        job, now = self.job_at(some), at(self.clock)
+        order = next(order_named(name) for name in NAMES if order_named(name).order.id == job.order_id)
+        receipt = other_receipt(order, job.position) if is_other else chain_of(order, job.position + 1)[-1]
+        successor = Successor(job.position + 1, TaskKind.LEARN) if has_next else None
+        event = JobEvent.FAIL if is_other and not has_next else JobEvent.ATTEST
+        self.same(
+            lambda ledger: ledger.move(
+                job, event, now, receipt=receipt, score="0.5", successor=successor, deliveries=deliveries
+            )
+        )
+
+    @rule(some=SOME, worker=st.sampled_from(WORKERS), deliveries=NEW_DELIVERIES)
+    def start(self, some: int, worker: str, deliveries: list[NewDelivery]) -> None:
+        job, now = self.job_at(some), at(self.clock)
+        lease_until = at(self.clock + 20)
+        self.same(
+            lambda ledger: ledger.start(
+                job, now, worker=worker, lease_until=lease_until, deliveries=deliveries
+            )
+        )
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def renew(self, worker: str) -> None:
+        lease_until = at(self.clock + 40)
+        self.same(lambda ledger: ledger.renew(worker, lease_until))
+
+    @rule(some=SOME)
+    def redirect(self, some: int) -> None:
+        job, now = self.job_at(some), at(self.clock)
+        self.same(lambda ledger: ledger.redirect(job, now, next_agent=PEER, delivery=handoff(PEER)))
+
+    @rule(some=SOME)
+    def lease(self, some: int) -> None:
+        delivery, now, until = self.a_delivery(some), at(self.clock), at(self.clock + 10)
+        self.same(lambda ledger: ledger.lease_delivery(delivery, now, until))
+
+    @rule(some=SOME)
+    def acknowledge(self, some: int) -> None:
+        delivery, now = self.a_delivery(some), at(self.clock)
+        self.same(lambda ledger: ledger.acknowledge(delivery, now))
+
+    @rule(some=SOME)
+    def postpone(self, some: int) -> None:
+        delivery, until = self.a_delivery(some), at(self.clock + 10)
+        self.same(lambda ledger: ledger.postpone(delivery, until, "no answer"))
+
+    @rule(some=SOME, deliveries=NEW_DELIVERIES)
+    def bury(self, some: int, deliveries: list[NewDelivery]) -> None:
+        delivery, now = self.a_delivery(some), at(self.clock)
+        self.same(lambda ledger: ledger.bury(delivery, now, "refused", deliveries=deliveries))
+
+    @rule(nonce=st.sampled_from("abc"), seconds=st.integers(0, 20))
+    def remember(self, nonce: str, seconds: int) -> None:
+        now, until = at(self.clock), at(self.clock + seconds)
+        self.same(lambda ledger: ledger.remember_nonce(PEER, nonce, until, now))
+
+    @rule()
+    def forget(self) -> None:
+        now = at(self.clock)
+        self.same(lambda ledger: ledger.forget_nonces(now))
+
+    @rule(some=SOME, run=st.sampled_from(["train", "perf"]))
+    def keep_log(self, some: int, run: str) -> None:
+        job = self.job_at(some)
+        self.same(lambda ledger: ledger.keep_log(job, run, b"%d" % some))
+        self.same(lambda ledger: ledger.logs(job.order_id))
+
+    @rule(
+        states=st.frozensets(st.sampled_from(JobState), max_size=3),
+        some=SOME,
+        pages=st.booleans(),
+        limit=st.integers(1, 4),
+        signer=st.sampled_from([None, ORCHESTRATOR, PEER]),
+        is_one_order=st.booleans(),
+    )
+    def list_jobs(
+        self,
+        states: frozenset[JobState],
+        some: int,
+        pages: bool,
+        limit: int,
+        signer: Any,
+        is_one_order: bool,
+    ) -> None:
+        job = self.job_at(some)
+        query = JobQuery(
+            states=states,
+            order_id=job.order_id if is_one_order else None,
+            signer=signer,
+            after=job.id if pages else None,
+            limit=limit,
+        )
+        self.same(lambda ledger: ledger.jobs(query))
+
+    @invariant()
+    def both_tell_the_same(self) -> None:
+        now = at(self.clock)
+        self.same(lambda ledger: ledger.jobs(JobQuery()))
+        self.same(lambda ledger: ledger.deliveries())
+        self.same(lambda ledger: ledger.deliveries(state=DeliveryState.PENDING))
+        self.same(lambda ledger: ledger.unrung(now, 3))
+        self.same(lambda ledger: ledger.counts())
+        for name in NAMES:
+            order = order_named(name)
+            self.same(lambda ledger, digest=order.digest: ledger.receipts(digest))  # type: ignore[misc]
+
+
+TwoLedgers.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestTwoLedgers = TwoLedgers.TestCase

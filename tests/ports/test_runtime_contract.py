@@ -1,0 +1,375 @@
+"""What every runtime promises, run on the fake and on rootless Podman with real containers."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from agent.devkit.images import build_image, program_layer
+from agent.domain.ceilings import Ceilings
+from agent.domain.ids import Digest, digest_of
+from agent.errors import BadImage, BadOutput, CageNotApplied, RuntimeUnavailable
+from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec, Runtime
+from agent.ports.runtime_podman import PodmanRuntime
+from tests.fakes.runtime import Guest, MemoryRuntime
+from tests.host.podman import CEILINGS, SECCOMP, Desk, open_desk, open_engine, probe_archive
+
+STRANGER = digest_of(b"an image that nobody loaded")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A runtime, an archive that it can run, a fresh folder for mounts, and the same runtime with its engine gone."""
+
+    runtime: Runtime
+    archive: Path
+    image: Digest
+    root: Path
+    down: Runtime
+
+    def spec(
+        self, *args: str, mounts: tuple[Mount, ...] = (), ceilings: Ceilings = CEILINGS, name: str = "a-0"
+    ) -> RunSpec:
+        return RunSpec(
+            name=name,
+            labels={"job": "a.0", "attempt": "1"},
+            image=self.image,
+            kind=RunKind.TRAIN,
+            args=args,
+            mounts=mounts,
+            ceilings=ceilings,
+            accept_missing=frozenset({"cpu_millis", "memory_bytes"}),
+        )
+
+    def outcome(
+        self, *args: str, mounts: tuple[Mount, ...] = (), ceilings: Ceilings = CEILINGS
+    ) -> RunOutcome:
+        with self.runtime.run(self.spec(*args, mounts=mounts, ceilings=ceilings)) as run:
+            return run.wait()
+
+    def mount(self, name: str, target: str, *, is_writable: bool = False) -> Mount:
+        folder = self.root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o777 if is_writable else 0o755)
+        return Mount(folder, target, is_writable)
+
+
+def probe(guest: Guest) -> int | None:
+    """`demo_images/probe.py` for the fake: the words that this suite says."""
+    word, *rest = guest.args
+    match word:
+        case "exit":
+            return int(rest[0])
+        case "segfault":
+            return 128 + 11
+        case "sleep":
+            guest.say("asleep")
+            guest.sleep(float(rest[0]))
+        case "flood":
+            guest.say("HEAD")
+            for _ in range(int(rest[0]) * 1024):
+                guest.say("x" * 1023)
+            guest.say("TAIL")
+        case "progress":
+            for line in ("progress: 0.25 reading", "progress: 7", "progress: 0.4", "progress: 0.3 back"):
+                guest.say(line)
+            guest.say_error("progress: 0.9 on stderr")
+        case "write":
+            guest.write(rest[0], rest[1])
+        case "set-id":
+            guest.write(rest[0], "#!/bin/sh\n")
+            guest.path(rest[0]).chmod(0o4755)
+        case "hostile-output":
+            _leave_hostile_output(guest.path(rest[0]))
+    return 0
+
+
+def _leave_hostile_output(root: Path) -> None:
+    closed = root / "closed" / "inner"
+    closed.mkdir(parents=True)
+    (closed / "file").write_text("kept")
+    (root / "new\nline").write_text("kept")
+    (root / "passwd").symlink_to("/etc/passwd")
+    (root / "up").symlink_to("../../..")
+    for path in (closed / "file", closed, root / "closed"):
+        path.chmod(0)
+
+
+@pytest.fixture(scope="session")
+def desk() -> Iterator[Desk]:
+    for engine in open_engine():
+        yield from open_desk(engine)
+
+
+@pytest.fixture(params=["fake", pytest.param("podman", marks=pytest.mark.host)])
+def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
+    if request.param == "fake":
+        archive = tmp_path / "probe.tar"
+        layer = program_layer(tmp_path / "cache", {"/opt/program/probe.py": b"pass\n"})
+        image = build_image(archive, layers=[layer], entrypoint=["python3", "/opt/program/probe.py"])
+        down = MemoryRuntime({})
+        down.is_down = True
+        fake = MemoryRuntime({"probe": probe}, absent=("cpu_millis", "memory_bytes"))
+        fake.load(archive, image)
+        yield Stage(fake, archive, image, tmp_path / "mounts", down)
+    else:
+        desk: Desk = request.getfixturevalue("desk")
+        archive, image = probe_archive()
+        down_too = PodmanRuntime(tmp_path / "no.sock", SECCOMP, tmp_path, instance="down")
+        root = desk.root / tmp_path.name
+        yield Stage(desk.runtime, archive, image, root, down_too)
+        if root.exists():
+            desk.runtime.reclaim(root)
+            shutil.rmtree(root)
+    # Whatever a test did, nothing of it is left for the next one.
+
+
+# ------------------------------------------------------------------ images
+
+
+def test_a_loaded_image_is_found_by_the_digest_of_its_archive(stage: Stage) -> None:
+    info = stage.runtime.load(stage.archive, stage.image)
+
+    assert info.digest == stage.image
+    assert info.entrypoint[-1] == "/opt/program/probe.py"
+    assert stage.runtime.image(stage.image) == info
+    assert info in stage.runtime.images()
+
+
+def test_loading_twice_is_loading_once(stage: Stage) -> None:
+    before = stage.runtime.images()
+
+    assert stage.runtime.load(stage.archive, stage.image) == stage.runtime.load(stage.archive, stage.image)
+    assert stage.runtime.images() == before
+
+
+def test_what_is_no_image_archive_is_refused_and_not_remembered(stage: Stage, tmp_path: Path) -> None:
+    junk = tmp_path / "junk.tar"
+    junk.write_bytes(b"not an archive" * 1000)
+
+    with pytest.raises(BadImage):
+        stage.runtime.load(junk, STRANGER)
+
+    assert stage.runtime.image(STRANGER) is None
+
+
+def test_an_image_that_was_never_loaded_is_not_fetched_but_refused(stage: Stage) -> None:
+    spec = replace(stage.spec("exit", "0"), image=STRANGER)
+
+    with pytest.raises(BadImage), stage.runtime.run(spec):
+        pass
+
+
+# ------------------------------------------------------------------ how a run ends
+
+
+def test_exit_code_0_has_no_cause(stage: Stage) -> None:
+    outcome = stage.outcome("exit", "0")
+
+    assert outcome.cause is None
+    assert 0 < outcome.wall_s < 30
+
+
+def test_another_exit_code_is_told(stage: Stage) -> None:
+    assert stage.outcome("exit", "3").cause == "exit:3"
+
+
+def test_a_death_by_signal_is_told(stage: Stage) -> None:
+    assert stage.outcome("segfault").cause == "signal:11"
+
+
+def test_a_run_is_killed_at_its_wall_clock_ceiling(stage: Stage) -> None:
+    outcome = stage.outcome("sleep", "60", ceilings=replace(CEILINGS, wall_s=1))
+
+    assert outcome.cause == "timeout"
+    assert 1 <= outcome.wall_s < 20
+    assert b"asleep" in outcome.log
+
+
+def test_a_kill_from_another_thread_ends_the_wait(stage: Stage) -> None:
+    with stage.runtime.run(stage.spec("sleep", "60")) as run:
+        killer = threading.Timer(0.2, run.kill)
+        killer.start()
+        outcome = run.wait()
+        killer.join()
+
+    assert outcome.cause == "signal:9"
+
+
+def test_waiting_again_tells_the_same(stage: Stage) -> None:
+    with stage.runtime.run(stage.spec("exit", "3")) as run:
+        first = run.wait()
+
+        assert run.wait().cause == first.cause
+
+
+# ------------------------------------------------------------------ what it says
+
+
+def test_the_log_keeps_head_and_tail(stage: Stage) -> None:
+    outcome = stage.outcome("flood", "2")
+
+    assert len(outcome.log) <= CEILINGS.log_bytes
+    assert outcome.log.startswith(b"HEAD\n")
+    assert b"bytes left out" in outcome.log
+    assert outcome.log.rstrip().endswith(
+        (b"TAIL", b"x")
+    )  # two streams: the last line may come before the last block
+
+
+def test_progress_is_a_number_of_stdout_that_only_rises(stage: Stage) -> None:
+    with stage.runtime.run(stage.spec("progress")) as run:
+        run.wait()
+
+        assert run.progress() == 0.4
+
+
+def test_no_progress_is_none(stage: Stage) -> None:
+    with stage.runtime.run(stage.spec("exit", "0")) as run:
+        run.wait()
+
+        assert run.progress() is None
+
+
+# ------------------------------------------------------------------ folders
+
+
+def test_what_a_guest_writes_into_a_writable_mount_is_there_afterwards(stage: Stage) -> None:
+    output = stage.mount("model", "/data/model", is_writable=True)
+
+    outcome = stage.outcome("write", "/data/model/weights", "0.5", mounts=(output,))
+    stage.runtime.reclaim(output.source)
+
+    assert outcome.cause is None
+    assert (output.source / "weights").read_text() == "0.5"
+
+
+def test_a_read_only_mount_cannot_be_written(stage: Stage) -> None:
+    data = stage.mount("train", "/data/train")
+
+    outcome = stage.outcome("write", "/data/train/x", "y", mounts=(data,))
+
+    assert outcome.cause == "exit:1"
+    assert b"Read-only file system" in outcome.log
+    assert list(data.source.iterdir()) == []
+
+
+def test_a_writable_folder_may_lie_in_a_read_only_one(stage: Stage) -> None:
+    data = stage.mount("train", "/data/train")
+    (data.source / "pred").mkdir()
+    predictions = stage.mount("train_pred", "/data/train/pred", is_writable=True)
+
+    outcome = stage.outcome("write", "/data/train/pred/x", "y", mounts=(data, predictions))
+    stage.runtime.reclaim(predictions.source)
+
+    assert outcome.cause is None
+    assert (predictions.source / "x").read_text() == "y"
+    assert list((data.source / "pred").iterdir()) == []
+
+
+def test_whatever_a_guest_left_can_be_read_and_removed_after_reclaiming(stage: Stage) -> None:
+    output = stage.mount("model", "/data/model", is_writable=True)
+    passwd_before = Path("/etc/passwd").stat()
+
+    stage.outcome("hostile-output", "/data/model", mounts=(output,))
+    stage.runtime.reclaim(output.source)
+
+    assert (output.source / "closed/inner/file").read_text() == "kept"
+    assert (output.source / "new\nline").read_text() == "kept"
+    assert (output.source / "passwd").is_symlink()
+    assert Path("/etc/passwd").stat() == passwd_before
+    shutil.rmtree(output.source)
+
+
+def test_a_set_id_file_is_named_and_all_is_reclaimed_nonetheless(stage: Stage) -> None:
+    output = stage.mount("model", "/data/model", is_writable=True)
+    stage.outcome("set-id", "/data/model/rootkit", mounts=(output,))
+
+    with pytest.raises(BadOutput, match="rootkit"):
+        stage.runtime.reclaim(output.source)
+
+    assert (output.source / "rootkit").read_text() == "#!/bin/sh\n"
+    assert (output.source / "rootkit").stat().st_mode & 0o7000 == 0
+
+
+# ------------------------------------------------------------------ containers
+
+
+def test_a_running_container_is_found_with_its_labels(stage: Stage) -> None:
+    with stage.runtime.run(stage.spec("sleep", "60")):
+        (found,) = stage.runtime.leftovers()
+
+        assert (found.name, found.is_running) == ("a-0", True)
+        assert dict(found.labels) == {"job": "a.0", "attempt": "1"}
+
+
+def test_leaving_the_context_leaves_nothing_behind(stage: Stage) -> None:
+    with pytest.raises(ZeroDivisionError), stage.runtime.run(stage.spec("sleep", "60")):
+        _ = 1 / 0
+
+    assert stage.runtime.leftovers() == ()
+
+
+def test_a_container_can_be_removed_by_name_from_elsewhere(stage: Stage) -> None:
+    with stage.runtime.run(stage.spec("sleep", "60")) as run:
+        stage.runtime.remove("a-0")
+        outcome = run.wait()
+
+        assert outcome.cause not in {None, "timeout"}
+        assert stage.runtime.leftovers() == ()
+
+
+def test_removing_what_is_gone_is_fine(stage: Stage) -> None:
+    stage.runtime.remove("never-there")
+
+
+def test_one_name_is_one_container(stage: Stage) -> None:
+    with (
+        stage.runtime.run(stage.spec("sleep", "60")),
+        pytest.raises(RuntimeUnavailable, match="a-0"),
+        stage.runtime.run(stage.spec("exit", "0")),
+    ):
+        pass
+
+
+def test_two_containers_run_at_once(stage: Stage) -> None:
+    with (
+        stage.runtime.run(stage.spec("sleep", "60", name="one")),
+        stage.runtime.run(stage.spec("exit", "0", name="two")) as run,
+    ):
+        assert run.wait().cause is None
+        assert {found.name for found in stage.runtime.leftovers()} == {"one", "two"}
+
+
+# ------------------------------------------------------------------ the cage, as told
+
+
+def test_the_outcome_tells_what_was_applied(stage: Stage) -> None:
+    cage = stage.outcome("exit", "0").cage
+
+    assert cage.runtime == stage.runtime.name
+    assert set(cage.ceilings) | set(cage.absent) == set(Ceilings.__struct_fields__)
+    assert all(" by " in told for told in cage.ceilings.values())
+
+
+def test_a_ceiling_that_the_host_lacks_is_refused_unless_accepted(stage: Stage) -> None:
+    absent = stage.outcome("exit", "0").cage.absent
+    if not absent:
+        pytest.skip("a host that lacks a ceiling (this one enforces all)")
+    spec = replace(stage.spec("exit", "0"), accept_missing=frozenset(absent[1:]))
+
+    with pytest.raises(CageNotApplied, match=absent[0]), stage.runtime.run(spec):
+        pass
+
+
+def test_an_engine_that_is_gone_is_told(stage: Stage, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeUnavailable):
+        stage.down.leftovers()
+    with pytest.raises(RuntimeUnavailable):
+        stage.down.reclaim(tmp_path)
+    with pytest.raises(RuntimeUnavailable):
+        stage.down.remove("a-0")

@@ -1,0 +1,337 @@
+"""A worker's life: what a bell does, how leases are kept, how it starts and how it leaves."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import worker
+from agent.domain.chain import TaskKind
+from agent.domain.ids import JobId
+from agent.domain.jobs import Job, JobEvent, JobState
+from agent.errors import LedgerUnavailable
+from agent.pipeline.host import Host
+from agent.ports.broker import Handler, Queue
+from agent.ports.ledger import Arrival
+from agent.worker import Leases, Stop, check_start, file_system_of, handlers, work
+from tests.api.house import House, open_house
+from tests.builders import NOW
+from tests.fakes.runtime import MemoryRuntime
+
+SOON_S = 10.0  # for what must happen at once, on a busy machine
+
+
+class Hands:
+    """A consumer that calls handlers when the test says so. `stop` waits for the handler under way."""
+
+    def __init__(self, handlers: Mapping[Queue, Handler]) -> None:
+        self.handlers = handlers
+        self.has_started = threading.Event()
+        self.is_stopping = threading.Event()
+        self.under_way: threading.Thread | None = None
+
+    def start(self) -> None:
+        self.has_started.set()
+
+    def take(self, queue: Queue, item: str) -> None:
+        self.under_way = threading.Thread(target=self.handlers[queue], args=(item,), daemon=True)
+        self.under_way.start()
+
+    def stop(self) -> None:
+        self.is_stopping.set()
+        if self.under_way is not None:
+            self.under_way.join()
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    made = open_house(tmp_path, lease=timedelta(seconds=0.3))
+    ports = made.host.ports
+    runtime = MemoryRuntime({})
+    with_runtime = type(ports)(
+        ports.ledger, ports.broker, ports.storage, ports.orchestrators, ports.peers, runtime, ports.now
+    )
+    host = made.host
+    made.host = Host(host.key, host.roster, host.policy, with_runtime, host.rules)
+    return made
+
+
+@pytest.fixture
+def job(house: House) -> Job:
+    """A job that was received and is not placed yet; storage knows nothing of its dataset."""
+    order = house.world.order()
+    arrival = Arrival(order=order, receipts=(), kind=TaskKind.LEARN, sender=order.signer)
+    return house.ledger.admit(arrival, NOW, max_attempts=3, queue_limit=10).job
+
+
+def in_thread(run: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(run()), daemon=True)
+    thread.start()
+    return thread, results
+
+
+# ------------------------------------------------------------------ bells
+
+
+def test_there_is_a_handler_for_each_of_the_five_queues(house: House) -> None:
+    assert set(handlers(house.host, Leases(house.host))) == set(Queue)
+
+
+def test_a_bell_for_an_unknown_job_is_logged_and_no_more(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for handle in handlers(house.host, Leases(house.host)).values():
+        handle("nothing.0")
+
+
+def test_a_bell_while_the_ledger_is_away_does_not_raise(house: House, job: Job) -> None:
+    house.ledger.is_broken = True
+
+    handlers(house.host, Leases(house.host))[Queue.LEARNUPLETS](job.id)
+
+
+def test_a_bug_in_a_handler_does_not_reach_the_consumer(
+    house: House, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def burst(*_: object) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr(worker, "advance", burst)
+
+    handlers(house.host, Leases(house.host))[Queue.LEARNUPLETS](job.id)
+
+
+# ------------------------------------------------------------------ leases
+
+
+def test_each_bell_has_a_name_that_no_other_has(house: House) -> None:
+    leases, others = Leases(house.host), Leases(house.host)
+
+    with leases.name() as one, leases.name() as two, others.name() as three:
+        assert len({one, two, three}) == 3
+        assert set(leases.held()) == {one, two}
+
+    assert leases.held() == ()
+
+
+def running(house: House, job: Job, name: str) -> JobId:
+    """The job, run under this name with a lease that is about to end."""
+    queued = house.ledger.move(job, JobEvent.ENQUEUE, NOW)
+    house.ledger.start(queued, NOW, worker=name, lease_until=NOW + timedelta(seconds=1))
+    return job.id
+
+
+def test_what_is_in_hand_keeps_its_lease(house: House, job: Job) -> None:
+    leases = Leases(house.host)
+    with leases.name() as name:
+        running(house, job, name)
+        house.clock.pass_by(timedelta(hours=1))
+
+        leases.renew()
+
+    assert house.ledger.job(job.id).lease_until == house.clock() + house.host.rules.lease
+
+
+def test_what_a_bug_left_behind_loses_its_lease_while_the_process_lives(house: House, job: Job) -> None:
+    leases = Leases(house.host)
+    with suppress(RuntimeError), leases.name() as name:
+        running(house, job, name)
+        raise RuntimeError("a bug")
+
+    leases.renew()
+    house.clock.pass_by(timedelta(seconds=2))
+
+    assert [orphan.id for orphan in house.ledger.unrung(house.clock(), 10).orphans] == [job.id]
+
+
+def test_a_ledger_that_is_away_does_not_end_the_beat(house: House) -> None:
+    leases = Leases(house.host)
+    house.ledger.is_broken = True
+
+    with leases.name():
+        leases.renew()
+
+
+def test_the_beat_goes_on_while_a_handler_works(house: House, job: Job) -> None:
+    leases = Leases(house.host)
+    renewed = threading.Event()
+    renew = house.ledger.renew
+
+    def note(name: str, until: Any) -> None:
+        renew(name, until)
+        renewed.set()
+
+    house.ledger.renew = note  # type: ignore[method-assign]
+    with leases.name() as name, leases.beating(timedelta(milliseconds=20)):
+        running(house, job, name)
+
+        assert renewed.wait(SOON_S)
+
+
+# ------------------------------------------------------------------ start
+
+
+def test_a_worker_starts_only_on_a_ledger_that_takes_writes(house: House) -> None:
+    house.ledger.is_broken = True
+
+    with pytest.raises(LedgerUnavailable):
+        work(house.host, Hands, grace_s=1, stop=Stop())
+
+
+def test_a_worker_starts_without_its_container_engine_and_says_so(house: House) -> None:
+    runtime = house.host.ports.runtime
+    assert isinstance(runtime, MemoryRuntime)
+    runtime.is_down = True
+
+    check_start(house.host)
+
+
+def test_the_workspace_s_folder_is_made_for_the_agent_alone(house: House, tmp_path: Path) -> None:
+    root = tmp_path / "run" / "work"
+    rules = house.host.rules
+    told = {name: getattr(rules, name) for name in rules.__slots__} | {"workspace_root": root}
+    host = Host(house.host.key, house.host.roster, house.host.policy, house.host.ports, type(rules)(**told))
+
+    check_start(host)
+
+    assert root.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_kind_of_file_system_is_that_of_the_deepest_mount(tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        "23 22 0:20 / /run rw,nosuid shared:5 - tmpfs tmpfs rw\n"
+        "24 23 0:21 / /run/user\\0401 rw - fuse x rw\n"
+    )
+
+    assert file_system_of(Path("/usr/nowhere"), mounts) == "ext4"
+    assert file_system_of(Path("/run/dc-compute/work"), mounts) == "tmpfs"
+    assert file_system_of(Path("/run/user 1/x"), mounts) == "fuse"
+    assert file_system_of(Path("/"), tmp_path / "missing") == "unknown"
+
+
+# ------------------------------------------------------------------ stop
+
+
+def at_work(house: House, grace_s: float) -> tuple[Hands, Stop, threading.Thread, list[Any]]:
+    """A worker that has started."""
+    made: list[Hands] = []
+    stop = Stop()
+
+    def make(handlers: Mapping[Queue, Handler]) -> Hands:
+        made.append(Hands(handlers))
+        return made[0]
+
+    thread, results = in_thread(lambda: work(house.host, make, grace_s=grace_s, stop=stop))
+    while not made:
+        thread.join(0.01)
+    assert made[0].has_started.wait(SOON_S)
+    return made[0], stop, thread, results
+
+
+def test_a_worker_rings_at_its_start_what_was_lost(house: House, job: Job) -> None:
+    _, stop, thread, _ = at_work(house, grace_s=1)
+    while (Queue.LEARNUPLETS, job.id) not in house.bells.rung:
+        thread.join(0.01)
+
+    stop.asked.set()
+    thread.join(SOON_S)
+
+    assert not thread.is_alive()
+
+
+def test_a_worker_without_tasks_leaves_at_once_and_cleanly(house: House) -> None:
+    hands, stop, thread, results = at_work(house, grace_s=60)
+
+    stop.asked.set()
+    thread.join(SOON_S)
+
+    assert results == [True]
+    assert hands.is_stopping.is_set()
+
+
+def hold_advance(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """(has begun, may end) of a task that takes its time."""
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def advance(job: JobId, host: Host, name: str) -> None:
+        has_begun.set()
+        may_end.wait(60)
+
+    monkeypatch.setattr(worker, "advance", advance)
+    return has_begun, may_end
+
+
+def test_a_worker_waits_for_the_task_under_way(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    has_begun, may_end = hold_advance(monkeypatch)
+    hands, stop, thread, results = at_work(house, grace_s=60)
+    hands.take(Queue.LEARN_TASKS, "x.0")
+    assert has_begun.wait(SOON_S)
+    stop.asked.set()
+    assert hands.is_stopping.wait(SOON_S)
+    assert thread.is_alive()
+
+    may_end.set()
+    thread.join(SOON_S)
+
+    assert results == [True]
+
+
+def test_a_worker_leaves_a_task_that_outlasts_its_grace(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_begun, may_end = hold_advance(monkeypatch)
+    hands, stop, thread, results = at_work(house, grace_s=0.05)
+    hands.take(Queue.LEARN_TASKS, "x.0")
+    assert has_begun.wait(SOON_S)
+
+    stop.asked.set()
+    thread.join(SOON_S)
+    may_end.set()
+
+    assert results == [False]
+
+
+SIGNALLED = """
+import os, sys, threading
+from agent.worker import Stop
+stop = Stop()
+with stop.on_signals():
+    print("listening", flush=True)
+    stop.asked.wait()
+    print("asked", flush=True)
+    threading.Event().wait(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_asks_and_the_second_ends(number: signal.Signals) -> None:
+    process = subprocess.Popen([sys.executable, "-c", SIGNALLED], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process, process.stdout as lines:
+        assert lines.readline() == "listening\n"
+
+        os.kill(process.pid, number)
+        assert lines.readline() == "asked\n"
+        os.kill(process.pid, number)
+
+        assert process.wait(SOON_S) == 128 + number
+
+
+def test_a_job_that_runs_is_not_rung(house: House, job: Job) -> None:
+    running(house, job, "somebody")
+    assert house.ledger.job(job.id).state is JobState.RUNNING
+
+    worker.run_sweep(house.host)
+
+    assert (Queue.LEARNUPLETS, job.id) not in house.bells.rung
