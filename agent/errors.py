@@ -384,8 +384,6 @@ class QueueFull(OutsideError):
 
 
 class AgentUnreachable(OutsideError):
-    """The agent that the command line wanted to ask."""
-
     code = "agent-unreachable"
     is_retried = False
     advice = "Start it (`dc-compute serve`, or `systemctl start dc-compute.target`) and check --home."

@@ -33,7 +33,7 @@ RANKS = {
 ROOM_OF = {"cli_*": "cli", "__main__": "cli"}
 
 # In ports/, `X.py` is a port, `X_lib.py` (or X_lib_part.py) an adapter of it; adapters share these.
-PLUMBING = {"https", "ledger_schema", "migrations"}
+PLUMBING = {"cage_check", "https", "image_archive", "image_layers", "ledger_schema", "migrations", "run_log"}
 ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py"}
 
 LEDGER_ON_SQL = [

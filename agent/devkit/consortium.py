@@ -130,9 +130,8 @@ class Consortium:
             (hospital.agent.folder / "policy.toml").write_bytes(text)
 
     def publish_image(self, archive: Path) -> None:
-        """Bring an image to every hospital's storage."""
-        storages = [hospital.storage.key.keyid for hospital in self.hospitals]
-        publish_blob(self.client(), archive, BlobKind.IMAGE, storages)
+        """Bring an image to the first hospital's storage; the others' agents find it there."""
+        publish_blob(self.client(), archive, BlobKind.IMAGE, [self.hospitals[0].storage.key.keyid])
 
     def seal(self, plain: Path, dataset: DatasetRef, at: Hospital, uses: Sequence[Use]) -> None:
         """Seal a file as the owner does, give each orchestrator its share, and bring it to this hospital's storage."""

@@ -31,14 +31,9 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All of the block, or nothing of it."""
-        with self._lock:
+        with self._lock, self._connection:  # commits, or rolls back when the block raises
             self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+            yield self._connection
 
     def rows(self, query: str, *values: object) -> list[sqlite3.Row]:
         """What a query finds."""

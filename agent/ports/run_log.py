@@ -35,7 +35,7 @@ class RunLog:
     def kept(self) -> bytes:
         """Everything when it fits, else head and tail around a line that says how much was left out."""
         with self._lock:
-            if self._seen_bytes <= len(self._head) + len(self._tail):
+            if self._seen_bytes <= self._limit_bytes:
                 return bytes(self._head + self._tail)
             tail = self._tail[-self._tail_bytes :] if self._tail_bytes else b""
             left_out = self._seen_bytes - len(self._head) - len(tail)

@@ -71,23 +71,27 @@ class PodmanRuntime:
         if known is not None:
             return known
         found = image_archive.inspect(archive, digest)
-        with archive.open("rb") as file:
-            try:
-                self._api.upload("/images/load", file)
-            except ApiRefusal as refusal:
-                raise BadImage(f"Podman does not take image {hex_of(digest)[:12]}: {refusal}") from refusal
         stored = StoredImage(
             id=hex_of(found.image_id),
             size_bytes=found.size_bytes,
             entrypoint=found.entrypoint,
             env=dict(found.env),
         )
+        if not self._has(stored):  # the id is the digest of the config, which names every layer: the same id, the same image
+            self._upload(archive, digest)
         if not self._has(stored):
             raise BadImage(f"Podman made another image of {hex_of(digest)[:12]} than its config names")
         # Without a name it would be swept by `podman image prune`. Nothing is ever looked up by it.
         self._api.post(f"/images/{stored.id}/tag", repo="localhost/dc-compute", tag=hex_of(digest))
         self._remember(digest, stored)
         return _info(digest, stored)
+
+    def _upload(self, archive: Path, digest: Digest) -> None:
+        with archive.open("rb") as file:
+            try:
+                self._api.upload("/images/load", file)
+            except ApiRefusal as refusal:
+                raise BadImage(f"Podman does not take image {hex_of(digest)[:12]}: {refusal}") from refusal
 
     def image(self, digest: Digest) -> ImageInfo | None:
         """As the protocol says."""

@@ -1,4 +1,4 @@
-"""The devkit's orchestrator beyond the contract suite: what it refuses to acknowledge, what it raises alarms for, what it tells."""
+"""The devkit's orchestrator beyond the contract suite: what it does not acknowledge, its alarms, what it tells."""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -35,7 +35,7 @@ from agent.trust.http_signatures import authority_of
 from agent.trust.roster import Role, Roster
 from tests.builders import HOSPITALS, NOW, ORCHESTRATORS, SKEW, Consortium, changed, consortium, key_of
 
-MAX_UPLOAD_BYTES = 64 << 20
+MAX_UPLOAD_BYTES = 1 << 30
 SERVERS = (*(f"{what}-{h}" for what in ("agent", "storage") for h in HOSPITALS), *ORCHESTRATORS)
 
 Door = Callable[[bytes, KeyId], object]

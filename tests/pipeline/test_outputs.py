@@ -31,6 +31,7 @@ from agent.pipeline.outputs import (
     take_file,
     unpack,
 )
+from tests.pipeline.world import unprivileged
 
 CEILINGS = replace(DEFAULT_CEILINGS, output_bytes=8 << 20, output_files=40)
 DATASET = "5f0d2c9e-0000-4000-8000-000000000001"
@@ -352,13 +353,12 @@ def test_the_expected_file_itself_may_not_be_a_link(left: Path, tmp_path: Path) 
         take_file(left, DATASET, tmp_path / "prediction", CEILINGS)
 
 
-def test_a_folder_that_the_agent_cannot_read_is_refused(left: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root reads every folder")
-    (left / "closed").mkdir(mode=0o000)
+def test_a_folder_that_the_agent_cannot_read_is_refused() -> None:
+    with unprivileged(), tempfile.TemporaryDirectory() as left:
+        Path(left, "closed").mkdir(mode=0o000)
 
-    with pytest.raises(BadOutput, match="cannot be read"):
-        inspect(left, CEILINGS)
+        with pytest.raises(BadOutput, match="cannot be read"):
+            inspect(Path(left), CEILINGS)
 
 
 # ------------------------------------------------------------------ the score

@@ -205,8 +205,9 @@ def test_a_lost_bell_is_made_good_by_looking(
 
 
 @pytest.mark.usefixtures("only_bells_wake")
-def test_a_crowd_of_rings_sets_every_thread_to_work(broker: HueyBroker) -> None:
-    threads = 16  # more than the bells a socket holds unread
+@pytest.mark.parametrize("lost", [0, 15])
+def test_a_crowd_of_rings_sets_every_thread_to_work(broker: HueyBroker, path: Path, lost: int) -> None:
+    threads = 16  # more than the bells a socket holds unread: some get lost
     together = threading.Barrier(threads)
 
     def meet(_queue: Queue, _item: str) -> None:
@@ -216,8 +217,10 @@ def test_a_crowd_of_rings_sets_every_thread_to_work(broker: HueyBroker) -> None:
     consumer = broker.consumer(heard.handlers(Queue.LEARN_TASKS), {Queue.LEARN_TASKS: threads})
     consumer.start()
 
-    for n in range(threads):
-        broker.ring(Queue.LEARN_TASKS, str(n))
+    for n in range(lost):
+        put_row(path, Queue.LEARN_TASKS, json.dumps({"id": f"lost {n}"}).encode())
+    for n in range(threads - lost):
+        broker.ring(Queue.LEARN_TASKS, f"rung {n}")
 
     heard.wait_for(threads)
     consumer.stop()
@@ -312,6 +315,21 @@ def test_an_idle_consumer_stops_at_once(broker: HueyBroker) -> None:
 
     assert not stopping.is_alive()
     consumer.stop()  # twice is fine
+
+
+@pytest.mark.usefixtures("only_bells_wake")
+def test_a_consumer_that_stops_takes_nothing_more(broker: HueyBroker, path: Path) -> None:
+    heard = Heard()
+    consumer = broker.consumer(heard.handlers(), {})
+    consumer.start()
+    broker.ring(Queue.LEARN_TASKS, "taken")
+    heard.wait_for(1)
+    put_row(path, Queue.TEST_TASKS, b'{"id": "left"}')
+
+    consumer.stop()
+
+    assert heard.calls == [(Queue.LEARN_TASKS, "taken")]
+    assert broker.depth()[Queue.TEST_TASKS] == 1
 
 
 def test_a_consumer_leaves_the_signals_of_its_process_alone(broker: HueyBroker) -> None:

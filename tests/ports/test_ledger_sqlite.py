@@ -183,15 +183,17 @@ def test_a_ledger_that_another_process_blocks_is_unavailable(
         received(ledger)
 
 
-def test_an_error_of_the_database_tells_no_values(ledger: SqlAlchemyLedger, folder: Path) -> None:
+def test_an_error_of_the_database_tells_no_values_and_leaves_nothing(
+    ledger: SqlAlchemyLedger, folder: Path
+) -> None:
     job = running(ledger)
     with closing(sqlite3.connect(folder / "ledger.db")) as other:
-        other.execute("DROP TABLE bodies")
+        other.execute("DROP TABLE events")
 
     with pytest.raises(LedgerUnavailable) as caught:
-        ledger.move(job, JobEvent.RETRY, at(1), deliveries=[report(b"a body nobody may read")])
+        ledger.move(job, JobEvent.RETRY, at(1), reason="what nobody may read")
 
-    assert "bodies" in str(caught.value)
+    assert "events" in str(caught.value)
     assert "nobody may read" not in f"{caught.value} {caught.value.__cause__}"
     assert ledger.job(job.id) == job
 

@@ -7,6 +7,10 @@ from hypothesis import given
 from agent.ports.run_log import MAX_LINE_BYTES, RunLog
 
 
+# The line that stands for the middle must be told from what was said.
+BLOCKS = st.binary(max_size=300).map(lambda block: block.replace(b"]", b"x"))
+
+
 def said(*lines: bytes, is_stdout: bool = True) -> RunLog:
     log = RunLog(1 << 16)
     for line in lines:
@@ -14,7 +18,7 @@ def said(*lines: bytes, is_stdout: bool = True) -> RunLog:
     return log
 
 
-@given(blocks=st.lists(st.binary(max_size=300), max_size=30), limit=st.integers(0, 2000))
+@given(blocks=st.lists(BLOCKS, max_size=30), limit=st.integers(0, 2000))
 def test_no_more_is_kept_than_the_limit_and_both_ends_are_what_was_said(
     blocks: list[bytes], limit: int
 ) -> None:

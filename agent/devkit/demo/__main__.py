@@ -44,7 +44,7 @@ def tell(show: Show) -> None:
         show.say(f"{image.name:9} {image.archive.stat().st_size >> 20:4} MiB  {image.digest}")
     runtime_dir, root = checkout_folders()
     with podman_service(runtime_dir, root, name="demo") as podman_socket:
-        show.chapter("Three hospitals, each a storage and an agent, and two orchestrators: eleven processes")
+        show.chapter("Three hospitals, each a storage and an agent, and two orchestrators: eight programs")
         consortium = found(cache / "run", ("A", "B", "C"), podman_socket=podman_socket, memory=memory)
         consortium.admit([image.digest for image in images], accept_missing=ACCEPTED_GAPS)
         with running(consortium):

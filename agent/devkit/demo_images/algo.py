@@ -1,109 +1,130 @@
-"""Guest program of the demo: a linear classifier that goes on learning where the host before it stopped.
+"""The demo's algorithm: a linear classifier that learns one hospital after the other, standardising on the way.
 
-    algo.py -V /data -T train|predict
+    algo.py -V /data -T train      learns every file in /data/train, on top of the model it finds in /data/model
+    algo.py -V /data -T predict    scores every file in /data/test into /data/test/pred
 
-train    reads train/<dataset id> (CSV with a header, last column `target`), goes on from model/model.json, writes it again
-predict  reads test/<dataset id> (the same without `target`), writes test/pred/<dataset id>, a probability a line
-
-Features are standardised on the way: mean and variance are part of the model and grow with every host.
+Data: CSV with a header; a last column named `target` (0 or 1) where targets are known. Prediction: CSV, one column `score`,
+the probability of 1 for each row. Model: `model.npz`, plain arrays; no pickle. The same inputs give the same model bytes.
 """
 
 import argparse
 import csv
-import json
+import io
+import sys
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from sklearn.linear_model import SGDClassifier
-from sklearn.preprocessing import StandardScaler
 
-CLASSES = np.array([0, 1])
-PASSES = 20
-
-
-def cage() -> None:
-    """Say what the kernel tells of this process: the operator's log shows how it was caged."""
-    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    for name in ("Seccomp", "NoNewPrivs", "CapBnd", "CapEff"):
-        print(f"cage: {name} {status[name].strip()}")
-    interfaces = [line.split(":")[0].strip() for line in Path("/proc/net/dev").read_text().splitlines()[2:]]
-    print(f"cage: interfaces {' '.join(interfaces)}")
-    print(f"cage: uid_map {' '.join(Path('/proc/self/uid_map').read_text().split())}", flush=True)
-
-
-def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Features (patients by columns) and targets, of which a file for prediction has none."""
-    with path.open() as file:
-        header, *rows = csv.reader(file)
-    table = np.array(rows, dtype=float).reshape(len(rows), len(header))
-    count = len(header) - (header[-1] == "target")
-    return table[:, :count], table[:, count:].ravel().astype(int)
-
-
-def load(path: Path) -> tuple[StandardScaler, SGDClassifier]:
-    """The model as the host before left it, or a new one."""
-    scaler = StandardScaler()
-    classifier = SGDClassifier(loss="log_loss", random_state=0, alpha=1e-3, learning_rate="adaptive", eta0=0.05)
-    if path.exists():
-        told = json.loads(path.read_text())
-        scaler.mean_, scaler.var_, scaler.scale_ = (np.array(told[name]) for name in ("mean", "var", "scale"))
-        scaler.n_samples_seen_ = np.int64(told["seen"])
-        classifier.coef_, classifier.intercept_ = np.array(told["coef"]), np.array(told["intercept"])
-        classifier.classes_, classifier.t_ = CLASSES, told["t"]
-    return scaler, classifier
-
-
-def save(path: Path, scaler: StandardScaler, classifier: SGDClassifier) -> None:
-    """The model as plain numbers: nobody has to unpickle what a stranger left."""
-    told = {
-        "mean": scaler.mean_.tolist(),
-        "var": scaler.var_.tolist(),
-        "scale": scaler.scale_.tolist(),
-        "seen": int(scaler.n_samples_seen_),
-        "coef": classifier.coef_.tolist(),
-        "intercept": classifier.intercept_.tolist(),
-        "t": float(classifier.t_),
-    }
-    path.write_text(json.dumps(told))
-
-
-def train(
-    scaler: StandardScaler, classifier: SGDClassifier, features: np.ndarray, targets: np.ndarray, *, is_loud: bool = True
-) -> None:
-    """A few passes over one host's patients."""
-    scaler.partial_fit(features)
-    standard = scaler.transform(features)
-    order = np.random.default_rng(0)
-    for number in range(PASSES):
-        shuffled = order.permutation(len(targets))
-        classifier.partial_fit(standard[shuffled], targets[shuffled], classes=CLASSES)
-        if is_loud:
-            print(f"progress: {(number + 1) / PASSES:.2f} pass {number + 1} of {PASSES}", flush=True)
-
-
-def probabilities(scaler: StandardScaler, classifier: SGDClassifier, features: np.ndarray) -> np.ndarray:
-    """The probability of class 1 for each patient."""
-    return np.asarray(classifier.predict_proba(scaler.transform(features))[:, 1])
+EPOCHS = 20
+SEED = 7
+FIELDS = ("coef", "intercept", "steps", "mean", "var", "seen")
 
 
 def main() -> None:
-    """One run of the container."""
+    """What the container contract asks of an algorithm."""
     parser = argparse.ArgumentParser()
     parser.add_argument("-V", dest="volume", type=Path, required=True)
     parser.add_argument("-T", dest="task", choices=("train", "predict"), required=True)
-    told = parser.parse_args()
-    cage()
-    model = told.volume / "model" / "model.json"
-    scaler, classifier = load(model)
-    if told.task == "train":
-        for path in sorted(path for path in (told.volume / "train").iterdir() if path.is_file()):
-            train(scaler, classifier, *read(path))
-        save(model, scaler, classifier)
-        return
-    for path in sorted(path for path in (told.volume / "test").iterdir() if path.is_file()):
-        features, _ = read(path)
-        answers = probabilities(scaler, classifier, features)
-        (path.parent / "pred" / path.name).write_text("".join(f"{answer:.6f}\n" for answer in answers))
+    options = parser.parse_args()
+    if options.task == "train":
+        train(options.volume)
+    predict(options.volume / "test", options.volume / "model")
+
+
+def train(volume: Path) -> None:
+    """Learn each file; leave the model, and what it now says of the data it learnt."""
+    files = data_files(volume / "train")
+    model = load(volume / "model")
+    for number, path in enumerate(files):
+        rows, targets = read(path)
+        if targets is None:
+            sys.exit(f"{path.name} has no column `target`")
+        for epoch, model in enumerate(learn(model, rows, targets), 1):  # noqa: B020 - each epoch goes on from the last
+            print(
+                f"progress: {(number + epoch / EPOCHS) / len(files):.2f} epoch {epoch} of {path.name}",
+                flush=True,
+            )
+    if model:
+        save(volume / "model", model)
+    predict(volume / "train", volume / "model")
+
+
+def learn(model: dict[str, Any], rows: Any, targets: Any) -> Iterator[dict[str, Any]]:
+    """The model after each epoch over these rows."""
+    from sklearn.linear_model import SGDClassifier
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler()
+    classifier = SGDClassifier(loss="log_loss", alpha=1e-3, random_state=SEED)
+    if model:
+        scaler.mean_, scaler.var_, scaler.n_samples_seen_ = model["mean"], model["var"], int(model["seen"])
+        scaler.scale_, scaler.n_features_in_ = np.sqrt(model["var"]), len(model["mean"])
+        classifier.classes_ = np.array([0, 1])
+        classifier.coef_, classifier.intercept_ = model["coef"].copy(), model["intercept"].copy()
+        classifier.t_, classifier.n_features_in_ = float(model["steps"]), model["coef"].shape[1]
+    scaler.partial_fit(rows)
+    for _ in range(EPOCHS):
+        classifier.partial_fit(scaler.transform(rows), targets, classes=[0, 1])
+        yield {
+            "coef": classifier.coef_,
+            "intercept": classifier.intercept_,
+            "steps": np.array(classifier.t_),
+            "mean": scaler.mean_,
+            "var": scaler.var_,
+            "seen": np.array(scaler.n_samples_seen_),
+        }
+
+
+def predict(folder: Path, model_folder: Path) -> None:
+    """Score each file of the folder into its `pred`."""
+    files = data_files(folder)
+    model = load(model_folder)
+    if files and not model:
+        sys.exit("there is no model yet")
+    for number, path in enumerate(files, 1):
+        rows, _ = read(path)
+        spread = np.where(model["var"] > 0, np.sqrt(model["var"]), 1.0)
+        logits = (rows - model["mean"]) / spread @ model["coef"][0] + model["intercept"][0]
+        scores = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
+        lines = ["score", *(repr(float(score)) for score in scores)]
+        (folder / "pred" / path.name).write_text("\n".join(lines) + "\n")
+        print(f"progress: {number / len(files):.2f} scored {path.name}", flush=True)
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The datasets of a folder: its regular files."""
+    return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+
+
+def read(path: Path) -> tuple[Any, Any]:
+    """(rows, targets) of a dataset; targets is None where the column is missing."""
+    with path.open(newline="") as file:
+        header, *lines = csv.reader(file)
+    table = np.array(lines, dtype=float)
+    if header[-1] != "target":
+        return table, None
+    return table[:, :-1], table[:, -1].astype(int)
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The arrays of a model, empty when there is none yet."""
+    path = folder / "model.npz"
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in FIELDS}
+
+
+def save(folder: Path, model: dict[str, Any]) -> None:
+    """Write the arrays in order and without times, as numpy.savez would not."""
+    with zipfile.ZipFile(folder / "model.npz", "w") as archive:
+        for name in FIELDS:
+            content = io.BytesIO()
+            np.save(content, model[name], allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
 
 
 if __name__ == "__main__":

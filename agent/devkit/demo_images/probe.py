@@ -2,7 +2,8 @@
 
     probe.py WORD [ARGUMENT...] [+ WORD [ARGUMENT...]]...        one act after the other
 
-It has nothing but the standard library of the image.
+The contract's own arguments are acts too, done the simplest way: a counter for a model, 0.5 for every score. So an image with
+the entry point `probe.py sleep 60 +` is an algorithm that sleeps a minute first. It has the standard library only.
 """
 
 import contextlib
@@ -16,8 +17,8 @@ import time
 from pathlib import Path
 
 
-def facts() -> None:
-    """What the kernel says of this process, its world and its folders."""
+def facts(path: str | None = None) -> None:
+    """What the kernel says of this process, its world and its folders; into a file when one is named."""
     status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines())
     wanted = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Groups")
     mounts = [line.split()[4:6] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
@@ -34,7 +35,10 @@ def facts() -> None:
         "processes": sorted(int(name) for name in os.listdir("/proc") if name.isdigit()),
         "devices": sorted(name for name in os.listdir("/dev") if not os.path.isdir(f"/dev/{name}")),
     }
-    print(json.dumps(seen), flush=True)
+    if path is None:
+        print(json.dumps(seen), flush=True)
+    else:
+        Path(path).write_text(json.dumps(seen))
 
 
 def _can_write(folder: str) -> bool:
@@ -162,7 +166,13 @@ def flood(mebibytes: str) -> None:
 
 def progress() -> None:
     """Progress lines, good and bad."""
-    for line in ("progress: 0.25 reading", "progress: 7", "progress: 0.4", "progress: 0.3 back", "progress: nan"):
+    for line in (
+        "progress: 0.25 reading",
+        "progress: 7",
+        "progress: 0.4",
+        "progress: 0.3 back",
+        "progress: nan",
+    ):
         print(line, flush=True)
     print("progress: 0.9 on stderr", file=sys.stderr, flush=True)
 
@@ -198,7 +208,32 @@ def deep(folder: str, depth: str) -> None:
     Path("bottom").write_text("kept")
 
 
+def algo(volume: str, _: str, task: str) -> None:
+    """`-V /data -T train|predict`: a model that counts its lessons, and 0.5 for every row."""
+    data, model = Path(volume), Path(volume, "model", "lessons")
+    if task == "train":
+        model.write_text(str(int(model.read_text()) + 1 if model.exists() else 1))
+        return
+    for path in filter(Path.is_file, (data / "test").iterdir()):
+        rows = len(path.read_text().splitlines()) - 1
+        (data / "test/pred" / path.name).write_text("score\n" + "0.5\n" * rows)
+
+
+def problem(task: str, _: str, hidden: str, __: str, submission: str) -> None:
+    """`-T detarget|perf -i … -s …`: the last column goes; the performance is 0.5."""
+    files = [path for path in Path(hidden, "test").iterdir() if path.is_file()]
+    if task == "detarget":
+        for path in files:
+            lines = [line.rpartition(",")[0] for line in path.read_text().splitlines()]
+            Path(submission, "test", path.name).write_text("\n".join(lines) + "\n")
+        return
+    result = {"perf": 0.5, "train_perf": {}, "test_perf": {path.name: 0.5 for path in files}}
+    Path(hidden, "perf/performance.json").write_text(json.dumps(result))
+
+
 WORDS = {
+    "-T": problem,
+    "-V": algo,
     "allocate": allocate,
     "call": call,
     "deep": deep,

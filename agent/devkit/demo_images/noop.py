@@ -1,1 +1,0 @@
-"""Guest program: succeeds and leaves nothing."""

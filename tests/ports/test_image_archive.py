@@ -1,0 +1,360 @@
+"""Image archives that may be loaded, and each thing for which one is refused."""
+
+import gzip
+import hashlib
+import io
+import json
+import platform
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.devkit.images import build_image, program_layer
+from agent.domain.ids import Digest, digest_of
+from agent.errors import BadImage
+from agent.ports import image_archive, image_layers
+from agent.ports.image_archive import inspect
+
+HERE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+ANY = digest_of(b"the caller has checked it")
+
+
+def sha(content: bytes) -> str:
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def tar(entries: Mapping[str, bytes | tarfile.TarInfo]) -> bytes:
+    """A tar of files (bytes) and of anything else (a TarInfo)."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:") as archive:
+        for name, content in entries.items():
+            if isinstance(content, bytes):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+            else:
+                content.name = name
+                archive.addfile(content)
+    return out.getvalue()
+
+
+def special(kind: bytes, linkname: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo("later")
+    info.type, info.linkname = kind, linkname
+    return info
+
+
+class Image:
+    """An OCI archive in pieces: change one, then write it."""
+
+    def __init__(self, layer: bytes | None = None) -> None:
+        self.layer = tar({"bin/program": b"#!"}) if layer is None else layer
+        self.layer_type = "application/vnd.oci.image.layer.v1.tar"
+        self.diff_id: str | None = None
+        self.config: dict[str, Any] = {
+            "architecture": HERE,
+            "os": "linux",
+            "config": {
+                "Entrypoint": ["/bin/program"],
+                "Env": ["PATH=/bin", "A=b=c"],
+                "Volumes": {"/data": {}},
+            },
+        }
+        self.manifest: dict[str, Any] = {}
+        self.index: dict[str, Any] = {}
+        self.files: dict[str, bytes | tarfile.TarInfo] = {}
+        self.without: set[str] = set()
+
+    def write(self, path: Path) -> Path:
+        rootfs = {"type": "layers", "diff_ids": [self.diff_id or self.diff_id_of_layer()]}
+        config = json.dumps({"rootfs": rootfs, **self.config}).encode()
+        manifest = json.dumps(
+            {
+                "schemaVersion": 2,
+                "config": self.part(config, "application/vnd.oci.image.config.v1+json"),
+                "layers": [self.part(self.layer, self.layer_type)],
+                **self.manifest,
+            }
+        ).encode()
+        head = self.part(manifest, "application/vnd.oci.image.manifest.v1+json")
+        index = json.dumps({"schemaVersion": 2, "manifests": [head], **self.index}).encode()
+        files: dict[str, bytes | tarfile.TarInfo] = {"index.json": index, "oci-layout": b"{}"}
+        files |= {self.name(content): content for content in (config, manifest, self.layer)}
+        files |= self.files
+        path.write_bytes(tar({name: files[name] for name in files if name not in self.without}))
+        return path
+
+    def diff_id_of_layer(self) -> str:
+        is_gzip = self.layer.startswith(b"\x1f\x8b")
+        return sha(gzip.decompress(self.layer) if is_gzip else self.layer)
+
+    @staticmethod
+    def part(content: bytes, media_type: str) -> dict[str, Any]:
+        return {"mediaType": media_type, "digest": sha(content), "size": len(content)}
+
+    @staticmethod
+    def name(content: bytes) -> str:
+        return sha(content).replace("sha256:", "blobs/sha256/")
+
+
+def docker_archive(path: Path, *, count: int = 1) -> Path:
+    layer = tar({"bin/program": b"#!"})
+    config = json.dumps(
+        {
+            "architecture": HERE,
+            "os": "linux",
+            "config": {"Entrypoint": ["/bin/program"]},
+            "rootfs": {"type": "layers", "diff_ids": [sha(layer)]},
+        }
+    ).encode()
+    entry = {"Config": "c.json", "RepoTags": ["x:latest"], "Layers": ["l/layer.tar"]}
+    manifest = json.dumps([entry] * count).encode()
+    path.write_bytes(tar({"manifest.json": manifest, "c.json": config, "l/layer.tar": layer}))
+    return path
+
+
+def inspected(image: Image, tmp_path: Path) -> image_archive.ImageArchive:
+    return inspect(image.write(tmp_path / "image.tar"), ANY)
+
+
+# ------------------------------------------------------------------ what passes
+
+
+def test_an_oci_archive_tells_its_id_entry_point_and_environment(tmp_path: Path) -> None:
+    image = Image()
+
+    found = inspected(image, tmp_path)
+
+    assert found.entrypoint == ("/bin/program",)
+    assert found.env == (("A", "b=c"), ("PATH", "/bin"))
+    assert found.size_bytes == len(image.layer)
+    assert found.image_id in image.write(tmp_path / "again.tar").read_bytes().decode(errors="replace")
+
+
+def test_a_docker_archive_passes_and_its_id_is_the_digest_of_its_config(tmp_path: Path) -> None:
+    path = docker_archive(tmp_path / "docker.tar")
+
+    found = inspect(path, ANY)
+
+    with tarfile.open(path) as archive:
+        config = archive.extractfile("c.json")
+        assert config is not None
+        assert found.image_id == digest_of(config.read())
+
+
+def test_a_gzipped_layer_passes_whatever_the_manifest_calls_it(tmp_path: Path) -> None:
+    image = Image(gzip.compress(tar({"bin/program": b"#!"})))
+
+    assert inspected(image, tmp_path).size_bytes == len(gzip.decompress(image.layer))
+
+
+def test_what_our_own_tools_build_passes_and_is_the_same_every_time(tmp_path: Path) -> None:
+    layer = program_layer(tmp_path / "cache", {"/opt/program/a.py": b"pass\n"})
+
+    one, two = (build_image(tmp_path / name, layers=[layer], entrypoint=["/a"]) for name in ("one", "two"))
+
+    assert one == two == digest_of((tmp_path / "one").read_bytes())
+    assert inspect(tmp_path / "one", one).entrypoint == ("/a",)
+
+
+def test_links_elsewhere_and_set_id_programs_are_an_ordinary_image_s(tmp_path: Path) -> None:
+    setuid = tarfile.TarInfo()
+    setuid.mode = 0o4755
+    layer = tar(
+        {
+            "bin": special(tarfile.SYMTYPE, "usr/bin"),
+            "usr/bin/sh": special(tarfile.SYMTYPE, "/bin/dash"),
+            "dev/stdout": special(tarfile.SYMTYPE, "/proc/self/fd/1"),
+            "usr/bin/su": setuid,
+            "usr/bin/copy": special(tarfile.LNKTYPE, "usr/bin/su"),
+            "etc/.wh.motd": b"",
+        }
+    )
+
+    assert inspected(Image(layer), tmp_path)
+
+
+# ------------------------------------------------------------------ what a layer may not hold
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "words"),
+    [
+        ("/etc/shadow", b"", "outside"),
+        ("../../etc/shadow", b"", "outside"),
+        ("a/../../b", b"", "outside"),
+        ("copy", special(tarfile.LNKTYPE, "/etc/shadow"), "outside"),
+        ("copy", special(tarfile.LNKTYPE, "../etc/shadow"), "outside"),
+        ("disk", special(tarfile.BLKTYPE), "no file, folder or link"),
+        ("tty", special(tarfile.CHRTYPE), "no file, folder or link"),
+        ("pipe", special(tarfile.FIFOTYPE), "no file, folder or link"),
+        *(
+            (name, special(tarfile.SYMTYPE, "/somewhere"), "makes")
+            for name in ("dev", "proc", "sys", "etc", "etc/passwd", "etc/group", "run", "tmp", "data", "hidden_data")
+        ),
+        ("data/train", special(tarfile.SYMTYPE, "/etc"), "makes /data/train"),
+        ("submission_data/test/x", special(tarfile.LNKTYPE, "a"), "makes /submission_data/test/x"),
+        ("./data//", special(tarfile.SYMTYPE, "/etc"), "makes /data "),
+        ("x" * 5000, b"", "characters"),
+    ],
+)  # fmt: skip
+def test_a_layer_with_such_an_entry_is_refused(
+    tmp_path: Path, name: str, entry: bytes | tarfile.TarInfo, words: str
+) -> None:
+    with pytest.raises(BadImage, match=words):
+        inspected(Image(tar({"a": b"", name: entry})), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("magic", "name"), [(b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh91A", "bzip2"), (b"\xfd7zXZ\0", "xz")]
+)
+def test_other_compressions_are_refused_by_their_first_bytes(tmp_path: Path, magic: bytes, name: str) -> None:
+    image = Image(magic + b"\0" * 600)
+
+    with pytest.raises(BadImage, match=name):
+        inspected(image, tmp_path)
+
+
+def test_a_gzip_bomb_is_stopped_at_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_layers, "MAX_BYTES", 1 << 20)
+    image = Image(gzip.compress(tar({"zeros": bytes(1 << 22)})))
+
+    with pytest.raises(BadImage, match="unpacks to more"):
+        inspected(image, tmp_path)
+
+
+def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_layers, "MAX_ENTRIES", 3)
+
+    with pytest.raises(BadImage, match="more than 3 files"):
+        inspected(Image(tar({str(number): b"" for number in range(4)})), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "junk", [b"junk" * 300, b"\x1f\x8b" + b"\0" * 600, gzip.compress(b"junk" * 300), gzip.compress(b"")[:-4]]
+)
+def test_a_layer_that_is_no_tar_is_refused(tmp_path: Path, junk: bytes) -> None:
+    image = Image(junk)
+    image.diff_id = sha(junk)
+
+    with pytest.raises(BadImage, match="no readable tar"):
+        inspected(image, tmp_path)
+
+
+# ------------------------------------------------------------------ digests
+
+
+def test_a_layer_other_than_the_config_names_is_refused(tmp_path: Path) -> None:
+    image = Image()
+    image.diff_id = sha(b"another")
+
+    with pytest.raises(BadImage, match="not what the config names"):
+        inspected(image, tmp_path)
+
+
+def test_a_layer_other_than_the_manifest_names_is_refused(tmp_path: Path) -> None:
+    # The same content, so that the config holds, compressed to other bytes than the manifest's digest.
+    content = tar({"bin/program": b"#!"})
+    image = Image(gzip.compress(content, 1))
+    image.files[image.name(image.layer)] = gzip.compress(content, 9)
+
+    with pytest.raises(BadImage, match="not what the manifest names"):
+        inspected(image, tmp_path)
+
+
+def test_a_manifest_other_than_the_index_names_is_refused(tmp_path: Path) -> None:
+    image = Image()
+    image.index = {"manifests": [image.part(b"{}", "application/vnd.oci.image.manifest.v1+json")]}
+    image.files["blobs/sha256/" + sha(b"{}").removeprefix("sha256:")] = b'{"a": 1}'
+
+    with pytest.raises(BadImage, match="not what its descriptor names"):
+        inspected(image, tmp_path)
+
+
+# ------------------------------------------------------------------ index, manifest, config
+
+Change = Callable[[Image], object]
+CHANGES: list[tuple[str, Change]] = [
+    ("holds 2 images", lambda i: i.index.update(manifests=[i.part(b"", "x"), i.part(b"", "x")])),
+    ("holds 0 images", lambda i: i.index.update(manifests=[])),
+    ("no image manifest", lambda i: i.index.update(manifests=[i.part(b"", "application/vnd.oci.image.index.v1+json")])),
+    ("annotation 'io.podman", lambda i: i.index.update(annotations={"io.podman.annotations.checkpoint.name": "x"})),
+    ("annotation 'run.oci", lambda i: i.manifest.update(annotations={"run.oci.handler": "krun"})),
+    ("annotation 'RUN.OCI", lambda i: i.manifest.update(annotations={"RUN.OCI.hooks": "x"})),
+    ("label 'run.oci", lambda i: i.config["config"].update(Labels={"run.oci.hooks.stdout": "x"})),
+    ("only tar", lambda i: setattr(i, "layer_type", "application/vnd.oci.image.layer.v1.tar+zstd")),
+    ("only tar", lambda i: setattr(i, "layer_type", "application/vnd.oci.image.layer.nondistributable.v1.tar")),
+    ("fetched from elsewhere", lambda i: i.manifest.update(
+        layers=[{**i.part(i.layer, i.layer_type), "urls": ["https://example.org/layer"]}])),
+    ("manifest has 0 layers", lambda i: i.manifest.update(layers=[])),
+    ("manifest has 2 layers", lambda i: i.manifest.update(layers=[i.part(i.layer, i.layer_type)] * 2)),
+    ("missing in the archive", lambda i: i.without.add(i.name(i.layer))),
+    ("for windows/", lambda i: i.config.update(os="windows")),
+    ("for linux/riscv64", lambda i: i.config.update(architecture="riscv64")),
+    ("root is 'nothing'", lambda i: i.config.update(rootfs={"type": "nothing", "diff_ids": []})),
+    ("no ENTRYPOINT", lambda i: i.config["config"].pop("Entrypoint")),
+    ("no ENTRYPOINT", lambda i: i.config["config"].update(Entrypoint=[], Cmd=["/bin/program"])),
+    ("zero byte", lambda i: i.config["config"].update(Entrypoint=["/bin/a\0b"])),
+    ("'\\*' is not KEY=VALUE", lambda i: i.config["config"].update(Env=["*"])),
+    ("is not KEY=VALUE", lambda i: i.config["config"].update(Env=["PATH"])),
+    ("is not KEY=VALUE", lambda i: i.config["config"].update(Env=["=x"])),
+    ("is not KEY=VALUE", lambda i: i.config["config"].update(Env=["A*=x"])),
+    ("is not KEY=VALUE", lambda i: i.config["config"].update(Env=["A=x\0y"])),
+    ("the image's config", lambda i: i.config["config"].update(Env="PATH=/bin")),
+    ("neither index.json nor manifest.json", lambda i: i.without.add("index.json")),
+    ("no regular file", lambda i: i.files.update({"link": special(tarfile.SYMTYPE, "index.json")})),
+    ("outside of it", lambda i: i.files.update({"../up": b""})),
+    ("index.json: ", lambda i: i.files.update({"index.json": b'{"manifests": [], "manifests": []}'})),
+    ("over 1048576 bytes", lambda i: i.files.update({"index.json": b" " * (1 << 20) + b"{}"})),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "change"), CHANGES)
+def test_an_image_with_such_papers_is_refused(tmp_path: Path, words: str, change: Change) -> None:
+    image = Image()
+    change(image)
+
+    with pytest.raises(BadImage, match=words):
+        inspected(image, tmp_path)
+
+
+def test_an_archive_with_one_name_twice_is_refused(tmp_path: Path) -> None:
+    path = Image().write(tmp_path / "image.tar")
+    with tarfile.open(path, "a") as archive:
+        archive.addfile(tarfile.TarInfo("./index.json"), io.BytesIO())
+
+    with pytest.raises(BadImage, match="stands twice"):
+        inspect(path, ANY)
+
+
+def test_an_archive_of_two_images_is_refused_in_docker_s_form_too(tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match="holds 2 images"):
+        inspect(docker_archive(tmp_path / "docker.tar", count=2), ANY)
+
+
+def test_two_papers_that_name_two_images_are_refused(tmp_path: Path) -> None:
+    image = Image()
+    with tarfile.open(docker_archive(tmp_path / "docker.tar")) as docker:
+        for member in docker:
+            content = docker.extractfile(member)
+            assert content is not None
+            image.files[member.name] = content.read()
+
+    with pytest.raises(BadImage, match="two different images"):
+        inspected(image, tmp_path)
+
+
+def test_a_compressed_archive_is_no_archive_we_read(tmp_path: Path) -> None:
+    path = Image().write(tmp_path / "image.tar")
+    path.write_bytes(gzip.compress(path.read_bytes()))
+
+    with pytest.raises(BadImage, match="no readable archive"):
+        inspect(path, ANY)
+
+
+def test_a_file_that_is_not_there_is_not_the_image_s_fault(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        inspect(tmp_path / "nothing.tar", Digest(ANY))
