@@ -359,7 +359,8 @@ state_of() { if is_systemd_booted; then systemctl is-active "$1" || true; else e
 
 init_agent() {
     say "making settings and keys (dc-compute init)"
-    run as_service_user "$prefix/bin/dc-compute" init
+    # As root: the settings are root's, for the group to read; what lies in the state folder becomes the service's.
+    run env -i HOME="$state_dir" PATH=/usr/bin:/bin LANG=C.UTF-8 "$prefix/bin/dc-compute" --home "$settings_dir" init
 }
 
 uninstall_host() {

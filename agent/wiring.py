@@ -90,13 +90,12 @@ def open_agent(settings: Settings, entry: RosterEntry, key: SigningKey) -> Itera
 
 
 @contextmanager
-def open_orchestrator(settings: Settings, entry: RosterEntry) -> Iterator[Client]:
-    """An orchestrator of the roster, called by this agent. Raises: AgentUnreachable when it has no address."""
+def open_orchestrator(settings: Settings, entry: RosterEntry, key: SigningKey) -> Iterator[Client]:
+    """An orchestrator of the roster, called by the holder of `key`. Raises: AgentUnreachable when it has no address."""
     from agent.ports.client_https import SignedClient
     from agent.ports.https import Peer
 
     peer = Peer.of(entry, entry.orchestrator_url, AgentUnreachable)
-    key = SigningKey.load(settings.identity.key)
     client = SignedClient(_identity(settings, key, read_roster(settings)), peer, _timeouts(settings))
     try:
         yield client
@@ -105,11 +104,10 @@ def open_orchestrator(settings: Settings, entry: RosterEntry) -> Iterator[Client
 
 
 @contextmanager
-def open_storage(settings: Settings) -> Iterator[Storage]:
-    """The storage of this agent's node, without the rest of the agent."""
+def open_storage(settings: Settings, key: SigningKey) -> Iterator[Storage]:
+    """The storage of the node of the agent whose key this is, without the rest of the agent."""
     from agent.ports.storage_https import HttpsStorage
 
-    key = SigningKey.load(settings.identity.key)
     identity = _identity(settings, key, read_roster(settings))
     storage = HttpsStorage(identity, key.keyid, _timeouts(settings))
     try:
@@ -130,11 +128,6 @@ def make_runtime(settings: Settings, me: KeyId) -> Runtime:
         instance=me[:INSTANCE_DIGITS],
         pool_size=told.pool_size,
     )
-
-
-def open_runtime(settings: Settings) -> Runtime:
-    """The container engine, without the rest of the agent."""
-    return make_runtime(settings, SigningKey.load(settings.identity.key).keyid)
 
 
 def inspect_image(archive: Path, digest: Digest) -> "ImageArchive":

@@ -1,8 +1,7 @@
 """A worker: consumes the five queues, keeps the leases of what it runs, sweeps, and leaves when told to.
 
-Stateless: several on one host share the ledger and the queues. What a bell means is the pipeline's; here is
-only the life around it, and one of the two outermost doors: whatever a handler raises ends here, in the
-log.
+Stateless: several on one host share the ledger and the queues. What a bell means is the pipeline's; here is only the life
+around it, and one of the two outermost doors: whatever a handler raises ends here, in the log.
 """
 
 import os
@@ -37,11 +36,10 @@ MakeConsumer = Callable[[Mapping[Queue, Handler]], Consumer]
 
 
 class Leases:
-    """Under which name each bell in hand is worked on, and the beat that keeps those names' leases from
-    running out.
+    """Under which name each bell in hand is worked on, and the beat that keeps those names' leases from running out.
 
-    A name per bell, not per process: a handler that died of a bug stops being renewed, so that its job is
-    taken over while the process lives on.
+    A name per bell, not per process: a handler that died of a bug stops being renewed, so that its job is taken over while
+    the process lives on.
     """
 
     def __init__(self, host: Host) -> None:
@@ -69,9 +67,7 @@ class Leases:
             return tuple(sorted(self._held))
 
     def renew(self) -> None:
-        """Lengthen the lease of everything in hand. A ledger that is away is logged: the next beat tries
-        again.
-        """
+        """Lengthen the lease of everything in hand. A ledger that is away is logged: the next beat tries again."""
         for name in self.held():
             try:
                 self._host.ports.ledger.renew(name, self._host.ports.now() + self._host.rules.lease)
@@ -98,9 +94,7 @@ class Leases:
 
 @dataclass(slots=True)
 class Stop:
-    """The wish to stop. The first signal asks, a second one leaves at once: leases run out, and others go
-    on.
-    """
+    """The wish to stop. The first signal asks, a second one leaves at once: leases run out, and others go on."""
 
     asked: threading.Event = field(default_factory=threading.Event)
 
@@ -123,8 +117,8 @@ class Stop:
 def work(host: Host, make_consumer: MakeConsumer, *, grace_s: float, stop: Stop | None = None) -> bool:
     """Consume until asked to stop; whether every handler had ended `grace_s` seconds after that.
 
-    When one had not, the caller should leave the process: its lease runs out and another worker takes the
-    task over. Raises: LedgerUnavailable when the ledger cannot be written at the start.
+    When one had not, the caller should leave the process: its lease runs out and another worker takes the task over.
+    Raises: LedgerUnavailable when the ledger cannot be written at the start.
     """
     stop = stop or Stop()
     leases = Leases(host)
@@ -188,9 +182,7 @@ def check_start(host: Host) -> None:
 
 
 def file_system_of(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
-    """The kind of file system that `folder` lies on, as /proc/self/mountinfo has it; "unknown" without that
-    file.
-    """
+    """The kind of file system that `folder` lies on, by /proc/self/mountinfo; "unknown" without that file."""
     try:
         lines = mounts.read_text().splitlines()
     except OSError:

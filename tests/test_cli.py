@@ -16,9 +16,13 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec.structs import replace
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from agent.api.operator import listen_for_operator
-from agent.api.serving import serving
+from agent.api.problems import problem_app
+from agent.api.serving import listen, server_tls, serving
 from agent.api.views import OrderView
 from agent.cli import run
 from agent.cli.out import clean
@@ -27,6 +31,7 @@ from agent.domain.chain import plan
 from agent.domain.ids import digest_of, job_id
 from agent.domain.jobs import JobEvent, JobState
 from agent.domain.strict_json import encode
+from agent.trust.certificates import CertificateAuthority
 from agent.trust.keys import SigningKey
 from agent.trust.roster import Role, Roster, RosterEntry, sign_roster
 from tests.api.house import House, open_house
@@ -346,6 +351,55 @@ def test_a_roster_of_the_consortium_is_taken_over_and_never_goes_back(
     assert (older.code, forged.code) == (FAILED, FAILED)
     assert "stale-roster" in older.err
     assert [entry["name"] for entry in command("peers", "list", "--json").json] == ["x"]
+
+
+@pytest.fixture
+def orchestrator_with_roster(tmp_path: Path) -> Iterator[tuple[str, str, Path]]:
+    """An orchestrator that serves a signed roster: (its URL, the root's public key, its TLS authority)."""
+    root, now = SigningKey.generate(), datetime.now(UTC)
+    entry = RosterEntry.of(
+        root.public, Role.OWNER, "from afar", valid_from=now, valid_until=now + timedelta(days=1)
+    )
+    bundle = sign_roster(Roster((entry,)), 7, root)
+    authority = CertificateAuthority("test", now=now)
+    identity = authority.server(["127.0.0.1"], now=now)
+    (tmp_path / "o.crt").write_bytes(identity.certificate)
+    (tmp_path / "o.key").write_bytes(identity.private_key)
+    (tmp_path / "ca.crt").write_bytes(authority.certificate)
+
+    async def roster(request: Request) -> Response:
+        return (
+            Response(bundle, media_type="application/json")
+            if "signature" in request.headers
+            else Response(status_code=401)
+        )
+
+    tls = server_tls(tmp_path / "o.crt", tmp_path / "o.key")
+    with serving(problem_app([Route("/v1/roster", roster)]), listen("127.0.0.1", 0), tls=tls) as url:
+        yield url, root.public.base64, tmp_path / "ca.crt"
+
+
+def test_a_roster_is_fetched_from_an_orchestrator_by_a_signed_request(
+    command: Command, orchestrator_with_roster: tuple[str, str, Path]
+) -> None:
+    url, root, authority = orchestrator_with_roster
+    command("init")
+    add(command, "o1", "orchestrator", "--orchestrator-url", url, "--tls-ca", str(authority))
+
+    said = command("peers", "sync", "o1", "--root", root, "--json")
+
+    assert said.code == OK, said.err
+    assert said.json["version"] == 7
+    assert [entry["name"] for entry in command("peers", "list", "--json").json] == ["from afar"]
+
+
+def test_an_orchestrator_that_does_not_answer_is_3(command: Command) -> None:
+    command("init")
+    add(command, "o1", "orchestrator", "--orchestrator-url", "https://127.0.0.1:1")
+
+    said = command("peers", "sync", "o1", "--root", SigningKey.generate().public.base64)
+
+    assert (said.code, no_traceback(said)) == (UNREACHABLE, True)
 
 
 # ------------------------------------------------------------------ data

@@ -30,7 +30,7 @@ MAKE_IS_RUN_BY = {
     "make demo": "tests/chain/test_demo.py",
     "make test": ".ci/run",
 }
-RUN_ELSEWHERE = {"watch"}  # it ends when an order does: tests/cli
+RUN_ELSEWHERE = {"watch"}  # it ends when an order does: tests/test_cli.py
 ASKS_AN_AGENT = {"submit", "orders", "log", "receipts"}
 
 pages_with_commands = [page for page in documents() if "```sh\n" in page.text]

@@ -2,7 +2,8 @@
 
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent.errors import BadSettings
@@ -17,6 +18,22 @@ def make_folder(folder: Path, mode: int = 0o700) -> None:
             _give_to_owner_of(above, folder)
     except OSError as cause:
         raise BadSettings(f"the folder {folder} cannot be made: {cause.strerror}") from cause
+
+
+@contextmanager
+def as_owner_of(path: Path) -> Iterator[None]:
+    """Root acts as the user whose file this is, the service's user; anybody else as themselves."""
+    about = path.stat() if os.geteuid() == 0 and path.exists() else None
+    if about is None or about.st_uid == 0:
+        yield
+        return
+    os.setegid(about.st_gid)
+    os.seteuid(about.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
 
 
 def write_new(path: Path, data: bytes, mode: int = 0o600) -> bool:

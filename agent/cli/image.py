@@ -1,13 +1,18 @@
 """`image add|list`: images of jobs, as archives named by their digest."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from agent.cli.audit import digest_of_file
+from agent.cli.files import as_owner_of
 from agent.cli.here import here_of
+from agent.cli.keys import load_key
 from agent.cli.out import JsonFlag, print_json, print_table, say, size
+from agent.errors import BadSettings
 from agent.ports.storage import BlobKind
 
 app = typer.Typer(
@@ -26,16 +31,18 @@ def add(
     as_json: JsonFlag = False,
 ) -> None:
     """Look into an image's archive, refuse what no engine should see, give it to storage, and print its digest."""
-    from agent.wiring import inspect_image, open_runtime, open_storage
+    from agent.wiring import inspect_image, make_runtime, open_storage
 
     settings = here_of(context).settings
     digest = digest_of_file(file)
     about = inspect_image(file, digest)
     if upload:
-        with open_storage(settings) as storage:
+        with open_storage(settings, load_key(settings.identity.key)) as storage:
             storage.put_blob(digest, BlobKind.IMAGE, file)
     if load:
-        open_runtime(settings).load(file, digest)
+        runtime = make_runtime(settings, load_key(settings.identity.key).keyid)
+        with as_owner_of(settings.identity.key), _readable(file):
+            runtime.load(file, digest)
     if as_json:
         told = {"digest": digest, "size": about.size_bytes, "entrypoint": about.entrypoint}
         print_json({**told, "is_uploaded": upload, "is_loaded": load})
@@ -52,9 +59,12 @@ def add(
 @app.command(name="list")
 def list_(context: typer.Context, as_json: JsonFlag = False) -> None:
     """List the images that the container engine of this host has loaded."""
-    from agent.wiring import open_runtime
+    from agent.wiring import make_runtime
 
-    images = open_runtime(here_of(context).settings).images()
+    settings = here_of(context).settings
+    runtime = make_runtime(settings, load_key(settings.identity.key).keyid)
+    with as_owner_of(settings.identity.key):
+        images = runtime.images()
     if as_json:
         print_json(images)
         return
@@ -62,3 +72,12 @@ def list_(context: typer.Context, as_json: JsonFlag = False) -> None:
         ("digest", "size#", "entrypoint"),
         [(image.digest, size(image.size_bytes), " ".join(image.entrypoint)) for image in images],
     )
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Say so when the agent's own user may not read the archive."""
+    try:
+        yield
+    except PermissionError as cause:
+        raise BadSettings(f"{cause.filename or file} cannot be read by the agent's user") from cause

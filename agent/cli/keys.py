@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agent.cli.files import give_to_owner_of_folder, make_folder
+from agent.cli.files import as_owner_of, give_to_owner_of_folder, make_folder
 from agent.cli.here import here_of
 from agent.cli.out import JsonFlag, fingerprint_lines, print_json, say
 from agent.trust.keys import PublicKey, SigningKey, fingerprint
@@ -21,7 +21,7 @@ def show(
 ) -> None:
     """Show a key's id, its fingerprint to read aloud, and its public half."""
     path = here_of(context).settings.identity.key if file is None else file
-    tell(SigningKey.load(path).public, path, as_json)
+    tell(load_key(path).public, path, as_json)
 
 
 @app.command()
@@ -31,6 +31,12 @@ def new(
 ) -> None:
     """Make a key."""
     tell(make_key(file).public, file, as_json)
+
+
+def load_key(path: Path) -> SigningKey:
+    """The key in this file; root may read that of a service. Raises: BadSettings."""
+    with as_owner_of(path):
+        return SigningKey.load(path)
 
 
 def make_key(path: Path) -> SigningKey:

@@ -35,6 +35,11 @@ def say(text: str = "") -> None:
     sys.stdout.flush()
 
 
+def warn(text: str) -> None:
+    """One line on standard error, beside what a program reads."""
+    sys.stderr.write(clean(text) + "\n")
+
+
 def complain(code: str, detail: str, advice: str) -> None:
     """An error, on standard error: what, and what to do about it."""
     sys.stderr.write(f"error [{clean(code)}]: {clean(detail)}\n  → {clean(advice)}\n")

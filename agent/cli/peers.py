@@ -9,6 +9,7 @@ import typer
 
 from agent.cli.files import make_folder, replace_file
 from agent.cli.here import Here, here_of, read_file
+from agent.cli.keys import load_key
 from agent.cli.out import JsonFlag, fingerprint_lines, print_json, print_table, say, short, when
 from agent.errors import BadSettings
 from agent.trust.keys import PublicKey
@@ -225,7 +226,8 @@ def _fetch(here: Here, source: str) -> bytes:
     ]
     if len(known) != 1:
         raise BadSettings(f"{source!r} is no file, and means {len(known)} orchestrators of the roster")
-    with open_orchestrator(here.settings, known[0]) as client:
+    key = load_key(here.settings.identity.key)
+    with open_orchestrator(here.settings, known[0], key) as client:
         answer = client.get(ROSTER_ROUTE)
     if not answer.is_success:
         raise BadSettings(f"{known[0].name} answers {answer.status} when asked for {ROSTER_ROUTE}")

@@ -11,7 +11,7 @@ import typer
 
 from agent.cli.files import make_folder, write_new
 from agent.cli.here import here_of
-from agent.cli.keys import document, make_key
+from agent.cli.keys import document, load_key, make_key
 from agent.cli.out import JsonFlag, fingerprint_lines, print_json, say
 from agent.cli.peers import block, make_entry
 from agent.config import PREFIX, SECTIONS, SETTINGS_FILE, Settings, load_settings
@@ -90,7 +90,7 @@ def init(
     ]
     settings = load_settings(here.home, here.environment)  # a file that was there may say otherwise
     make_folder(settings.identity.key.parent)
-    key = SigningKey.load(settings.identity.key) if key_was_there else make_key(settings.identity.key)
+    key = load_key(settings.identity.key) if key_was_there else make_key(settings.identity.key)
     made.append(Made(settings.identity.key, not key_was_there))
     made += _make_certificate(settings, certificate or [])
     entry = make_entry(

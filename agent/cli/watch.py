@@ -14,7 +14,7 @@ import typer
 from agent.api.views import JobPage, OrderView
 from agent.cli.here import Here, here_of
 from agent.cli.orders import chain_table, get_order, jobs_table
-from agent.cli.out import JsonFlag, console, print_json, say
+from agent.cli.out import JsonFlag, console, print_json, warn
 from agent.domain.ids import KeyId
 from agent.domain.jobs import FINAL, JobState
 from agent.errors import BadSettings
@@ -66,7 +66,7 @@ def watch(
                 raise typer.Exit(0)
             if ending is Ending.LOST:
                 raise typer.Exit(1)
-    say(f"order {order} had not ended after {timeout:.0f} s")
+    warn(f"order {order} had not ended after {timeout:.0f} s")
     raise typer.Exit(1)
 
 

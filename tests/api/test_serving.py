@@ -239,8 +239,13 @@ def test_an_idle_connection_does_not_hold_up_the_stop(
 
 def test_a_process_that_is_told_to_end_ends_in_order(tmp_path: Path) -> None:
     program = (
+        "import signal, threading, time\n"
         "from agent.api.serving import wait_for_signal\n"
-        "print('waiting', flush=True)\nprint(wait_for_signal().name, flush=True)"
+        "def tell():\n"
+        "    while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL: time.sleep(0.001)\n"
+        "    print('waiting', flush=True)\n"
+        "threading.Thread(target=tell).start()\n"
+        "print(wait_for_signal().name, flush=True)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

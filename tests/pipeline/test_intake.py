@@ -9,6 +9,7 @@ from agent.domain.chain import TaskKind
 from agent.domain.ids import job_id
 from agent.domain.jobs import JobState
 from agent.domain.orders import LEARNUPLET_TYPE, PREDUPLET_TYPE
+from agent.domain.receipts import SignedReceipt
 from agent.errors import (
     AgentError,
     BadSignature,
@@ -120,7 +121,7 @@ def test_an_order_that_a_peer_handed_over_first_is_a_repeat_of_that(world: World
 def test_a_repeat_finds_its_place_among_more_jobs_than_a_page_holds(world: World) -> None:
     names = [f"a{number}" for number in range(1, 110)]
     order = world.order(train=names, test=())
-    receipts = []
+    receipts: list[SignedReceipt] = []
     first = world.post(order, world.a).job
     for _ in names[1:]:
         receipts.append(world.people.receipt(order, receipts, key=world.a.key))

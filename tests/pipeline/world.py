@@ -53,7 +53,7 @@ from tests.builders import (
     policy_text,
     preduplet,
 )
-from tests.fakes.broker import MemoryBroker
+from tests.fakes.broker import MemoryBroker, Ring
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.orchestrators import MemoryOrchestrators, MemoryOrchestratorsPort
 from tests.fakes.peers import MemoryPeers, MemoryPeersPort
@@ -227,6 +227,10 @@ class Hospital:
 
     def sweep(self) -> None:
         sweep(self.host)
+
+    def rung(self, queue: Queue) -> list[Ring]:
+        """Every bell that was ever rung in this queue."""
+        return [ring for ring in self.broker.rings if ring.queue is queue]
 
     def forget_bells(self) -> None:
         """As if the file with the queues were lost."""

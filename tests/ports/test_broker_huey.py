@@ -20,6 +20,7 @@ from agent.errors import OutsideError
 from agent.ports import broker_huey
 from agent.ports.broker import Queue
 from agent.ports.broker_huey import HueyBroker
+from agent.ports.broker_huey_bell import Listener
 from tests.ports.broker_stage import PATIENCE_S, Heard
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -318,18 +319,26 @@ def test_an_idle_consumer_stops_at_once(broker: HueyBroker) -> None:
 
 
 @pytest.mark.usefixtures("only_bells_wake")
-def test_a_consumer_that_stops_takes_nothing_more(broker: HueyBroker, path: Path) -> None:
+def test_a_consumer_that_stops_takes_nothing_more(
+    broker: HueyBroker, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found_nothing, wait = threading.Event(), Listener.wait
+
+    def tell_and_wait(listener: Listener, name: str, heard: int, timeout_s: float) -> None:
+        found_nothing.set()
+        wait(listener, name, heard, timeout_s)
+
+    monkeypatch.setattr(Listener, "wait", tell_and_wait)
     heard = Heard()
-    consumer = broker.consumer(heard.handlers(), {})
+    consumer = broker.consumer(heard.handlers(Queue.LEARN_TASKS), {})
     consumer.start()
-    broker.ring(Queue.LEARN_TASKS, "taken")
-    heard.wait_for(1)
-    put_row(path, Queue.TEST_TASKS, b'{"id": "left"}')
+    assert found_nothing.wait(PATIENCE_S)
+    put_row(path, Queue.LEARN_TASKS, b'{"id": "left"}')
 
     consumer.stop()
 
-    assert heard.calls == [(Queue.LEARN_TASKS, "taken")]
-    assert broker.depth()[Queue.TEST_TASKS] == 1
+    assert heard.calls == []
+    assert broker.depth()[Queue.LEARN_TASKS] == 1
 
 
 def test_a_consumer_leaves_the_signals_of_its_process_alone(broker: HueyBroker) -> None:

@@ -41,7 +41,7 @@ def tell(show: Show) -> None:
     show.chapter("Images for the problem and the algorithms, made here without any registry")
     images = demo_images(cache / "images")
     for image in images:
-        show.say(f"{image.name:9} {image.archive.stat().st_size >> 20:4} MiB  {image.digest}")
+        show.say(f"{image.name:11} {image.archive.stat().st_size >> 20:4} MiB  {image.digest}")
     runtime_dir, root = checkout_folders()
     with podman_service(runtime_dir, root, name="demo") as podman_socket:
         show.chapter("Three hospitals, each a storage and an agent, and two orchestrators: eight programs")

@@ -24,7 +24,7 @@ def attack(scene: Scene, signed: SignedOrder) -> None:
     attacks: tuple[tuple[str, Attack, set[str]], ...] = (
         ("an order signed by a key that nobody knows", forged_order, {"unknown-key"}),
         ("a hand-off whose order was altered on the way", altered_handoff, {"bad-signature"}),
-        ("an algorithm that opens a socket", open_socket, {"exit:1"}),
+        ("an algorithm that opens a socket", open_socket, {"seccomp"}),
         ("a dataset whose share one orchestrator withholds", withheld_share, {"share-withheld"}),
     )
     for what, attempt, expected in attacks:
@@ -51,12 +51,12 @@ def altered_handoff(scene: Scene, signed: SignedOrder) -> tuple[str, str]:
 
 
 def open_socket(scene: Scene, _: SignedOrder) -> tuple[str, str]:
-    """An admitted algorithm that tries to talk to the network: the kernel refuses the call, and it ends."""
+    """An admitted algorithm that tries to carry the data out: plain sockets are refused, the way around them kills it."""
     signed = scene.issue(_small_order(scene, is_talkative=True))
     reason, detail = _run(scene, signed)
     words = agent_command(scene.consortium.hospital("A"), "log", signed.order.id).strip().splitlines()
-    is_refused = bool(words) and ("Error" in words[-1]) and not detail
-    return (reason, words[-1]) if is_refused else ("not refused", detail)
+    refused = [word for word in words if word.startswith("AF_INET: ")]
+    return (reason, refused[0]) if refused and not detail else ("not refused", detail)
 
 
 def withheld_share(scene: Scene, _: SignedOrder) -> tuple[str, str]:

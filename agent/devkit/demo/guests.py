@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agent.devkit.images import program_image
 from agent.domain.ids import Digest
@@ -35,7 +36,7 @@ def demo_images(cache: Path) -> DemoImages:
     return DemoImages(
         problem=_image(cache, "problem", ["scikit-learn"]),
         algo=_image(cache, "algo", ["scikit-learn"]),
-        talkative=_image(cache, "talkative"),
+        talkative=_image(cache, "algo_socket"),
     )
 
 
@@ -45,11 +46,11 @@ def alone(train: Sequence[Path], test: Path) -> float:
 
     from agent.devkit.demo_images import algo
 
-    scaler, classifier = algo.load(Path("there is no earlier model"))
+    model: dict[str, Any] = {}
     for path in train:
-        algo.train(scaler, classifier, *algo.read(path), is_loud=False)
-    features, targets = algo.read(test)
-    return float(roc_auc_score(targets, algo.probabilities(scaler, classifier, features)))
+        *_, model = algo.learn(model, *algo.read(path))
+    rows, targets = algo.read(test)
+    return float(roc_auc_score(targets, algo.probabilities(model, rows)))
 
 
 def _image(cache: Path, name: str, distributions: Sequence[str] = ()) -> Image:

@@ -195,7 +195,7 @@ def predict(scene: Scene, signed: SignedOrder) -> None:
     asked = scene.issue(order)
     state = scene.wait(asked)
     prediction = _receipt(json.loads(book.receipts(asked.order.id)[0])).outputs[0]
-    answers = _blob(scene, split, prediction.digest).decode().split()
+    answers = _blob(scene, split, prediction.digest).decode().split()[1:]  # below the header
     truths = scene.files["targets"].read_text().split()
     right = sum(
         (float(answer) >= 0.5) == (truth == "1") for answer, truth in zip(answers, truths, strict=True)

@@ -29,48 +29,58 @@ def main() -> None:
     parser.add_argument("-V", dest="volume", type=Path, required=True)
     parser.add_argument("-T", dest="task", choices=("train", "predict"), required=True)
     options = parser.parse_args()
+    cage()
     if options.task == "train":
         train(options.volume)
     predict(options.volume / "test", options.volume / "model")
+
+
+def cage() -> None:
+    """Say what the kernel tells of this process: the operator's log shows how it was caged."""
+    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    for name in ("Seccomp", "NoNewPrivs", "CapBnd", "CapEff"):
+        print(f"cage: {name} {status[name].strip()}")
+    interfaces = [line.split(":")[0].strip() for line in Path("/proc/net/dev").read_text().splitlines()[2:]]
+    print(f"cage: interfaces {' '.join(interfaces)}")
+    print(f"cage: uid_map {' '.join(Path('/proc/self/uid_map').read_text().split())}", flush=True)
 
 
 def train(volume: Path) -> None:
     """Learn each file; leave the model, and what it now says of the data it learnt."""
     files = data_files(volume / "train")
     model = load(volume / "model")
-    for number, path in enumerate(files):
+    for number, path in enumerate(files, 1):
         rows, targets = read(path)
         if targets is None:
             sys.exit(f"{path.name} has no column `target`")
-        for epoch, model in enumerate(learn(model, rows, targets), 1):  # noqa: B020 - each epoch goes on from the last
-            print(
-                f"progress: {(number + epoch / EPOCHS) / len(files):.2f} epoch {epoch} of {path.name}",
-                flush=True,
-            )
+        *_, model = learn(model, rows, targets)
+        print(f"progress: {number / len(files):.2f} learnt {path.name}", flush=True)
     if model:
         save(volume / "model", model)
     predict(volume / "train", volume / "model")
 
 
 def learn(model: dict[str, Any], rows: Any, targets: Any) -> Iterator[dict[str, Any]]:
-    """The model after each epoch over these rows."""
+    """The model after each epoch over these rows, going on from `model` where there is one."""
     from sklearn.linear_model import SGDClassifier
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler()
     classifier = SGDClassifier(loss="log_loss", alpha=1e-3, random_state=SEED)
     if model:
-        scaler.mean_, scaler.var_, scaler.n_samples_seen_ = model["mean"], model["var"], int(model["seen"])
+        scaler.mean_, scaler.var_, scaler.n_samples_seen_ = model["mean"], model["var"], model["seen"]
         scaler.scale_, scaler.n_features_in_ = np.sqrt(model["var"]), len(model["mean"])
         classifier.classes_ = np.array([0, 1])
         classifier.coef_, classifier.intercept_ = model["coef"].copy(), model["intercept"].copy()
         classifier.t_, classifier.n_features_in_ = float(model["steps"]), model["coef"].shape[1]
     scaler.partial_fit(rows)
-    for _ in range(EPOCHS):
-        classifier.partial_fit(scaler.transform(rows), targets, classes=[0, 1])
+    standardised = scaler.transform(rows)
+    for epoch in range(1, EPOCHS + 1):
+        classifier.partial_fit(standardised, targets, classes=[0, 1])
+        print(f"epoch {epoch}: accuracy {classifier.score(standardised, targets):.4f}", flush=True)
         yield {
-            "coef": classifier.coef_,
-            "intercept": classifier.intercept_,
+            "coef": classifier.coef_.copy(),
+            "intercept": classifier.intercept_.copy(),
             "steps": np.array(classifier.t_),
             "mean": scaler.mean_,
             "var": scaler.var_,
@@ -86,12 +96,17 @@ def predict(folder: Path, model_folder: Path) -> None:
         sys.exit("there is no model yet")
     for number, path in enumerate(files, 1):
         rows, _ = read(path)
-        spread = np.where(model["var"] > 0, np.sqrt(model["var"]), 1.0)
-        logits = (rows - model["mean"]) / spread @ model["coef"][0] + model["intercept"][0]
-        scores = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
+        scores = probabilities(model, rows)
         lines = ["score", *(repr(float(score)) for score in scores)]
         (folder / "pred" / path.name).write_text("\n".join(lines) + "\n")
         print(f"progress: {number / len(files):.2f} scored {path.name}", flush=True)
+
+
+def probabilities(model: dict[str, Any], rows: Any) -> Any:
+    """The probability of 1 for each row."""
+    spread = np.where(model["var"] > 0, np.sqrt(model["var"]), 1.0)
+    logits = (rows - model["mean"]) / spread @ model["coef"][0] + model["intercept"][0]
+    return 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
 
 
 def data_files(folder: Path) -> list[Path]:

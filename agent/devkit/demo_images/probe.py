@@ -14,7 +14,10 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+FOLDERS = ("/", "/data", "/etc", "/opt", "/tmp", "/dev/shm")  # noqa: S108 - where a guest may hope to write
 
 
 def facts(path: str | None = None) -> None:
@@ -31,7 +34,7 @@ def facts(path: str | None = None) -> None:
         "env": dict(os.environ),
         "cwd": os.getcwd(),
         "mounts": {point: options.split(",") for point, options in mounts},
-        "writable": [name for name in ("/", "/data", "/etc", "/opt", "/tmp", "/dev/shm") if _can_write(name)],
+        "writable": [name for name in FOLDERS if _can_write(name)],
         "processes": sorted(int(name) for name in os.listdir("/proc") if name.isdigit()),
         "devices": sorted(name for name in os.listdir("/dev") if not os.path.isdir(f"/dev/{name}")),
     }
@@ -196,7 +199,7 @@ def hostile_output(folder: str) -> None:
 def set_id(path: str) -> None:
     """Leave a file with set-user-id."""
     Path(path).write_text("#!/bin/sh\n")
-    os.chmod(path, 0o4755)
+    os.chmod(path, 0o4755)  # noqa: S103 - the hostile part
 
 
 def deep(folder: str, depth: str) -> None:
@@ -231,7 +234,7 @@ def problem(task: str, _: str, hidden: str, __: str, submission: str) -> None:
     Path(hidden, "perf/performance.json").write_text(json.dumps(result))
 
 
-WORDS = {
+WORDS: dict[str, Callable[..., None]] = {
     "-T": problem,
     "-V": algo,
     "allocate": allocate,

@@ -1,0 +1,106 @@
+"""Tests in this folder run several real agents, storages and orchestrators, over HTTPS, with real containers."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from agent.devkit.consortium import Consortium, Hospital, found, in_an_hour
+from agent.devkit.images import build_image, program_layer, python_layer
+from agent.devkit.issuing import issue
+from agent.devkit.server import now
+from agent.devkit.waiting import wait_for
+from agent.domain.ids import Digest, OrderId, wire_time
+from agent.domain.orders import DatasetRef, ImageRef, Learnuplet, SignedOrder
+from agent.domain.reports import ReportBody, parse_report
+from tests.host.podman import Engine, image_cache, open_engine
+
+GUESTS = Path(__file__).parent / "guests"
+GAPS = ("memory_bytes", "cpu_millis", "pids")
+ORDER_TIMEOUT_S = 240.0
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    """The Podman service of this test process."""
+    yield from open_engine()
+
+
+@dataclass(frozen=True)
+class Town:
+    """A consortium with images at storage and datasets to order work on."""
+
+    consortium: Consortium
+
+    def image(self, guest: str) -> Digest:
+        """The image of a guest program of this folder: its digest. `bring` takes it to storage."""
+        return guest_image(guest)[1]
+
+    def bring(self, guest: str) -> None:
+        """Put the image of this guest program on storage."""
+        self.consortium.publish_image(guest_image(guest)[0])
+
+    def dataset(self, hospital: Hospital, content: bytes = b"a,target\n1,0\n") -> DatasetRef:
+        """A fresh sealed dataset at this hospital, for training."""
+        ref = DatasetRef(str(uuid4()), "1")
+        plain = self.consortium.folder / ref.id
+        plain.write_bytes(content)
+        self.consortium.seal(plain, ref, hospital, ["train"])
+        plain.unlink()
+        return ref
+
+    def issue(self, guest: str, datasets: list[DatasetRef], *, attempts: int = 3) -> SignedOrder:
+        """A learnuplet without a test, signed and sent by the first orchestrator."""
+        image = ImageRef(str(uuid4()), self.image(guest))
+        order = Learnuplet(
+            id=OrderId(str(uuid4())),
+            problem=str(uuid4()),
+            problem_image=image,
+            algo_image=image,
+            model_start=None,
+            model_end=str(uuid4()),
+            rank=0,
+            train_data=tuple(datasets),
+            test_data=(),
+            max_attempts=attempts,
+            not_before=wire_time(now()),
+            expires=in_an_hour(),
+        )
+        return issue(order, self.consortium.book(), self.consortium.client(self.consortium.orchestrators[0]))
+
+    def reports(self, signed: SignedOrder) -> list[ReportBody]:
+        """What was told of this order so far."""
+        return [parse_report(body) for body in self.consortium.book().reports(signed.order.id)]
+
+    def wait_for_result(self, signed: SignedOrder) -> None:
+        """Return when the order's result is with its orchestrator."""
+        book = self.consortium.book()
+        what = f"the result of {signed.order.id}"
+        wait_for(lambda: book.result(signed.order.id) is not None, what, timeout_s=ORDER_TIMEOUT_S)
+
+
+def make_town(engine: Engine, names: tuple[str, ...], guests: tuple[str, ...]) -> Iterator[Town]:
+    """A consortium of these hospitals, not started, whose policies admit these guests; gone with the test."""
+    folder = Path(tempfile.mkdtemp(prefix="dcc-town-", dir=image_cache().parent))
+    memory = Path(tempfile.mkdtemp(prefix="dct-", dir=os.environ["XDG_RUNTIME_DIR"]))
+    try:
+        consortium = found(folder / "t", names, podman_socket=engine.socket, memory=memory)
+        town = Town(consortium)
+        consortium.admit([town.image(guest) for guest in guests], accept_missing=GAPS)
+        yield town
+    finally:
+        shutil.rmtree(folder)
+        shutil.rmtree(memory, ignore_errors=True)
+
+
+def guest_image(guest: str) -> tuple[Path, Digest]:
+    cache = image_cache()
+    archive = cache / f"chain-{guest}-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}.tar"
+    inside = f"/opt/program/{guest}.py"
+    layers = [python_layer(cache), program_layer(cache, {inside: (GUESTS / f"{guest}.py").read_bytes()})]
+    return archive, build_image(archive, layers=layers, entrypoint=["/usr/bin/python3", "-u", inside])
