@@ -91,7 +91,7 @@ class BadReport(OrderError):
 class RecordConflict(OrderError):
     code = "record-conflict"
     status = 409
-    advice = "Something else is recorded under this name, and it stays: use another name, or ask who recorded it."
+    advice = "Something else is recorded under this name and stays: use another name, or ask whose it is."
 
 
 class OrderExpired(OrderError):
@@ -331,15 +331,9 @@ class OrchestratorUnavailable(OutsideError):
 
 
 class ShareWithheld(OutsideError):
-    """An orchestrator keeps its share; `refusal` is its own code."""
-
     code = "share-withheld"
     is_retried = False
     advice = "Ask the named orchestrator why it keeps its share; without all shares the dataset stays closed."
-
-    def __init__(self, message: str, refusal: str = "unknown") -> None:
-        super().__init__(message)
-        self.refusal = refusal
 
 
 class PeerUnavailable(OutsideError):
@@ -368,7 +362,9 @@ class RuntimeUnavailable(OutsideError):
 class CageNotApplied(OutsideError):
     code = "cage-not-applied"
     is_retried = False
-    advice = "This host cannot hold the named part of the cage: mend it, or let the policy accept its absence."
+    advice = (
+        "This host cannot hold the named part of the cage: mend it, or let the policy accept its absence."
+    )
 
 
 class NoSpace(OutsideError):

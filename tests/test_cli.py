@@ -62,6 +62,7 @@ def command(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pyte
     """Runs the command for the agent whose home is `tmp_path/home`."""
     for name in [name for name in os.environ if name.startswith("DC_COMPUTE_")]:
         monkeypatch.delenv(name)
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     (tmp_path / "run").mkdir(mode=0o700)
 
@@ -265,6 +266,15 @@ def test_a_new_key_is_private_and_never_overwritten(command: Command, tmp_path: 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert again.code == USAGE
     assert no_traceback(again)
+
+
+def test_a_key_may_be_named_by_its_file_alone(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert command("keys", "new", "owner.pem").code == OK
+    assert command("keys", "show", "owner.pem").code == OK
 
 
 def test_a_key_is_shown_by_its_public_half_only(command: Command, tmp_path: Path) -> None:

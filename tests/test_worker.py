@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -161,16 +161,18 @@ def test_a_ledger_that_is_away_does_not_end_the_beat(house: House) -> None:
         leases.renew()
 
 
-def test_the_beat_goes_on_while_a_handler_works(house: House, job: Job) -> None:
+def test_the_beat_goes_on_while_a_handler_works(
+    house: House, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
     leases = Leases(house.host)
     renewed = threading.Event()
     renew = house.ledger.renew
 
-    def note(name: str, until: Any) -> None:
-        renew(name, until)
+    def note(worker: str, lease_until: datetime) -> None:
+        renew(worker, lease_until)
         renewed.set()
 
-    house.ledger.renew = note  # type: ignore[method-assign]
+    monkeypatch.setattr(house.ledger, "renew", note)
     with leases.name() as name, leases.beating(timedelta(milliseconds=20)):
         running(house, job, name)
 

@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
@@ -193,8 +193,10 @@ class _ImpatientProtocol(H11Protocol):
 
     def shutdown(self) -> None:
         """An idle connection is cut at once: waiting for its peer's goodbye would hold up the stop."""
-        super().shutdown()
-        if self.cycle is None or self.cycle.response_complete:
+        if self.cycle is not None and not self.cycle.response_complete:
+            super().shutdown()
+            return
+        with suppress(AttributeError):  # Python 3.11 cannot abort a TLS transport that was closed twice
             self.transport.abort()
 
 

@@ -1,8 +1,8 @@
 """Requests that prove who sent them: between Starlette and `trust/http_signatures.py`, for the agent's API and the devkit.
 
 A handler is a plain function of a `Call` (or an `Upload`), run in a thread. Before it runs, in this order: the announced
-length is within the limit, the signature holds, the route admits the caller's role, the nonce is new, the body was read and
-matches its digest. So nothing of a body is taken from somebody unknown.
+length and type are the route's, the signature holds, the route admits the caller's role, the nonce is new, the body was read
+and matches its digest. So nothing of a body is taken from somebody unknown.
 
 Source: docs/contracts/http.md, "Signed requests" and "Signed answers".
 """
@@ -200,7 +200,7 @@ async def _guarded(
         )
         await run_in_threadpool(guard.note_refusal, error, method, path, who)
         answer = problem(error)
-    if caller is not None and signs_answer:
+    if signs_answer and (caller is not None or await run_in_threadpool(_is_known, request, guard)):
         _sign(answer, request, guard)
     return answer
 
@@ -220,6 +220,15 @@ def admit(request: Request, guard: Guard) -> VerifiedRequest:
         )
     except ValueError as cause:  # a Host field that is no host
         raise BadRequestSignature(f"the request cannot be read as signed: {cause}") from cause
+
+
+def _is_known(request: Request, guard: Guard) -> bool:
+    """Whether a request that was refused by its announced length or type comes from a caller who can check a signed refusal."""
+    try:
+        admit(request, guard)
+    except AgentError:
+        return False
+    return True
 
 
 def _check_announced(request: Request, limit_bytes: int, media_type: str) -> None:

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from agent.cli.here import here_of, read_file
-from agent.cli.out import JsonFlag, clean, complain, print_json, print_table, say, seconds, short, when
+from agent.cli.out import JsonFlag, clean, complain, print_json, print_table, say, short, when
 from agent.domain.chain import plan
 from agent.domain.ids import Digest, digest_from_hex
 from agent.domain.orders import MAX_ORDER_BYTES
-from agent.domain.receipts import MAX_RECEIPT_BYTES, Receipt, SignedReceipt
+from agent.domain.receipts import MAX_RECEIPT_BYTES, Outcome, Receipt, SignedReceipt
 from agent.errors import BadSettings, BrokenLink, DigestMismatch
 from agent.trust.audit import Audit, Fault, Link, audit_chain
 from agent.trust.roster import Roster
@@ -117,43 +117,33 @@ def digest_of_file(path: Path) -> Digest:
 
 def _name(roster: Roster, keyid: str) -> str:
     entry = next((entry for entry in roster.entries if entry.keyid == keyid), None)
-    return short(keyid) if entry is None else f"{entry.name} ({short(keyid)})"
+    return short(keyid) if entry is None else entry.name
 
 
 def _print(audit: Audit, roster: Roster) -> None:
     if audit.order is not None:
         signed = audit.order
-        title = f"order {signed.order.id}  ·  signed by {_name(roster, signed.signer)}  ·  {len(plan(signed.order))} tasks"
-        say(title)
-    columns = (
-        "pos#",
-        "task",
-        "dataset",
-        "by agent",
-        "finished (UTC)",
-        "took#",
-        "cage",
-        "model out",
-        "score#",
-        "holds",
-    )
+        count = len(plan(signed.order))
+        say(
+            f"order {signed.order.id}, signed by {_name(roster, signed.signer)} ({short(signed.signer)}), {count} tasks"
+        )
+    columns = ("pos#", "task~", "dataset", "agent", "finished (UTC)", "cage~", "model", "score#", "holds~")
     print_table(columns, [_row(link, roster) for link in audit.links])
 
 
 def _row(link: Link, roster: Roster) -> tuple[object, ...]:
     holds = "yes" if link.fault is None else f"NO: {link.fault.code}"
     if link.receipt is None:
-        return (link.position, None, None, None, None, None, None, None, None, holds)
+        return (link.position, *(None,) * 7, holds)
     told = link.receipt.receipt
     return (
         link.position,
-        f"{told.task.kind} {told.outcome}" + (f" ({told.reason})" if told.reason else ""),
+        told.task.kind if told.outcome is Outcome.DONE else f"{told.task.kind} failed ({told.reason})",
         f"{told.task.dataset[:8]}@{told.task.version}",
         _name(roster, link.receipt.signer),
-        when(told.finished),
-        seconds(told.usage.wall_s),
+        when(told.finished)[: len("2026-01-01 00:00")],
         _cage(told),
-        short(told.model_out),
+        short(told.model_out)[:8],
         told.score,
         holds,
     )

@@ -12,8 +12,8 @@ from agent.errors import BadSettings
 def make_folder(folder: Path, mode: int = 0o700) -> None:
     """The folder, with this mode when it is made now. Raises: BadSettings."""
     try:
-        above = next(parent for parent in folder.parents if parent.exists())
         if not folder.exists():
+            above = next(parent for parent in folder.absolute().parents if parent.exists())
             folder.mkdir(mode=mode, parents=True)
             _give_to_owner_of(above, folder)
     except OSError as cause:

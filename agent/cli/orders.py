@@ -11,7 +11,19 @@ import typer
 from agent.api.views import JobPage, JobView, LogView, OrderView
 from agent.cli.files import make_folder, write_new
 from agent.cli.here import Desk, Here, here_of, read_file
-from agent.cli.out import JsonFlag, clean, console, print_json, print_table, say, seconds, short, table, when
+from agent.cli.out import (
+    JsonFlag,
+    clean,
+    console,
+    print_json,
+    print_table,
+    say,
+    seconds,
+    short,
+    short_when,
+    table,
+    when,
+)
 from agent.domain.ids import KeyId
 from agent.domain.jobs import JobState
 from agent.domain.orders import LEARNUPLET_TYPE, MAX_ORDER_BYTES, PREDUPLET_TYPE, parse_order
@@ -167,13 +179,11 @@ def order_path(order: str, part: str = "") -> str:
 def jobs_table(jobs: tuple[JobView, ...]) -> Any:
     """The table of `orders`."""
     rows = [
-        (job.order, job.position, job.kind, job.state, f"{job.attempt}/{job.max_attempts}", when(job.changed_at),
-         short(job.next_agent), job.score, job.reason)
+        (job.order, job.position, job.kind, job.state, f"{job.attempt}/{job.max_attempts}", short_when(job.changed_at),
+         job.score, job.reason)
         for job in jobs
     ]  # fmt: skip
-    return table(
-        ("order", "pos#", "kind", "state", "attempt#", "changed (UTC)", "next", "score#", "reason"), rows
-    )
+    return table(("order", "pos#", "task", "state", "try#", "changed (UTC)", "score#", "reason~"), rows)
 
 
 def chain_table(view: OrderView, names: dict[KeyId, str] | None = None) -> Any:
@@ -181,22 +191,22 @@ def chain_table(view: OrderView, names: dict[KeyId, str] | None = None) -> Any:
     names = names or {}
     rows = [
         (task.position, task.kind, f"{task.dataset.id[:8]}@{task.dataset.version}", task.state,
-         names.get(task.agent, short(task.agent)) if task.agent else "", task.attempt, when(task.started),
+         names.get(task.agent, short(task.agent)) if task.agent else "", task.attempt, short_when(task.started),
          seconds(task.wall_s), task.score, task.reason)
         for task in view.chain
     ]  # fmt: skip
-    title = f"{view.kind} {view.id}  ·  of {short(view.orchestrator)}  ·  until {when(view.expires)} UTC"
+    title = f"{view.kind} {view.id} of {short(view.orchestrator)}, until {when(view.expires)} UTC"
     columns = (
         "pos#",
         "task",
         "dataset",
         "state",
         "agent",
-        "attempt#",
+        "try#",
         "started (UTC)",
         "took#",
         "score#",
-        "reason",
+        "reason~",
     )
     return table(columns, rows, title=title)
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import typer
@@ -67,18 +67,23 @@ def console() -> "Console":
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> "Table":
-    """A table. A cell that is None is empty; a column whose name ends in `#` holds numbers."""
-    from rich.box import SIMPLE_HEAD
+    """A table. A cell that is None is empty, and a column of nothing but empty cells is left out.
+
+    The name of a column of numbers ends in `#`, that of one whose text may be broken into lines in `~`.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    for column in columns:
-        made.add_column(
-            column.rstrip("#"), justify="right" if column.endswith("#") else "left", overflow="fold"
-        )
-    for row in rows:
-        made.add_row(*(Text("" if cell is None else clean(str(cell)), style=style_of(cell)) for cell in row))
+    lines = [["" if cell is None else clean(str(cell)) for cell in row] for row in rows]
+    kept = [n for n in range(len(columns)) if not lines or any(line[n] for line in lines)]
+    made = Table(
+        box=None, title=title, title_justify="left", pad_edge=False, padding=(0, 2, 0, 0), header_style="bold"
+    )
+    for name in (columns[n] for n in kept):
+        justify: Literal["left", "right"] = "right" if name.endswith("#") else "left"
+        made.add_column(name.rstrip("#~"), justify=justify, no_wrap=not name.endswith("~"), overflow="fold")
+    for line in lines:
+        made.add_row(*(Text(line[n], style=style_of(line[n])) for n in kept))
     return made
 
 
@@ -102,9 +107,9 @@ STYLES = {
 }
 
 
-def style_of(cell: object) -> str:
+def style_of(cell: str) -> str:
     """The colour of a state's name; everything else has none."""
-    return STYLES.get(cell, "") if isinstance(cell, str) else ""
+    return STYLES.get(cell, "")
 
 
 def short(name: str | None) -> str:
@@ -115,6 +120,11 @@ def short(name: str | None) -> str:
 def when(moment: datetime | None) -> str:
     """A moment for people: UTC, to the second."""
     return "" if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def short_when(moment: datetime | None) -> str:
+    """The same without the year, for tables of what goes on now."""
+    return when(moment)[5:]
 
 
 def seconds(value: float | None) -> str:

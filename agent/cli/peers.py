@@ -38,7 +38,7 @@ def list_(context: typer.Context, as_json: JsonFlag = False) -> None:
          entry.agent_url or entry.orchestrator_url or entry.storage_url, _standing(entry, now))
         for entry in roster.entries
     ]  # fmt: skip
-    print_table(("role", "name", "key id", "address", "valid"), rows)
+    print_table(("role", "name", "key id", "address~", "valid"), rows)
 
 
 @app.command()

@@ -82,7 +82,7 @@ def check(
         print_json({"order": signed.order.id, "tasks": verdicts})
     else:
         rows = [(v["position"], v["kind"], v["dataset"], v["refusal"] or "runs here") for v in verdicts]
-        print_table(("pos#", "task", "dataset", "verdict"), rows)
+        print_table(("pos#", "task", "dataset", "verdict~"), rows)
     if any(verdict["refusal"] for verdict in verdicts):
         raise typer.Exit(1)
 

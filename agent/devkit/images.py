@@ -49,7 +49,7 @@ NOT_IN_PACKAGES = re.compile(
     r"|.*\.dist-info/(?!METADATA$).*"
     r"|sklearn/datasets/(data|descr|images)/.*"
 )
-LAYER_FORMAT = "5"  # part of a cached layer's key: raise it when the code below changes what a layer holds
+LAYER_FORMAT = "6"  # part of a cached layer's key: raise it when the code below changes what a layer holds
 
 _OCI = "application/vnd.oci.image"
 
@@ -80,11 +80,11 @@ def python_layer(cache: Path) -> Layer:
 
 
 def packages_layer(cache: Path, distributions: Sequence[str]) -> Layer:
-    """These installed distributions with what they require, below PACKAGES_ROOT, without tests and sources in C.
+    """These installed distributions with what they require, below PACKAGES_ROOT: libraries and byte code, no sources.
 
     Raises: importlib.metadata.PackageNotFoundError when one is not installed.
     """
-    return _cached_layer(cache, _package_entries(distributions))
+    return _cached_layer(cache, _package_entries(distributions), has_sources=False)
 
 
 def program_layer(cache: Path, files: Mapping[str, bytes]) -> Layer:
@@ -161,28 +161,37 @@ def _usr_merge() -> dict[str, Entry]:
     return {_inside(path): Entry(link=str(path.readlink())) for path in links if path.is_symlink()}
 
 
-def _compiled(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The byte code of every module, as files that the interpreter trusts without looking at the source's time.
-
-    marshal's version 2 writes no references, which depend on the state of this process.
-    """
-    compiled = {}
+def _with_byte_code(entries: Mapping[str, Entry], has_sources: bool) -> dict[str, Entry]:
+    """The entries with every module's byte code, beside its source or in its place."""
+    found = dict(entries)
     for name, entry in entries.items():
         if not name.endswith(".py") or not isinstance(entry.content, Path):
             continue
-        source = entry.content.read_bytes()
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                code = compile(source, f"/{name}", "exec", dont_inherit=True)
-        except SyntaxError:  # a template, or a file for a newer Python
+        code = _byte_code(name, entry.content.read_bytes())
+        if code is None:  # a template, or a file for a newer Python
             continue
-        head = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + importlib.util.source_hash(source)
         path = PurePosixPath(name)
-        tag = sys.implementation.cache_tag
-        compiled[str(path.parent / "__pycache__" / f"{path.stem}.{tag}.pyc")] = Entry(
-            head + marshal.dumps(code, 2)
-        )
-    return compiled
+        if has_sources:
+            tag = sys.implementation.cache_tag
+            found[str(path.parent / "__pycache__" / f"{path.stem}.{tag}.pyc")] = Entry(code)
+        else:
+            del found[name]
+            found[str(path.with_suffix(".pyc"))] = Entry(code)
+    return found
+
+
+def _byte_code(name: str, source: bytes) -> bytes | None:
+    """What the interpreter takes without looking at the source's time; None when this one cannot compile it.
+
+    marshal's version 2 writes no references, which depend on the state of this process.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            code = compile(source, f"/{name}", "exec", dont_inherit=True)
+    except SyntaxError:
+        return None
+    head = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + importlib.util.source_hash(source)
+    return head + marshal.dumps(code, 2)
 
 
 def _inside(path: Path) -> str:
@@ -192,17 +201,17 @@ def _inside(path: Path) -> str:
 # ------------------------------------------------------------------ files
 
 
-def _cached_layer(cache: Path, entries: Mapping[str, Entry]) -> Layer:
-    """The layer of these entries, from the cache when the same files made it before."""
+def _cached_layer(cache: Path, entries: Mapping[str, Entry], *, has_sources: bool = True) -> Layer:
+    """The layer of these entries with their byte code, from the cache when the same files made it before."""
     cache.mkdir(parents=True, exist_ok=True)
-    note = cache / f"{_key(entries)}.json"
+    note = cache / f"{_key(entries, has_sources)}.json"
     if note.exists():
         layer = Layer(**{**json.loads(note.read_bytes()), "path": note.with_suffix(".tar")})
         if layer.path.exists():
             return layer
     part = note.with_suffix(f".{os.getpid()}.part")
     with part.open("wb") as file:
-        digest = _write_tar(file, {**entries, **_compiled(entries)})
+        digest = _write_tar(file, _with_byte_code(entries, has_sources))
     layer = Layer(note.with_suffix(".tar"), digest, part.stat().st_size)
     os.replace(part, layer.path)
     part.write_text(json.dumps({"digest": layer.digest, "size_bytes": layer.size_bytes}))
@@ -210,8 +219,8 @@ def _cached_layer(cache: Path, entries: Mapping[str, Entry]) -> Layer:
     return layer
 
 
-def _key(entries: Mapping[str, Entry]) -> str:
-    lines = [LAYER_FORMAT, sys.version]
+def _key(entries: Mapping[str, Entry], has_sources: bool) -> str:
+    lines = [LAYER_FORMAT, sys.version, str(has_sources)]
     for name, entry in sorted(entries.items()):
         content = entry.content
         if isinstance(content, Path):

@@ -4,6 +4,7 @@ It runs as whoever calls, who must not be root and must have subordinate ids. On
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -11,11 +12,14 @@ import signal
 import socket
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
+MOST_ROOTS = 9
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -61,7 +65,8 @@ def podman_service(
 ) -> Iterator[Path]:
     """The socket of a running service. Services that share `root` must share `runtime_dir` and differ in `name`.
 
-    The service's environment is PATH, HOME, XDG_RUNTIME_DIR and `env`. Raises: NoPodman.
+    While a service of another boot (another .ci/rootless) has `root`, a folder beside it is used. The service's environment
+    is PATH, HOME, XDG_RUNTIME_DIR and `env`. Raises: NoPodman.
     """
     lacking = why_not()
     if lacking:
@@ -70,28 +75,60 @@ def podman_service(
     path = runtime_dir / f"{name}.sock"
     path.unlink(missing_ok=True)
     log = runtime_dir / f"{name}.log"
-    with log.open("wb") as log_file:
-        process = subprocess.Popen(
-            _command(path, runtime_dir, root),
-            env=_environment() | dict(env or {}),
-            stdin=subprocess.DEVNULL,
-            stdout=log_file,
-            stderr=subprocess.STDOUT,
-            cwd="/",
-            start_new_session=True,
-        )
-    try:
+    with contextlib.ExitStack() as stack:
+        if root is not None:
+            root = stack.enter_context(_claimed(root, runtime_dir))
+        with log.open("wb") as log_file:
+            process = subprocess.Popen(
+                _command(path, runtime_dir, root),
+                env=_environment() | dict(env or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=subprocess.STDOUT,
+                cwd="/",
+                start_new_session=True,
+            )
+        stack.callback(path.unlink, missing_ok=True)
+        stack.callback(_stop, process)
         _await_answer(path, process, log)
         yield path
-    finally:
-        _stop(process)
-        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _claimed(root: Path, runtime_dir: Path) -> Iterator[Path]:
+    """`root`, or root-2 and so on: the first that no service of another boot has. Podman would take that one's containers
+    for what a reboot left and reset them."""
+    boot = runtime_dir / "boot"
+    mine = runtime_dir / f"boot-{uuid.uuid4()}"
+    mine.write_text(mine.name)
+    with contextlib.suppress(FileExistsError):
+        boot.hardlink_to(mine)  # appears whole, and the first one counts
+    mine.unlink()
+    for number in range(1, MOST_ROOTS + 1):
+        choice = root if number == 1 else root.with_name(f"{root.name}-{number}")
+        choice.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with choice.with_name(f"{choice.name}.lock").open("a+") as lock:
+            if _is_ours(lock, boot.read_text()):
+                yield choice
+                return
+    raise NoPodman(f"{MOST_ROOTS} other boots have every folder beside {root}")
+
+
+def _is_ours(lock: IO[str], boot: str) -> bool:
+    """Hold the lock with everybody of this boot; False when another boot holds it."""
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.truncate(0)
+        lock.write(boot)
+        lock.flush()
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    lock.seek(0)
+    return lock.read() == boot
 
 
 def _command(path: Path, runtime_dir: Path, root: Path | None) -> list[str]:
     command = ["podman", "--runtime", oci_runtime(), "--storage-driver", "overlay"]
     if root is not None:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         command += [
             "--root",
             str(root),

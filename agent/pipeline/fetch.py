@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from msgspec.structs import replace
+
 from agent.domain.ceilings import Ceilings
 from agent.domain.chain import images_for
 from agent.domain.ids import Digest, KeyId
@@ -28,13 +30,13 @@ class Inputs:
     images: dict[str, Digest]  # by role
     data: Path
     model_archive: Path | None
-    ceilings: Ceilings
+    model_ceilings: Ceilings  # the host's own: an order limits what its tasks leave, not what they start from
 
     def model_writable(self, space: Workspace) -> Path:
         """A folder of the guest's own with the earlier model, or an empty one."""
         folder = space.writable("model")
         if self.model_archive is not None:
-            unpack(self.model_archive, folder, self.ceilings)
+            unpack(self.model_archive, folder, self.model_ceilings)
             set_modes(folder, writable=True)
         return folder
 
@@ -42,7 +44,7 @@ class Inputs:
         """A folder with the model, for the guest to read."""
         folder = space.readable("model")
         if self.model_archive is not None:
-            unpack(self.model_archive, folder, self.ceilings)
+            unpack(self.model_archive, folder, self.model_ceilings)
             set_modes(folder, writable=False)
         return folder
 
@@ -72,8 +74,8 @@ def fetch(context: Context, info: DatasetInfo, header: SignedHeader, space: Work
     data = space.readable("data")
     _open_dataset(info, header, data_key, data / task.dataset.id, space, host)
     add_pred(data)
-    ceilings = host.policy.ceilings_for(order.limits)
-    return Inputs(images, data, model_archive, ceilings)
+    model_ceilings = replace(host.policy.ceilings, output_bytes=host.rules.max_model_bytes)
+    return Inputs(images, data, model_archive, model_ceilings)
 
 
 def _image(digest: Digest, context: Context, host: Host) -> Digest:

@@ -35,16 +35,18 @@ def place(context: Context, host: Host) -> Job:
 
 
 def holder_of(task: Task, host: Host) -> KeyId:
-    """The agent that goes on with this task: this one when it holds the dataset, else the first that storage names.
+    """The agent that goes on with this task: this one when it holds the dataset, else the first that storage names and
+    whose key holds now.
 
     Raises: DatasetMissing, StorageUnavailable.
     """
     agents = [location.agent for location in host.ports.storage.dataset(task.dataset).locations]
     if host.me in agents:
         return host.me
-    known = [agent for agent in agents if host.roster.find(agent) is not None]
+    valid = {entry.keyid for entry in host.roster.agents() if entry.is_valid(host.ports.now())}
+    known = [agent for agent in agents if agent in valid]
     if not known:
-        raise DatasetMissing(f"storage names no rostered agent for {task.dataset}")
+        raise DatasetMissing(f"storage names no valid agent of the roster for {task.dataset}")
     return known[0]
 
 

@@ -271,6 +271,8 @@ def _limited(process: Process, asked: Asked) -> Iterator[str]:
         if line is None or line.groups() != (str(value), str(value)):
             yield f"{name} is {line.groups() if line else 'unknown'}"
     for name, content in asked.cgroup.items():
+        if name == "memory.swap.max" and name not in process.cgroup:
+            continue  # a kernel without swap
         if process.cgroup.get(name) != content:
             yield f"{name} is {process.cgroup.get(name)}"
 
@@ -318,13 +320,19 @@ def _mounts(mountinfo: str) -> dict[str, frozenset[str]]:
     return mounts
 
 
-def _cgroup(membership: str, files: Mapping[str, str]) -> dict[str, str]:
-    """Content of these files of the process's cgroup v2; those that are missing are left out."""
-    match = re.search(r"^0::(/.*)$", membership, flags=re.MULTILINE)
-    folder = Path("/sys/fs/cgroup" + (match[1] if match else "/"))
-    found = {}
-    for name in files:
-        path = folder / name
-        if path.exists():
-            found[name] = path.read_text().strip()
+def _cgroup(membership: str, files: Mapping[str, str], root: Path = Path("/sys/fs/cgroup")) -> dict[str, str]:
+    """What binds a process of this cgroup v2, by file: the nearest value on the way up that is a limit.
+
+    crun puts the process one level below the cgroup that has the limits. Files that stand nowhere are left out.
+    """
+    match = re.search(r"^0::/(.*)$", membership, flags=re.MULTILINE)
+    folder = root / (match[1] if match else "")
+    found: dict[str, str] = {}
+    for level in (folder, *folder.parents):
+        if not level.is_relative_to(root) or ".." in level.parts:
+            break
+        for name in files:
+            path = level / name
+            if found.get(name, "max").startswith("max") and path.exists():
+                found[name] = path.read_text().strip()
     return found

@@ -2,7 +2,7 @@
 
 OCI archives and docker-archives (`podman save`). Everything is recomputed from the bytes: each digest from the index down to
 the layers' content. Nothing is unpacked. How layers are judged is `image_layers.py`.
-Source: docs/contracts/container.md, "Images, before load".
+Source: docs/contracts/container.md, "Which image archives are loaded".
 """
 
 import hashlib

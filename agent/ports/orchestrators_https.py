@@ -28,7 +28,7 @@ class HttpsOrchestrators:
         )
         if self._is_signed_refusal(peer, answer):
             code, sentence = answer.problem
-            raise ShareWithheld(f"{peer} keeps its share ({code}): {sentence}", code)
+            raise ShareWithheld(f"{peer} keeps its share ({code}): {sentence}")
         self._require_acknowledged(peer, answer)
         try:
             return ShareAnswer.parse(answer.body).sealed

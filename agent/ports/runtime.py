@@ -125,7 +125,10 @@ class Runtime(Protocol):
         ...
 
     def reclaim(self, folder: Path) -> None:
-        """Make everything below `folder` belong to the agent and be readable by it. Follows no link; no run may use it."""
+        """Make everything below `folder` belong to the agent and be readable by it. Follows no link; no run may use it.
+
+        Raises: BadOutput, when all that is done, for a set-id file (its bits are cleared) or folders too deep to keep.
+        """
         ...
 
 

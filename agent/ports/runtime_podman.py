@@ -1,7 +1,8 @@
 """Rootless Podman as a `Runtime`: make the container, look at what was really applied, and only then start it.
 
-The cage is one create body (`runtime_podman_body.py`) and one comparison (`cage_check.py`); the socket is
-`runtime_podman_api.py`, a started container `runtime_podman_run.py`. The agent runs as the user whose socket it is.
+The cage is one create body (`runtime_podman_body.py`) and one comparison (`cage_check.py`). The socket is in
+`runtime_podman_api.py`, images in `runtime_podman_images.py`, a started container in `runtime_podman_run.py`. The agent runs as
+the socket's own user.
 """
 
 import contextlib
@@ -16,15 +17,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-
-from agent.domain.ids import Digest, digest_from_hex, digest_of, hex_of
+from agent.domain.ids import Digest, digest_of, hex_of
 from agent.errors import BadImage, BadOutput, CageNotApplied, RuntimeUnavailable
-from agent.ports import cage_check, image_archive
+from agent.ports import cage_check
 from agent.ports import runtime_podman_body as body
 from agent.ports.runtime import Cage, ImageInfo, Leftover, RunSpec
 from agent.ports.runtime_podman_api import ApiRefusal, PodmanApi, hard_limits, own_uid
 from agent.ports.runtime_podman_body import EngineFacts, Names, StoredImage
+from agent.ports.runtime_podman_images import PodmanImages
 from agent.ports.runtime_podman_run import PodmanRun
 
 LABEL = "dc-compute."
@@ -59,87 +59,32 @@ class PodmanRuntime:
         self, socket: Path, seccomp_dir: Path, store: Path, *, instance: str, pool_size: int = 4
     ) -> None:
         self._api = PodmanApi(socket)
-        self._seccomp_dir, self._store = seccomp_dir, store
+        self._images = PodmanImages(self._api, store)
+        self._seccomp_dir = seccomp_dir
         self._instance, self._pool_size = instance, pool_size
         self._asked: tuple[int, EngineFacts] | None = None  # by process of the service: asking takes 0.2 s
 
     # -------------------------------------------------------------- images
 
     def load(self, archive: Path, digest: Digest) -> ImageInfo:
-        """As the protocol says."""
-        known = self.image(digest)
-        if known is not None:
-            return known
-        found = image_archive.inspect(archive, digest)
-        stored = StoredImage(
-            id=hex_of(found.image_id),
-            size_bytes=found.size_bytes,
-            entrypoint=found.entrypoint,
-            env=dict(found.env),
-        )
-        if not self._has(stored):  # the id is the digest of the config, which names every layer: the same id, the same image
-            self._upload(archive, digest)
-        if not self._has(stored):
-            raise BadImage(f"Podman made another image of {hex_of(digest)[:12]} than its config names")
-        # Without a name it would be swept by `podman image prune`. Nothing is ever looked up by it.
-        self._api.post(f"/images/{stored.id}/tag", repo="localhost/dc-compute", tag=hex_of(digest))
-        self._remember(digest, stored)
-        return _info(digest, stored)
-
-    def _upload(self, archive: Path, digest: Digest) -> None:
-        with archive.open("rb") as file:
-            try:
-                self._api.upload("/images/load", file)
-            except ApiRefusal as refusal:
-                raise BadImage(f"Podman does not take image {hex_of(digest)[:12]}: {refusal}") from refusal
+        """As the protocol says. Raises NoSpace too."""
+        return self._images.load(archive, digest)
 
     def image(self, digest: Digest) -> ImageInfo | None:
         """As the protocol says."""
-        stored = self._recall(digest)
-        return None if stored is None or not self._has(stored) else _info(digest, stored)
+        return self._images.image(digest)
 
     def images(self) -> tuple[ImageInfo, ...]:
         """As the protocol says."""
-        found = []
-        for path in sorted(self._store.glob("*.json")):
-            with contextlib.suppress(ValueError):
-                found.append(self.image(digest_from_hex(path.stem)))
-        return tuple(info for info in found if info is not None)
-
-    def _has(self, stored: StoredImage) -> bool:
-        try:
-            self._api.get(f"/images/{stored.id}/exists")
-        except ApiRefusal as refusal:
-            if refusal.status == 404:
-                return False
-            raise RuntimeUnavailable(f"Podman does not say whether it has an image: {refusal}") from refusal
-        return True
-
-    def _remember(self, digest: Digest, stored: StoredImage) -> None:
-        self._store.mkdir(parents=True, exist_ok=True)
-        path = self._store / f"{hex_of(digest)}.json"
-        part = path.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}.part")
-        with part.open("wb") as file:
-            file.write(msgspec.json.encode(stored))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-
-    def _recall(self, digest: Digest) -> StoredImage | None:
-        try:
-            return msgspec.json.decode(
-                (self._store / f"{hex_of(digest)}.json").read_bytes(), type=StoredImage
-            )
-        except (FileNotFoundError, msgspec.MsgspecError):
-            return None
+        return self._images.images()
 
     # -------------------------------------------------------------- runs
 
     @contextlib.contextmanager
     def run(self, spec: RunSpec) -> Iterator[PodmanRun]:
         """As the protocol says. Raises RuntimeUnavailable too when every id map stays in use."""
-        image = self._recall(spec.image)
-        if image is None or not self._has(image):
+        image = self._images.stored(spec.image)
+        if image is None:
             raise BadImage(f"image {hex_of(spec.image)[:12]} is not loaded")
         facts = self._facts()
         missing = set(body.absent_ceilings(facts)) - spec.accept_missing
@@ -151,7 +96,9 @@ class PodmanRuntime:
             asked = body.asked_for(spec, image, number, seccomp, facts)
             pid = self._make(container)
             self._check(container, pid, asked)
-            run = PodmanRun(self._api, container, pid, spec.ceilings.log_bytes)
+            pidfd = _read(lambda: os.pidfd_open(pid))
+            stack.callback(os.close, pidfd)
+            run = PodmanRun(self._api, container, pidfd, spec.ceilings.log_bytes)
             stack.callback(run.close)
             cage = Cage(
                 runtime=self.name,
@@ -346,10 +293,6 @@ class PodmanRuntime:
             words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
             raise RuntimeUnavailable(f"{what} in Podman's user namespace failed: {' '.join(words)[:300]}")
         return done.stdout
-
-
-def _info(digest: Digest, stored: StoredImage) -> ImageInfo:
-    return ImageInfo(digest, stored.size_bytes, stored.entrypoint)
 
 
 def _await_filter(pid: int) -> None:

@@ -19,6 +19,7 @@ HOSTNAME = "job"
 OWN_ENV = {"HOME": "/tmp", "TMPDIR": "/tmp"}  # noqa: S108 - the container's own /tmp
 SHM_BYTES = 64 << 20
 CPU_PERIOD_US = 100_000
+LONGEST_TIMEOUT_S = 4_000_000  # conmon counts milliseconds in 32 bits
 LEAST_DATA_BYTES, LEAST_PIDS, LEAST_FILES = 256 << 20, 16, 32
 ORPHAN_GRACE_S = 60  # an agent kills at the wall clock ceiling; without one the engine does, this much later
 
@@ -161,7 +162,7 @@ def create_body(
         "stdin": False,
         "terminal": False,
         "remove": False,
-        "timeout": spec.ceilings.wall_s + ORPHAN_GRACE_S,
+        "timeout": min(spec.ceilings.wall_s + ORPHAN_GRACE_S, LONGEST_TIMEOUT_S),
         "log_configuration": {"driver": "none"},  # a log file would put what the guest says on a disk
     }
     limits = _resource_limits(spec.ceilings, facts)
@@ -239,6 +240,7 @@ def _cgroup_files(ceilings: Ceilings, facts: EngineFacts) -> dict[str, str]:
     files: dict[str, str] = {}
     if "memory" in facts.controllers:
         files["memory.max"] = str(ceilings.memory_bytes // 4096 * 4096)  # the kernel rounds to pages
+        files["memory.swap.max"] = "0"
     if "cpu" in facts.controllers:
         files["cpu.max"] = f"{_cpu_quota_us(ceilings)} {CPU_PERIOD_US}"
     if "pids" in facts.controllers:

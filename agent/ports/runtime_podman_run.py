@@ -1,7 +1,6 @@
 """One started container: waiting for its end, killing it, and telling how it ended."""
 
 import contextlib
-import os
 import select
 import socket
 import threading
@@ -13,20 +12,23 @@ from agent.ports.runtime import Cage, RunOutcome
 from agent.ports.runtime_podman_api import ApiRefusal, PodmanApi, read_frames
 
 KILL_GRACE_S = 30.0  # from the kill to the end of the process
+POLL_S = 86400.0  # one poll takes milliseconds in 31 bits
 LOG_GRACE_S = 5.0  # from the end of the process to the end of its streams
 
 SIGXFSZ, SIGSYS = 25, 31
 
 
 class PodmanRun:
-    """Implements `Run`. Between `make` and `start` only the container's frame exists, none of the image's code runs."""
+    """Implements `Run`. Until `start` only the container's frame exists, none of the image's code runs.
 
-    def __init__(self, api: PodmanApi, container: str, pid: int, log_bytes: int) -> None:
-        self._api, self._container = api, container
+    `pidfd` is that of the container's first process; the caller closes it. `close` ends the log.
+    """
+
+    def __init__(self, api: PodmanApi, container: str, pidfd: int, log_bytes: int) -> None:
+        self._api, self._container, self._pidfd = api, container, pidfd
         self._log = RunLog(log_bytes)
         self._stream = api.attach(container)
         self._reader = threading.Thread(target=self._read, name=f"log-{container[:12]}", daemon=True)
-        self._pidfd = os.pidfd_open(pid)
         self._reader.start()
         self._began_s = 0.0
         self._cage: Cage | None = None
@@ -63,7 +65,6 @@ class PodmanRun:
             self._stream.shutdown(socket.SHUT_RDWR)
         self._reader.join(LOG_GRACE_S)
         self._stream.close()
-        os.close(self._pidfd)
 
     def _wait(self) -> RunOutcome:
         assert self._cage is not None, "wait before start"  # noqa: S101 - a bug in this program
@@ -84,9 +85,15 @@ class PodmanRun:
 
     def _ends_within(self, seconds: float) -> bool:
         """Whether the first process of the container ends in time; with it ends its pid namespace."""
+        deadline_s = time.monotonic() + seconds
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(max(0.0, seconds) * 1000))
+        while True:
+            left_s = deadline_s - time.monotonic()
+            if poll.poll(min(max(0.0, left_s), POLL_S) * 1000):
+                return True
+            if left_s <= 0:
+                return False
 
     def _is_alive(self) -> bool:
         return not self._ends_within(0)

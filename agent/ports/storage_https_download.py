@@ -63,20 +63,25 @@ class Download:
 
     def _take_rest(self) -> None:
         """Everything from where the last connection broke; checks the whole at the end."""
-        with self._https.stream(self._peer, self._wanted.target, self._range()) as stream:
-            for piece in self._unseen(stream):
-                self._seen.update(piece)
-                if self._seen.length > self._wanted.size_bytes:
-                    raise DigestMismatch(
-                        f"{self._peer} sends more than the {self._wanted.size_bytes} bytes of {self._wanted.what}"
-                    )
-                self._write(piece)
+        if not self._seen.length or self._seen.length < self._wanted.size_bytes:
+            self._stream_rest()
         if self._seen.length < self._wanted.size_bytes:
             raise StorageUnavailable(
                 f"{self._peer}: {self._wanted.what} ends after {self._seen.length} bytes"
             )
         if digest_from_hex(self._seen.hex_digest) != self._wanted.digest:
             raise DigestMismatch(f"{self._peer} sends other bytes as {self._wanted.what}")
+
+    def _stream_rest(self) -> None:
+        with self._https.stream(self._peer, self._wanted.target, self._range()) as stream:
+            for piece in self._unseen(stream):
+                self._seen.update(piece)
+                if self._seen.length > self._wanted.size_bytes:
+                    size = self._wanted.size_bytes
+                    raise DigestMismatch(
+                        f"{self._peer} sends more than the {size} bytes of {self._wanted.what}"
+                    )
+                self._write(piece)
 
     def _write(self, piece: bytes) -> None:
         try:

@@ -11,9 +11,10 @@ from msgspec.structs import replace
 from agent.devkit.book import OrderState
 from agent.devkit.issuing import issue, send_again
 from agent.devkit.publishing import publish_dataset
+from agent.domain.chain import TaskKind
 from agent.domain.ids import KeyId, wire_time
 from agent.domain.orders import ModelRef, SignedOrder
-from agent.domain.receipts import Outcome, SignedReceipt, final_scores
+from agent.domain.receipts import Outcome, ReceiptTask, SignedReceipt, final_scores
 from agent.domain.reports import (
     MAX_REPORT_BYTES,
     ReportBody,
@@ -29,7 +30,7 @@ from agent.ports.peers_https import HttpsPeers
 from agent.trust.roster import Roster, RosterEntry
 from agent.trust.shares import ShareKeyPair, ShareRequest
 from agent.trust.signed import sign_receipt
-from tests.builders import NOW, consortium, failed, key_of, learnuplet, preduplet
+from tests.builders import NOW, consortium, dataset, failed, key_of, learnuplet, preduplet
 from tests.devkit.sealed import seal
 from tests.devkit.town import Town, open_town
 
@@ -187,12 +188,17 @@ def test_a_receipt_of_an_agent_that_does_not_hold_the_dataset_is_not_taken(
         tell(town, "agent-b", order, report_on(order, 0, ReportState.DONE, receipt=receipt))
 
 
-def test_a_receipt_of_another_order_place_or_outcome_is_not_taken(town: Town, order: SignedOrder) -> None:
+def test_a_receipt_of_another_order_place_task_or_outcome_is_not_taken(
+    town: Town, order: SignedOrder
+) -> None:
     other = WORLD.chain(WORLD.order(rank=7), 1)[0]
     later = WORLD.chain(order, 4)[3]
     failure = WORLD.receipt(order, (), outcome=Outcome.FAILED, model_out=None, outputs=(), reason="oom")
 
-    for receipt in (other, later, failure):
+    task = ReceiptTask(TaskKind.TEST, dataset("a1").id, "1")
+    elsewhat = WORLD.receipt(order, (), task=task)
+
+    for receipt in (other, later, failure, elsewhat):
         with refused_as("receipt-refused"):
             tell(town, "agent-a", order, report_on(order, 0, ReportState.DONE, receipt=receipt))
     assert town.books["o1"].receipts(order.order.id) == ()
@@ -308,12 +314,24 @@ def test_a_result_without_every_receipt_is_refused(town: Town, order: SignedOrde
         bring(town, order, replace(result_of(order, receipts), scores={}, mean=None), who="agent-a")
 
 
-def test_a_result_with_a_forged_receipt_is_refused(town: Town, order: SignedOrder) -> None:
-    receipts = list(WORLD.chain(order, 5))
-    receipts[1] = WORLD.receipt(order, receipts[:1], key=key_of("agent-c"))
+def test_a_result_with_a_receipt_by_who_does_not_hold_the_dataset_is_refused(
+    town: Town, order: SignedOrder
+) -> None:
+    """Every link holds: only storage's word on who holds what tells that c spoke for b."""
+    receipts = [WORLD.receipt(order, ())]
+    receipts.append(WORLD.receipt(order, receipts, key=key_of("agent-c")))
+    for _ in range(3):
+        receipts.append(WORLD.receipt(order, receipts))
 
     with refused_as("broken-link"):
         bring(town, order, result_of(order, receipts))
+
+
+def test_a_result_of_another_order_than_its_path_is_refused(town: Town, order: SignedOrder) -> None:
+    result = replace(result_of(order, WORLD.chain(order, 5)), order=WORLD.order(rank=7).digest)
+
+    with refused_as("bad-report"):
+        bring(town, order, result)
 
 
 def test_a_result_that_sums_up_otherwise_than_its_receipts_is_refused(town: Town, order: SignedOrder) -> None:

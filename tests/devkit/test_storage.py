@@ -133,6 +133,17 @@ def test_a_place_that_the_roster_contradicts_is_not_believed(town: Town) -> None
     assert refusal_of(town, "agent-c", "PUT", target, json.dumps(told).encode()) == "wrong-role"
 
 
+def test_the_news_of_a_dataset_is_taken_from_the_owner_who_signed_its_header_only(town: Town) -> None:
+    town.roster = Roster((*town.roster.entries, entry_for("other owner", Role.OWNER)))
+    sealed = seal("b1")
+    publish_dataset(town.client("owner"), file_with(town, sealed.file), sealed.ref, [key_of(B).keyid])
+    told, target = send_document(town, sealed.ref.id), f"/v1/datasets/{sealed.ref.id}/places"
+    altered = json.loads(told) | {"header": json.loads(seal("b2").header)}
+
+    assert refusal_of(town, "other owner", "PUT", target, told) == "not-yours"
+    assert refusal_of(town, "owner", "PUT", target, json.dumps(altered).encode()) == "bad-report"
+
+
 def send_document(town: Town, dataset_id: str) -> bytes:
     return town.client("owner").send(
         entry(town, B), "GET", f"/v1/datasets/{dataset_id}", is_answer_signed=True

@@ -78,7 +78,7 @@ class MemoryOrchestratorsPort:
             return self._release(me, ShareRequest.parse(request))
         except AgentError as error:
             raise ShareWithheld(
-                f"{orchestrator[:16]} keeps its share ({error.code}): {error.detail}", error.code
+                f"{orchestrator[:16]} keeps its share ({error.code}): {error.detail}"
             ) from error
 
     def report(self, orchestrator: KeyId, order_id: OrderId, position: int, n: int, body: bytes) -> None:

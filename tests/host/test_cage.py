@@ -141,7 +141,7 @@ def test_an_image_that_asks_for_every_variable_gets_none(desk: Desk, tmp_path: P
     stored = runtime_podman_body.StoredImage(
         id=loaded, size_bytes=1, entrypoint=(PYTHON, "/opt/star.py"), env={}
     )
-    desk.runtime._remember(digest, stored)
+    desk.runtime._images.remember(digest, stored)
 
     env = said(run(desk, desk.spec(image=digest)))
 
@@ -411,7 +411,7 @@ def test_a_container_outlives_its_agent_and_is_found_and_removed(desk: Desk) -> 
         "-c",
         AGENT,
         runtime._api.path,
-        runtime._store,
+        runtime._images._store,
         runtime._instance,
         desk.image,
         desk.root,

@@ -63,11 +63,12 @@ def test_a_bell_does_not_wake_a_task_that_rests(world: World) -> None:
     assert world.a.runs() == []
 
 
-def test_a_bell_for_a_job_that_goes_elsewhere_does_not_place_it_again(world: World) -> None:
+@pytest.mark.parametrize("to", ["a", "c"])
+def test_a_bell_for_a_job_that_goes_elsewhere_does_not_place_it_again(to: str, world: World) -> None:
     order = world.order(train=("b1",), test=())
     job = world.post(order, world.a).job
     advance(job.id, world.a.host, "worker")
-    world.move("b1", to="c")
+    world.move("b1", to=to)
 
     advance(job.id, world.a.host, "worker")
 

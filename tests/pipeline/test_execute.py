@@ -296,6 +296,25 @@ def test_a_predict_task_leaves_its_prediction(world: World) -> None:
     assert (told.scores, told.mean, told.model) == ({}, None, None)
 
 
+def test_a_small_output_limit_does_not_keep_a_large_model_out(world: World) -> None:
+    order = world.preduplet("a1", model=archive_of(weights=b"x" * 5000), limits=Limits(output_bytes=100))
+    world.post(order, world.a)
+
+    world.settle()
+
+    assert world.a.job(order, 0).state is JobState.DONE
+
+
+def test_a_model_larger_than_this_host_takes_is_refused(world: World) -> None:
+    order = world.preduplet("a1", model=archive_of(weights=b"x" * 100_000))
+    world.a.rules(max_model_bytes=50_000)
+    world.post(order, world.a)
+
+    world.settle()
+
+    assert (world.a.job(order, 0).state, world.a.job(order, 0).reason) == (JobState.FAILED, "too-large")
+
+
 # ------------------------------------------------------------------ what each guest sees
 
 
@@ -962,6 +981,29 @@ def test_a_worker_that_comes_too_late_records_nothing(late_at: str, world: World
     assert receipt_of(world.a).attempt == 2
     assert len(world.told(order, ReportState.DONE)) == 1
     assert world.a.leftovers() == []
+
+
+def test_another_receipt_for_the_place_that_came_meanwhile_ends_the_task_and_is_told(world: World) -> None:
+    order = world.order(train=("a1", "b1", "a2"), test=())
+    world.post(order, world.a)
+    world.a.work(Queue.LEARNUPLETS)
+
+    def come_round(guest: Guest) -> None:
+        world.hand_over(
+            order, 2, to=world.a
+        )  # with a receipt of a for position 0, as after a restored backup
+        append_what_it_sees(guest)
+
+    world.algo = come_round
+    run_here(world.a)
+    world.algo = append_what_it_sees
+
+    assert (world.a.job(order, 0).state, world.a.job(order, 0).reason) == (
+        JobState.FAILED,
+        "handoff-conflict",
+    )
+    assert "receipt.dropped" in world.a.events()
+    assert world.a.deliveries(DeliveryKind.HANDOFF) == ()
 
 
 # ------------------------------------------------------------------ the ledger is away

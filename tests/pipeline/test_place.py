@@ -12,7 +12,7 @@ from agent.pipeline.place import holder_of, place
 from agent.ports.broker import Queue
 from agent.ports.ledger import DeliveryKind
 from agent.ports.storage import Location
-from tests.builders import DAY, dataset, key_of
+from tests.builders import DAY, NOW, changed, dataset, key_of
 from tests.fakes.broker import Ring
 from tests.pipeline.world import World, seal
 
@@ -181,8 +181,37 @@ def test_agents_that_the_roster_does_not_know_are_passed_over(world: World) -> N
 def test_a_dataset_that_only_strangers_hold_is_missing(world: World) -> None:
     name_holders("c1", ["stranger"], world)
 
-    with pytest.raises(DatasetMissing, match="no rostered agent"):
+    with pytest.raises(DatasetMissing, match="no valid agent"):
         holder_of(first_task("c1", world), world.a.host)
+
+
+def test_an_agent_whose_key_was_revoked_is_passed_over(world: World) -> None:
+    name_holders("c1", ["agent-b", "agent-c"], world)
+    world.a.trusts(changed(world.people.roster, world.b.keyid, revoked_at=NOW))
+
+    assert holder_of(first_task("c1", world), world.a.host) == world.c.keyid
+
+
+def test_a_key_of_another_role_is_no_agent(world: World) -> None:
+    name_holders("c1", ["storage-b", "o1"], world)
+
+    with pytest.raises(DatasetMissing):
+        holder_of(first_task("c1", world), world.a.host)
+
+
+def test_an_order_whose_dataset_moved_on_before_it_was_placed_is_refused_and_its_orchestrator_told(
+    world: World,
+) -> None:
+    order = world.order(train=("a1", "b1"), test=())
+    world.hand_over(order, 1, to=world.b)
+    world.move("b1", to="c")
+
+    world.settle()
+
+    (told,) = world.told(order)  # only who signed the last receipt may hand over
+    assert (told.state, told.next_agent) == (ReportState.HANDOFF_REFUSED, world.c.keyid)
+    assert "handoff-sender" in (told.reason or "")
+    assert world.b.job(order, 1).state is JobState.FAILED
 
 
 def first_task(name: str, world: World) -> Task:

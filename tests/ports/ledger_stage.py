@@ -1,5 +1,6 @@
 """What the ledger's tests share: signed orders by name, arrivals, and jobs brought to the state a test begins in."""
 
+import atexit
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -101,6 +102,7 @@ def attested(ledger: Ledger, *deliveries: NewDelivery, name: str = "order") -> J
 @cache
 def _template() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="ledger-template-"))
+    atexit.register(shutil.rmtree, folder)
     migrate(folder / "ledger.db")
     return folder / "ledger.db"
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from agent.ports import cage_check
 from agent.ports.cage_check import (
     ENGINE_MOUNTS,
     MASKED,
@@ -259,6 +260,31 @@ def test_this_very_process_is_no_cage() -> None:
         "namespaces shared with the host: cgroup, ipc, mnt, net, pid, user, uts" in one for one in told
     )
     assert any("/data/train is not mounted" in one for one in told)
+
+
+def test_a_limit_is_found_on_the_way_up_where_crun_puts_it(tmp_path: Path) -> None:
+    scope = tmp_path / "user.slice/libpod-1.scope"
+    (scope / "container").mkdir(parents=True)
+    for folder, limit in ((tmp_path / "user.slice", "9"), (scope, "7"), (scope / "container", "max")):
+        (folder / "memory.max").write_text(limit + "\n")
+    (scope / "cpu.max").write_text("50000 100000\n")
+    (scope / "container/cpu.max").write_text("max 100000\n")
+    files = {"memory.max": "", "cpu.max": "", "pids.max": ""}
+
+    found = cage_check._cgroup(
+        "1:name=systemd:/x\n0::/user.slice/libpod-1.scope/container\n", files, tmp_path
+    )
+
+    assert found == {"memory.max": "7", "cpu.max": "50000 100000"}
+
+
+def test_a_kernel_without_swap_needs_no_limit_of_it() -> None:
+    asked = replace(ASKED, cgroup={"memory.swap.max": "0"})
+
+    assert process_differences(replace(PROCESS, cgroup={}), asked, AGENT_UID) == []
+    assert process_differences(replace(PROCESS, cgroup={"memory.swap.max": "max"}), asked, AGENT_UID) == [
+        "memory.swap.max is max"
+    ]
 
 
 def test_mount_points_are_read_as_they_are_written_and_the_upper_one_counts(tmp_path: Path) -> None:

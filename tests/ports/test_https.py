@@ -385,6 +385,17 @@ def test_a_download_goes_on_when_storage_begins_anew(town: Town) -> None:
     assert content == CONTENT
 
 
+def test_a_download_that_breaks_after_its_last_byte_is_whole(town: Town) -> None:
+    def forget_the_end(line: ssl.SSLSocket, _heard: list[bytes]) -> None:
+        told = answer(b"", content_length="", transfer_encoding="chunked")
+        line.sendall(told + b"%x\r\n" % len(CONTENT) + CONTENT + b"\r\n")
+
+    content, server = download(town, forget_the_end)
+
+    assert content == CONTENT
+    assert len(server.heard) == 1
+
+
 def test_a_download_that_other_bytes_complete_is_refused(town: Town) -> None:
     def change_midway(line: ssl.SSLSocket, heard: list[bytes]) -> None:
         start = start_of(heard)

@@ -154,10 +154,8 @@ def test_a_withheld_share_is_withheld_and_the_code_says_by_which_rule(stage: Sta
     stage.withhold("o2", sealed)
 
     stage.port.share(O1, share_request(order, sealed, ShareKeyPair()))
-    with pytest.raises(ShareWithheld, match="share-refused") as refusal:
+    with pytest.raises(ShareWithheld, match="share-refused"):
         stage.port.share(O2, share_request(order, sealed, ShareKeyPair()))
-
-    assert refusal.value.refusal == "share-refused"
 
 
 def test_a_share_for_an_order_that_is_over_is_withheld(stage: Stage) -> None:
@@ -165,10 +163,8 @@ def test_a_share_for_an_order_that_is_over_is_withheld(stage: Stage) -> None:
     stage.issue(order)
     stage.keep_shares(sealed)
 
-    with pytest.raises(ShareWithheld) as refusal:
+    with pytest.raises(ShareWithheld, match="order-expired"):
         stage.port.share(O1, share_request(order, sealed, ShareKeyPair()))
-
-    assert refusal.value.refusal == "order-expired"
 
 
 # ------------------------------------------------------------------ reports

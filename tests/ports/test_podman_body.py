@@ -178,6 +178,8 @@ def test_no_core_is_dumped() -> None:
 
 def test_an_orphan_ends_soon_after_its_wall_clock_ceiling() -> None:
     assert made()["timeout"] == 660
+    long = replace(SPEC, ceilings=replace(CEILINGS, wall_s=1 << 53))
+    assert made(spec=long)["timeout"] < (1 << 32) // 1000
 
 
 def test_what_must_be_seen_is_what_was_asked() -> None:
@@ -186,4 +188,9 @@ def test_what_must_be_seen_is_what_was_asked() -> None:
     assert seen.args == ("/run", "me", "-V", "/data", "-T", "train")
     assert seen.env == {"PATH": "/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "HOSTNAME": "job"}
     assert seen.map_start == made()["idmappings"]["UIDMap"][0]["host_id"]
-    assert seen.cgroup == {"memory.max": "1073741824", "cpu.max": "150000 100000", "pids.max": "64"}
+    assert seen.cgroup == {
+        "memory.max": "1073741824",
+        "memory.swap.max": "0",
+        "cpu.max": "150000 100000",
+        "pids.max": "64",
+    }

@@ -6,7 +6,6 @@ from hypothesis import given
 
 from agent.ports.run_log import MAX_LINE_BYTES, RunLog
 
-
 # The line that stands for the middle must be told from what was said.
 BLOCKS = st.binary(max_size=300).map(lambda block: block.replace(b"]", b"x"))
 

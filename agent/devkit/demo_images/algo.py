@@ -66,7 +66,10 @@ def learn(model: dict[str, Any], rows: Any, targets: Any) -> Iterator[dict[str, 
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler()
-    classifier = SGDClassifier(loss="log_loss", alpha=1e-3, random_state=SEED)
+    # Steps get smaller over the whole chain (`t_` travels with the model): the last host does not undo the first.
+    classifier = SGDClassifier(
+        loss="log_loss", alpha=1e-3, learning_rate="invscaling", eta0=0.1, random_state=SEED
+    )
     if model:
         scaler.mean_, scaler.var_, scaler.n_samples_seen_ = model["mean"], model["var"], model["seen"]
         scaler.scale_, scaler.n_features_in_ = np.sqrt(model["var"]), len(model["mean"])

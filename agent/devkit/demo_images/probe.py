@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-FOLDERS = ("/", "/data", "/etc", "/opt", "/tmp", "/dev/shm")  # noqa: S108 - where a guest may hope to write
+FOLDERS = ("/", "/data", "/etc", "/opt", "/tmp", "/dev/shm")
 
 
 def facts(path: str | None = None) -> None:
@@ -199,7 +199,7 @@ def hostile_output(folder: str) -> None:
 def set_id(path: str) -> None:
     """Leave a file with set-user-id."""
     Path(path).write_text("#!/bin/sh\n")
-    os.chmod(path, 0o4755)  # noqa: S103 - the hostile part
+    os.chmod(path, 0o4755)
 
 
 def deep(folder: str, depth: str) -> None:
