@@ -136,13 +136,13 @@ def _open_dataset(
     partial = space.private("dataset.partial")
     with partial.open("xb") as plain:
         opener = Opener(header, data_key)
-        host.ports.storage.open_dataset(info, _OpeningSink(opener, plain))
+        host.ports.storage.open_dataset(info, OpeningSink(opener, plain))
         plain.write(opener.finish())
     partial.chmod(0o644)
     partial.rename(target)
 
 
-class _OpeningSink:
+class OpeningSink:
     """Takes the sealed file as it is downloaded and writes what opens."""
 
     def __init__(self, opener: Opener, plain: BinaryIO) -> None:

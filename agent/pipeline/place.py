@@ -24,9 +24,8 @@ def place(context: Context, host: Host) -> Job:
         job = host.ports.ledger.move(context.job, JobEvent.ENQUEUE, host.ports.now())
         ring_job(job, host)
         return job
-    if (
-        target == context.sender
-    ):  # it says the dataset lies here; it would take its own order back as a repeat
+    if target == context.sender:
+        # That agent says the dataset lies here; it would take its own order back as a repeat, and nobody would run it.
         raise DatasetMissing(f"{context.task.dataset} lies with the agent that sent the order here")
     delivery = handoff(context, context.receipts, target)
     job = host.ports.ledger.redirect(context.job, host.ports.now(), next_agent=target, delivery=delivery)
