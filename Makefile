@@ -4,7 +4,7 @@ WORKERS ?= 2
 ARGS ?=
 SCRIPTS := install.sh .ci/rootless .ci/run
 
-.PHONY: help
+.PHONY: seccomp help
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
@@ -46,6 +46,9 @@ lock: deps ## write the locked versions anew from pyproject.toml
 	@! grep -nE '://|index-url|find-links' requirements.lock requirements-dev.lock .ci/build.lock
 
 .PHONY: clean
+seccomp: deps ## write seccomp/*.json anew from seccomp/source.toml
+	@$(PYTHON) -m agent.devkit.seccomp
+
 clean: ## remove what the targets made in this folder
 	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -360,7 +360,8 @@ state_of() { if is_systemd_booted; then systemctl is-active "$1" || true; else e
 init_agent() {
     say "making settings and keys (dc-compute init)"
     # As root: the settings are root's, for the group to read; what lies in the state folder becomes the service's.
-    run env -i HOME="$state_dir" PATH=/usr/bin:/bin LANG=C.UTF-8 "$prefix/bin/dc-compute" --home "$settings_dir" init
+    run env -i HOME="$state_dir" PATH=/usr/bin:/bin LANG=C.UTF-8 "$prefix/bin/dc-compute" --home "$settings_dir" init \
+        --certificate "$(uname -n)" --certificate localhost
 }
 
 uninstall_host() {

@@ -47,6 +47,12 @@ class BadOrder(OrderError):
     advice = "Compare the order with the contract of orders (docs/contracts/chain.md)."
 
 
+class BadHttp(OrderError):
+    code = "bad-http"
+    status = 400
+    advice = "Send HTTP/1.1 with a well-formed head of at most 64 KiB; look at what stands in between."
+
+
 class BadQuery(OrderError):
     code = "bad-query"
     status = 400
@@ -101,6 +107,7 @@ class OrderExpired(OrderError):
 
 class OrderNotYetValid(OrderError):
     code = "order-not-yet-valid"
+    status = 425  # passes by itself: a sender whose clock is a little ahead sends it again
     advice = "Send it after its `not_before`; check the clocks when it looks wrong."
 
 
@@ -356,7 +363,7 @@ class PeerRefused(OutsideError):
 
 class RuntimeUnavailable(OutsideError):
     code = "runtime-unavailable"
-    advice = "Start the container service (`systemctl --user start podman.socket` of the job user)."
+    advice = "Start the container service: `systemctl --user start dc-compute-podman` as the agent's user."
 
 
 class CageNotApplied(OutsideError):
@@ -370,7 +377,13 @@ class CageNotApplied(OutsideError):
 class NoSpace(OutsideError):
     code = "no-space"
     status = 507
-    advice = "Free space on this host; `dc-compute orders` shows what holds it."
+    advice = "Free space on the file system that the message names; what is refused now may be sent again."
+
+
+class SlowBody(OutsideError):
+    code = "slow-body"
+    status = 408
+    advice = "Send it again; look at the line between both when it stays."
 
 
 class QueueFull(OutsideError):

@@ -128,6 +128,7 @@ def work(host: Host, make_consumer: MakeConsumer, *, grace_s: float, stop: Stop 
         consumer.start()
         log.info("worker.started", worker=leases.process)
         while not stop.asked.is_set():
+            leases.renew()  # after a jump of the clock the sweep must not take our own live tasks for orphans
             run_sweep(host)
             stop.asked.wait(SWEEP_EVERY_S * secrets.SystemRandom().uniform(0.8, 1.2))
         is_clean = _stop_within(consumer, grace_s)

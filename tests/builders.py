@@ -126,6 +126,7 @@ def learnuplet(
     """A training order on datasets by name, open from an hour before NOW to a day after it."""
     fields: dict[str, Any] = {
         "id": OrderId(uuid_of("learnuplet")),
+        "orchestrator": key_of("o1").keyid,
         "problem": uuid_of("problem"),
         "problem_image": ImageRef(uuid_of("problem-image"), digest_named("problem-image")),
         "algo_image": ImageRef(uuid_of("algo-image"), digest_named("algo-image")),
@@ -144,6 +145,7 @@ def preduplet(*, data: Sequence[str] = ("a1", "b1"), **changes: Any) -> Preduple
     """A prediction order on datasets by name, with a model that lies at hospital c."""
     fields: dict[str, Any] = {
         "id": OrderId(uuid_of("preduplet")),
+        "orchestrator": key_of("o1").keyid,
         "problem": uuid_of("problem"),
         "algo_image": ImageRef(uuid_of("algo-image"), digest_named("algo-image")),
         "model": ModelRef(digest_named("finished model"), key_of("agent-c").keyid),

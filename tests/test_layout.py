@@ -33,7 +33,16 @@ RANKS = {
 ROOM_OF = {"cli_*": "cli", "__main__": "cli"}
 
 # In ports/, `X.py` is a port, `X_lib.py` (or X_lib_part.py) an adapter of it; adapters share these.
-PLUMBING = {"cage_check", "https", "image_archive", "image_layers", "ledger_schema", "migrations", "run_log"}
+PLUMBING = {
+    "cage_check",
+    "https",
+    "image_archive",
+    "image_layers",
+    "image_parts",
+    "ledger_schema",
+    "migrations",
+    "run_log",
+}
 ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py"}
 
 LEDGER_ON_SQL = [
@@ -46,6 +55,7 @@ LEDGER_ON_SQL = [
 DOORS = {
     "starlette": ["agent/api/*", "agent/devkit/*"],
     "uvicorn": ["agent/api/*", "agent/devkit/*"],
+    "h11": ["agent/api/serving.py"],  # uvicorn's own parser: what it cannot read gets an answer with a code
     "cryptography": ["agent/trust/*"],
     "http_message_signatures": ["agent/trust/*"],
     "podman": ["agent/ports/runtime_podman*.py"],
@@ -86,6 +96,7 @@ MAY_CATCH_EVERYTHING = {"agent/worker.py", "agent/api/problems.py"}
 
 MAX_FUNCTION_LINES = 50  # in pipeline/: a page
 MAX_MODULE_LINES = 400
+LONG_BY_NATURE = {"agent/errors.py": 450}  # one tree, one class after the other
 
 
 # ------------------------------------------------------------------ reading the house
@@ -332,9 +343,9 @@ def rule_a_step_fits_on_a_page(house: list[Source]) -> list[str]:
 
 def rule_a_module_is_short(house: list[Source]) -> list[str]:
     return [
-        f"{source.path}: {source.line_count} lines, over {MAX_MODULE_LINES}: two things live here"
+        f"{source.path}: {source.line_count} lines, over {most}: two things live here"
         for source in house
-        if source.line_count > MAX_MODULE_LINES
+        if source.line_count > (most := LONG_BY_NATURE.get(str(source.path), MAX_MODULE_LINES))
     ]
 
 

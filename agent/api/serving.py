@@ -17,11 +17,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from agent.errors import BadSettings
+from agent.api.problems import problem
+from agent.errors import BadHttp, BadSettings
+from agent.log import get_logger
+
+log = get_logger(__name__)
 
 HEAD_S = (
     20.0  # for a request's head to arrive; also for the rest of a body that was refused, which is thrown away
@@ -161,7 +166,10 @@ class _Server(uvicorn.Server):
 
 
 class _ImpatientProtocol(H11Protocol):
-    """uvicorn's protocol, but a peer that dawdles over a request's head, or does not read its answer, is cut off."""
+    """uvicorn's protocol, but a peer that dawdles over a request's head, or does not read its answer, is cut off.
+
+    What is no HTTP is answered with a problem document, as every refusal is.
+    """
 
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
@@ -190,6 +198,24 @@ class _ImpatientProtocol(H11Protocol):
         self._head_timer = _stopped(self._head_timer)
         self._stall_timer = _stopped(self._stall_timer)
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what h11 cannot read, then close. Where an answer has begun, there is room for no other."""
+        error = BadHttp(msg)
+        log.warning("request.refused", code=error.code, detail=error.detail)
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # the application may still be at it: it has nobody to answer
+            self.cycle.message_event.set()
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            answer = problem(error)
+            head = h11.Response(
+                status_code=answer.status_code,
+                headers=[*answer.raw_headers, (b"connection", b"close")],
+                reason=b"Bad Request",
+            )
+            for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def shutdown(self) -> None:
         """An idle connection is cut at once: waiting for its peer's goodbye would hold up the stop."""

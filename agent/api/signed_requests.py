@@ -9,6 +9,7 @@ Source: docs/contracts/http.md, "Signed requests" and "Signed answers".
 
 import asyncio
 import os
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
@@ -26,9 +27,9 @@ from agent.domain.ids import Digest, KeyId, digest_from_hex
 from agent.errors import (
     AgentError,
     BadRequestSignature,
-    DigestMismatch,
     NoSpace,
     ReplayedRequest,
+    SlowBody,
     TooLarge,
     WrongMediaType,
     WrongRole,
@@ -53,6 +54,10 @@ BODY_S = 60.0  # for a body that is held in memory to arrive
 PIECE_S = 60.0  # for the next piece of a body that is streamed to a file
 WRITE_BYTES = 1 << 20  # handed to a thread at once
 FLUSH_BYTES = 64 << 20  # so that the last flush of a big file is short, and its sender need not wait for it
+
+# Pasted into one URL, for that is what is signed: neither may hold what begins the next part of a URL.
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_TARGET = re.compile(r"/[!-\"$-~]*")  # visible ASCII without '#'
 
 JSON_TYPE = "application/json"
 BYTES_TYPE = "application/octet-stream"
@@ -162,13 +167,20 @@ def uploaded(
 
 
 def http_request_of(request: Request) -> HttpRequest:
-    """The request as it came over the wire, for `trust/`. Raises: BadRequestSignature when it names no host."""
+    """The request as it came over the wire, for `trust/`.
+
+    Raises: BadRequestSignature when it does not name one host, or its target is no path with a query.
+    """
     headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw)
     hosts = [value for name, value in headers if name == "host"]
     if len(hosts) != 1:
         raise BadRequestSignature("the field host must stand once")
+    if _HOST.fullmatch(hosts[0]) is None:
+        raise BadRequestSignature(f"the field host is no host[:port]: {hosts[0][:120]!r}")
     query = request.scope["query_string"].decode("latin-1")
     target = request.scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
+    if _TARGET.fullmatch(target) is None:
+        raise BadRequestSignature(f"the target is no path with a query: {target[:120]!r}")
     return HttpRequest(request.method, f"https://{hosts[0]}{target}", headers)
 
 
@@ -267,7 +279,7 @@ def _sign(answer: Response, request: Request, guard: Guard) -> None:
 
 
 async def _read(request: Request, caller: VerifiedRequest, limit_bytes: int) -> bytes:
-    """The body, held in memory. Raises: TooLarge, DigestMismatch."""
+    """The body, held in memory. Raises: TooLarge, SlowBody, DigestMismatch."""
     seen, pieces = ContentDigest(), []
     try:
         async with asyncio.timeout(BODY_S):
@@ -277,13 +289,13 @@ async def _read(request: Request, caller: VerifiedRequest, limit_bytes: int) -> 
                 if seen.length > limit_bytes:
                     raise TooLarge(f"the body has more than {limit_bytes} bytes")
     except TimeoutError as cause:
-        raise DigestMismatch(f"the body did not arrive within {BODY_S:.0f} s") from cause
+        raise SlowBody(f"the body did not arrive within {BODY_S:.0f} s") from cause
     check_body(caller, seen)
     return b"".join(pieces)
 
 
 async def _spool(request: Request, caller: VerifiedRequest, file: Path, limit_bytes: int) -> ContentDigest:
-    """Stream the body to a new file, durable when this returns. Raises: TooLarge, DigestMismatch, NoSpace."""
+    """Stream the body to a new file, durable when this returns. Raises: TooLarge, SlowBody, DigestMismatch, NoSpace."""
     seen = ContentDigest()
     try:
         with await run_in_threadpool(_new_file, file) as sink:
@@ -299,7 +311,7 @@ async def _spool(request: Request, caller: VerifiedRequest, file: Path, limit_by
 
 
 async def _gathered(request: Request) -> AsyncIterator[bytes]:
-    """The body in pieces of about WRITE_BYTES. Raises: DigestMismatch when the next one does not come."""
+    """The body in pieces of about WRITE_BYTES. Raises: SlowBody when the next one does not come."""
     pieces = aiter(request.stream())
     gathered = bytearray()
     while True:
@@ -307,7 +319,7 @@ async def _gathered(request: Request) -> AsyncIterator[bytes]:
             async with asyncio.timeout(PIECE_S):
                 piece = await anext(pieces, None)
         except TimeoutError as cause:
-            raise DigestMismatch(f"the body stopped arriving for {PIECE_S:.0f} s") from cause
+            raise SlowBody(f"the body stopped arriving for {PIECE_S:.0f} s") from cause
         if piece is None:
             break
         gathered += piece

@@ -152,8 +152,13 @@ def _row(link: Link, roster: Roster) -> tuple[object, ...]:
 def _cage(receipt: Receipt) -> str:
     if receipt.sandbox is None:
         return "never started"
-    absent = f", without {' '.join(receipt.sandbox.absent)}" if receipt.sandbox.absent else ""
-    return f"{receipt.sandbox.runtime} {receipt.sandbox.version}{absent}"
+    absent = f", lacks {' '.join(receipt.sandbox.absent)}" if receipt.sandbox.absent else ""
+    engine = receipt.sandbox.version.partition(",")[0]
+    return (
+        engine + absent
+        if engine.startswith(receipt.sandbox.runtime)
+        else f"{receipt.sandbox.runtime} {engine}{absent}"
+    )
 
 
 def _verdict(audit: Audit, model: Path | None) -> str:

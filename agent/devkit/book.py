@@ -113,7 +113,7 @@ class Book:
             raise RecordConflict(f"order id {signed.order.id} is taken by another order")
 
     def note_holder(self, order_id: OrderId, agent: KeyId) -> None:
-        """Remember to whom an order was sent."""
+        """Remember to whom an order is sent."""
         with self.database.transaction() as sql:
             sql.execute("UPDATE orders SET holder = ? WHERE id = ?", (agent, order_id))
 
@@ -146,8 +146,10 @@ class Book:
         told: ReportBody,
         receipt: SignedReceipt | None,
         now: datetime,
+        *,
+        counts: bool,
     ) -> bool:
-        """Remember a report, its receipt and what follows for the order; False when it was remembered before.
+        """Remember a report, its receipt and, when it `counts`, what follows; False when it was remembered before.
 
         Raises: RecordConflict for another body under the same path, or another receipt for the same place.
         """
@@ -163,7 +165,8 @@ class Book:
                 "INSERT INTO reports VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (*place, digest_of(body), body, now.isoformat()),
             )
-            _follow(sql, order_id, reporter, told)
+            if counts:
+                _follow(sql, order_id, reporter, told)
         return True
 
     def take_result(

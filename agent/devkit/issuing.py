@@ -31,8 +31,8 @@ def send(signed: SignedOrder, book: Book, client: Client, *, to: KeyId | None = 
     agent = to or _first_holder(signed, client)
     entry = client.roster().require(agent, role=Role.AGENT, at=client.now())
     route = "/v1/learnuplets" if isinstance(signed.order, Learnuplet) else "/v1/preduplets"
+    book.note_holder(signed.order.id, agent)  # before its first report can come
     client.send(entry, "POST", route, signed.envelope, is_answer_signed=False)
-    book.note_holder(signed.order.id, agent)
     log.info("order.sent", order=signed.order.id, agent=agent)
     return agent
 

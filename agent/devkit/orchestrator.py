@@ -23,6 +23,7 @@ from agent.domain.reports import (
     MAX_RESULT_BYTES,
     Envelope,
     ReportBody,
+    ReportState,
     ResultBody,
     SignedRefusal,
     envelope_bytes,
@@ -35,6 +36,7 @@ from agent.errors import (
     AgentError,
     BadReport,
     BrokenLink,
+    DatasetMissing,
     NotFound,
     NotYours,
     ReceiptRefused,
@@ -76,7 +78,8 @@ class OrderView(Struct, frozen=True, kw_only=True):
 def orchestrator_app(book: Book, guard: Guard, *, locate: Locate | None) -> Starlette:
     """An orchestrator with this book, as the holder of `guard.key`.
 
-    `locate`: asks storage which agents hold a dataset, so that a receipt by another one is refused; None: nobody is asked.
+    `locate`: asks storage which agents hold a dataset, so that a receipt by another one is refused and what
+    it tells without one moves nothing; None: nobody is asked, every agent is believed.
     """
     desk = _Desk(book, guard, locate)
     agents, readers = (Role.AGENT,), (Role.AGENT, Role.ORCHESTRATOR)
@@ -137,9 +140,10 @@ class _Desk:
         told, n = parse_report(call.body), int(call.path("n"))
         self._check_report(told, order, int(call.path("position")), n)
         receipt = self._receipt_of(told, order, call.caller.keyid)
+        counts = receipt is not None or self._may_tell(told, issued, order, call.caller.keyid)
         is_new = self._recorded(
             issued, call, lambda: self._book.take_report(
-                issued.id, call.caller.keyid, n, call.body, told, receipt, self._guard.now()
+                issued.id, call.caller.keyid, n, call.body, told, receipt, self._guard.now(), counts=counts
             )
         )  # fmt: skip
         if is_new:
@@ -149,6 +153,7 @@ class _Desk:
                 position=told.position,
                 state=told.state,
                 agent=call.caller.keyid,
+                counts=counts,
             )
             self._check_refusal(told, issued, call.caller.keyid)
         return json_answer({"order": issued.id, "position": told.position, "n": n}, 201 if is_new else 200)
@@ -183,6 +188,19 @@ class _Desk:
         if self._locate is not None:
             check_holder(task, receipt, self._locate)
         return receipt
+
+    def _may_tell(self, told: ReportBody, issued: IssuedOrder, order: SignedOrder, reporter: KeyId) -> bool:
+        """Whether a report without a receipt moves its order: told by who has the order, or holds that place's dataset.
+
+        From others it is kept as news: an agent that handed the order on tells that it expired there.
+        Raises: StorageUnavailable.
+        """
+        if told.state is ReportState.ATTEMPT or reporter == issued.holder or self._locate is None:
+            return True
+        try:
+            return reporter in self._locate(plan(order.order)[told.position].dataset)
+        except DatasetMissing:
+            return False
 
     def _check_refusal(self, told: ReportBody, issued: IssuedOrder, reporter: KeyId) -> None:
         """Raise an alarm when the refusal that a report shows was not signed by the agent it names."""

@@ -66,16 +66,16 @@ class Shelf:
             sql.executemany("INSERT OR IGNORE INTO blob_places VALUES (?, ?)", places)
 
     def blob(self, digest: Digest) -> BlobInfo | None:
-        """What is known of this blob."""
+        """What is known of this blob. Its size is the file's, when that lies here: others' word gives way to it."""
         row = self.database.row("SELECT * FROM blobs WHERE digest = ?", digest)
         if row is None:
             return None
         places = self.database.rows(
             "SELECT storage FROM blob_places WHERE digest = ? ORDER BY storage", digest
         )
-        return BlobInfo(
-            digest, row["size"], BlobKind(row["kind"]), tuple(place["storage"] for place in places)
-        )
+        file = self.file(digest)
+        size = row["size"] if file is None else file.stat().st_size
+        return BlobInfo(digest, size, BlobKind(row["kind"]), tuple(place["storage"] for place in places))
 
     # ---- datasets
 

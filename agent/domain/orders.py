@@ -71,6 +71,7 @@ class Learnuplet(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     payload_type: ClassVar[str] = LEARNUPLET_TYPE
 
     id: OrderIdField
+    orchestrator: KeyIdField  # whose order it is: nobody else's signature makes it one
     problem: UuidField
     problem_image: ImageRef
     algo_image: ImageRef
@@ -105,6 +106,7 @@ class Preduplet(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     payload_type: ClassVar[str] = PREDUPLET_TYPE
 
     id: OrderIdField
+    orchestrator: KeyIdField
     problem: UuidField
     algo_image: ImageRef
     model: ModelRef

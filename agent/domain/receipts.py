@@ -3,6 +3,7 @@
 Source: docs/contracts/chain.md, "Receipt" and check (6) of "Hand-off".
 """
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
@@ -103,6 +104,10 @@ class Receipt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     reason: Text | None
     usage: Usage
     score: Score | None = None
+
+    def __post_init__(self) -> None:
+        if self.score is not None and not math.isfinite(float(self.score)):
+            raise ValueError("`score` is beyond every reckoning")
 
 
 class Subject(Struct, frozen=True, forbid_unknown_fields=True):

@@ -7,6 +7,9 @@ BASE_S = 2.0
 CAP_S = 300.0
 
 
+LONGEST_REST = timedelta(seconds=CAP_S)
+
+
 def backoff(attempt: int, dice: float) -> timedelta:
     """How long to rest after failed attempt number `attempt` (from 1). `dice` lies in [0, 1); between half and whole of
     2 s, 4 s, 8 s, … 300 s."""

@@ -33,7 +33,8 @@ def _place(job: Job, host: Host) -> None:
     except OutsideError as error:
         rest_s = _rest_s(job, host)
         log.warning("order.not_placed", job=job.id, code=error.code, detail=error.detail, again_in_s=rest_s)
-        ring_job(job, host, delay_s=rest_s)
+        if rest_s < LONGEST_REST_S:  # else the sweep rings: a bell of our own beside its would never end
+            ring_job(job, host, delay_s=rest_s)
 
 
 def _rests(job: Job, host: Host) -> bool:

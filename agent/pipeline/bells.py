@@ -2,15 +2,27 @@
 
 from agent.domain.ids import job_id
 from agent.domain.jobs import Job, JobState
+from agent.errors import OutsideError
+from agent.log import get_logger
 from agent.pipeline.host import Context, Host
 from agent.ports.broker import PLACE_QUEUES, TASK_QUEUES, Queue
 from agent.ports.ledger import DeliveryState
+
+log = get_logger(__name__)
+
+
+def ring(queue: Queue, item: str, host: Host, *, delay_s: float = 0.0) -> None:
+    """Ring once. A bell that cannot be rung is a lost bell, no more: the state that called for it is recorded already."""
+    try:
+        host.ports.broker.ring(queue, item, delay_s=delay_s)
+    except OutsideError as error:
+        log.warning("bell.lost", queue=queue, item=item, code=error.code, detail=error.detail)
 
 
 def ring_job(job: Job, host: Host, *, delay_s: float = 0.0) -> None:
     """Ring the queue in which this job waits to be placed or run."""
     queues = PLACE_QUEUES if job.state is JobState.RECEIVED else TASK_QUEUES
-    host.ports.broker.ring(queues[job.kind], job.id, delay_s=delay_s)
+    ring(queues[job.kind], job.id, host, delay_s=delay_s)
 
 
 def ring_deliveries(job: Job, host: Host) -> None:
@@ -18,11 +30,11 @@ def ring_deliveries(job: Job, host: Host) -> None:
     now = host.ports.now()
     for delivery in host.ports.ledger.deliveries(order_id=job.order_id, state=DeliveryState.PENDING):
         if delivery.job == job.id and delivery.next_try_at <= now:
-            host.ports.broker.ring(Queue.DELIVERIES, delivery.id)
+            ring(Queue.DELIVERIES, delivery.id, host)
 
 
 def ring_successor(context: Context, job: Job, host: Host) -> None:
     """Ring the next task of the order when it goes on here."""
     if context.next_task is not None and job.next_agent == host.me:
         successor = job_id(job.order_id, context.next_task.position)
-        host.ports.broker.ring(TASK_QUEUES[context.next_task.kind], successor)
+        ring(TASK_QUEUES[context.next_task.kind], successor, host)

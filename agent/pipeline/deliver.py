@@ -7,7 +7,7 @@ from agent.domain.reports import ReportState, SignedRefusal, parse_refusal
 from agent.domain.retries import backoff, dice
 from agent.errors import DatasetNotHere, OrderError, OutsideError, PeerRefused, TrustError
 from agent.log import get_logger
-from agent.pipeline.bells import ring_deliveries
+from agent.pipeline.bells import ring, ring_deliveries
 from agent.pipeline.host import Context, Host, context_of
 from agent.pipeline.place import holder_of
 from agent.pipeline.report import report
@@ -64,7 +64,7 @@ def _is_over(delivery: Delivery, host: Host) -> bool:
 def _postpone(delivery: Delivery, error: OutsideError | TrustError, host: Host) -> None:
     rest = backoff(delivery.attempts + 1, dice(delivery.id, delivery.attempts))
     host.ports.ledger.postpone(delivery.id, host.ports.now() + rest, f"{error.code}: {error.detail}")
-    host.ports.broker.ring(Queue.DELIVERIES, delivery.id, delay_s=rest.total_seconds())
+    ring(Queue.DELIVERIES, delivery.id, host, delay_s=rest.total_seconds())
     log.warning(
         "delivery.postponed", delivery=delivery.id, to=delivery.target, code=error.code, detail=error.detail
     )

@@ -19,6 +19,7 @@ from msgspec import Meta, Struct
 from agent.domain.ceilings import Ceilings
 from agent.domain.ids import Digest, digest_from_hex
 from agent.domain.strict_json import decode
+from agent.domain.strict_tar import BadTar, Kind, Member, StrictTar
 from agent.errors import AgentError, BadOutput
 from agent.pipeline.workspace import set_modes
 
@@ -101,22 +102,18 @@ def unpack(archive: Path, folder: Path, ceilings: Ceilings) -> None:
 
     Raises: BadOutput when the archive holds anything but regular files and folders under plain names, or too much.
     """
-    total = entries = 0
     try:
-        with tarfile.open(archive, mode="r|") as source:
-            for entry in source:
-                entries += 1
+        with archive.open("rb") as file:
+            source = StrictTar(
+                file, limit_bytes=ceilings.output_bytes, kinds={Kind.FILE, Kind.FOLDER}, allows_dot=False
+            )
+            for entries, member in enumerate(source, 1):
                 if entries > ceilings.output_files:
                     raise BadOutput(f"the model holds more than {ceilings.output_files} entries")
-                if not (entry.isreg() or entry.isdir()) or entry.issparse() or entry.size < 0:
-                    raise BadOutput(f"the model holds {entry.name!r:.120}, which is no regular file")
-                _check_name(entry.name)
-                total += entry.size
-                if total > ceilings.output_bytes:
-                    raise BadOutput(f"the model holds more than {ceilings.output_bytes} bytes")
-                _unpack_entry(source, entry, folder)
-    except (tarfile.TarError, EOFError, ValueError) as cause:  # ValueError: headers that do not parse
-        raise BadOutput(f"the model is not a tar archive: {cause}") from cause
+                _check_name(member.name)
+                _unpack_member(source, member, folder)
+    except BadTar as cause:
+        raise BadOutput(f"the model is not a tar archive that is taken: {cause}") from cause
 
 
 def read_performance(folder: Path, datasets: frozenset[str], ceilings: Ceilings) -> Performance:
@@ -204,15 +201,14 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "special file")
 
 
-def _unpack_entry(source: tarfile.TarFile, entry: tarfile.TarInfo, folder: Path) -> None:
-    path = folder / entry.name
-    content = source.extractfile(entry)
+def _unpack_member(source: StrictTar, member: Member, folder: Path) -> None:
+    path = folder / member.name
     try:
-        if content is None:
+        if member.kind is Kind.FOLDER:
             path.mkdir(parents=True, exist_ok=True)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as target:
-            shutil.copyfileobj(content, target, 1 << 20)
+            shutil.copyfileobj(source, target, 1 << 20)
     except (FileExistsError, NotADirectoryError) as cause:
-        raise BadOutput(f"the model holds {entry.name!r:.120} twice") from cause
+        raise BadOutput(f"the model holds {member.name!r:.120} twice") from cause

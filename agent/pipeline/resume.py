@@ -4,10 +4,11 @@ from pathlib import Path
 
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job, JobState
-from agent.errors import AttemptsSpent, LostRace, NotFound
+from agent.domain.retries import LONGEST_REST
+from agent.errors import AttemptsSpent, LostRace, NotFound, RuntimeUnavailable
 from agent.log import get_logger
 from agent.pipeline.attest import Work, attest_failure
-from agent.pipeline.bells import ring_deliveries, ring_job
+from agent.pipeline.bells import ring, ring_deliveries, ring_job
 from agent.pipeline.execute import retry
 from agent.pipeline.host import Host, context_of
 from agent.pipeline.phases import Phases
@@ -26,13 +27,15 @@ def sweep(host: Host) -> None:
     Raises: LedgerUnavailable, RuntimeUnavailable.
     """
     now = host.ports.now()
+    if corrected := host.ports.ledger.correct_clock(now, lease=host.rules.lease, rest=LONGEST_REST):
+        log.warning("clock.set_back", corrected=corrected)
     unrung = host.ports.ledger.unrung(now, BATCH)
     for orphan in unrung.orphans:
         _take_over(orphan, host)
     for job in unrung.jobs:
         ring_job(job, host)
     for delivery in unrung.deliveries:
-        host.ports.broker.ring(Queue.DELIVERIES, delivery)
+        ring(Queue.DELIVERIES, delivery, host)
     host.ports.ledger.forget_nonces(now)
     _clean(host)  # last: a container service that is away must not keep bells from ringing
 
@@ -53,17 +56,30 @@ def _take_over(orphan: Job, host: Host) -> None:
 
 
 def _clean(host: Host) -> None:
-    """Remove every container and workspace whose attempt is not running any more."""
+    """Remove every container and workspace whose attempt is not running any more; one that cannot go keeps no other."""
+    try:
+        _remove_containers(host)
+    finally:  # plaintext goes though the engine is away
+        _remove_folders(host)
+
+
+def _remove_containers(host: Host) -> None:
     for leftover in host.ports.runtime.leftovers():
         job, attempt = leftover.labels.get(JOB_LABEL, ""), leftover.labels.get(ATTEMPT_LABEL, "")
         if not _is_live(JobId(job), attempt, host):
             host.ports.runtime.remove(leftover.name)
             log.warning("leftover.removed", container=leftover.name)
+
+
+def _remove_folders(host: Host) -> None:
     for folder in (*_folders(host.rules.workspace_root), *_folders(host.rules.spool)):
         owner = parse_folder_name(folder.name)
         if owner is not None and not _is_live(owner[0], str(owner[1]), host):
-            remove_folder(folder, host.ports.runtime)
-            log.warning("leftover.removed", workspace=folder.name)
+            try:
+                remove_folder(folder, host.ports.runtime)
+                log.warning("leftover.removed", workspace=folder.name)
+            except (RuntimeUnavailable, OSError) as error:
+                log.error("leftover.stays", workspace=folder.name, detail=str(error))
 
 
 def _is_live(job_id: JobId, attempt: str, host: Host) -> bool:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from agent.domain.ceilings import Ceilings
 from agent.domain.chain import TaskKind
-from agent.errors import JobFailed
+from agent.errors import JobFailed, RuntimeUnavailable
 from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import Performance, read_performance, take, take_file
@@ -21,6 +21,7 @@ from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec
 
 JOB_LABEL = "dc-compute.job"
 ATTEMPT_LABEL = "dc-compute.attempt"
+UNKNOWN = "unknown"
 
 
 @dataclass(slots=True)
@@ -167,6 +168,8 @@ def _run(
         outcome = run.wait()
     stage.runs.outcomes[name] = outcome
     stage.host.ports.ledger.keep_log(job, name, outcome.log)
+    if outcome.cause == UNKNOWN:  # the host's accident, not the guest's: a guest that ends gives a code
+        raise RuntimeUnavailable(f"nobody can tell how run {name!r} ended")
     if outcome.cause is not None:
         raise JobFailed(f"run {name!r} of the {role} image ended with {outcome.cause}", outcome.cause)
     for mount in mounts:

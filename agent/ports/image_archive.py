@@ -1,24 +1,26 @@
 """Image archives are read before they are loaded: what is in them, and whether an engine may see them at all.
 
 OCI archives and docker-archives (`podman save`). Everything is recomputed from the bytes: each digest from the index down to
-the layers' content. Nothing is unpacked. How layers are judged is `image_layers.py`.
+the layers' content. Nothing is unpacked. How layers are judged is `image_layers.py`; what an engine
+is sent, `image_parts.py`.
 Source: docs/contracts/container.md, "Which image archives are loaded".
 """
 
 import hashlib
 import platform
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
 
 from agent.domain.ids import Digest, digest_from_hex, digest_of, hex_of, parse_digest
-from agent.domain.strict_json import parse
+from agent.domain.strict_json import encode, parse
+from agent.domain.strict_tar import BadTar, Kind, Member, StrictTar
 from agent.errors import BadImage, OrderError
-from agent.ports.image_layers import MAX_LAYERS, Budget, check_layer
+from agent.ports.image_layers import MAX_LAYERS, Budget, Readable, check_layer
+from agent.ports.image_parts import Content, Part
 
 MAX_ARCHIVE_ENTRIES = 1000
 MAX_DOCUMENT_BYTES = 1 << 20
@@ -53,6 +55,7 @@ class ImageArchive(Struct, frozen=True, kw_only=True):
     entrypoint: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     size_bytes: int  # of all layers' content, unpacked
+    parts: tuple[Part, ...]  # all that an engine needs, every byte of it judged
 
 
 # The documents inside, with the names that OCI and Docker gave their fields.
@@ -105,6 +108,7 @@ class _Layer(Struct, frozen=True):
 
     member: str
     digest: Digest | None
+    sent_as: str
 
 
 def inspect(archive: Path, digest: Digest) -> ImageArchive:
@@ -113,24 +117,24 @@ def inspect(archive: Path, digest: Digest) -> ImageArchive:
     Raises: BadImage naming what is refused.
     """
     try:
-        with archive.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as outer:
-            return _inspect(_members(outer), outer)
-    except (tarfile.TarError, EOFError, OSError, ValueError) as cause:
+        with archive.open("rb") as file:
+            return _inspect(_members(file, archive.stat().st_size), file)
+    except (BadTar, OSError, ValueError) as cause:
         if isinstance(cause, FileNotFoundError | PermissionError):
             raise
         raise BadImage(f"image {hex_of(digest)[:12]} is no readable archive: {cause}") from cause
 
 
-def _inspect(members: Mapping[str, tarfile.TarInfo], outer: tarfile.TarFile) -> ImageArchive:
+def _inspect(members: Mapping[str, Member], file: IO[bytes]) -> ImageArchive:
     is_oci, is_docker = "index.json" in members, "manifest.json" in members
     if not (is_oci or is_docker):
         raise BadImage("neither index.json nor manifest.json is in the archive: it is no image archive")
-    reader = _Reader(members, outer)
+    reader = _Reader(members, file)
     read = [reader.oci] * is_oci + [reader.docker] * is_docker
     found = [how() for how in read]
-    if len({config_digest for config_digest, _ in found}) > 1:
+    if len({config_digest for config_digest, _, _ in found}) > 1:
         raise BadImage("index.json and manifest.json name two different images")
-    config_digest, layers = found[0]
+    config_digest, layers, papers = found[0]  # only these layers are judged, and only these papers are sent
     config = reader.config(config_digest)
     size = reader.check_layers(layers, [_digest(text) for text in config.rootfs.diff_ids])
     return ImageArchive(
@@ -138,44 +142,42 @@ def _inspect(members: Mapping[str, tarfile.TarInfo], outer: tarfile.TarFile) -> 
         entrypoint=_entrypoint(config),
         env=_env(config),
         size_bytes=size,
+        parts=(*papers, *reader.layer_parts(layers)),
     )
 
 
-def _members(outer: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
+def _members(file: IO[bytes], size_bytes: int) -> dict[str, Member]:
     """The regular files of the archive by name."""
-    members: dict[str, tarfile.TarInfo] = {}
-    for count, member in enumerate(outer, 1):
+    members: dict[str, Member] = {}
+    tar = StrictTar(file, limit_bytes=size_bytes, kinds={Kind.FILE, Kind.FOLDER})
+    for count, member in enumerate(tar, 1):
         if count > MAX_ARCHIVE_ENTRIES:
             raise BadImage(f"the archive has more than {MAX_ARCHIVE_ENTRIES} entries")
-        name = member.name.removeprefix("./").rstrip("/")
-        if member.isdir():
+        if member.kind is Kind.FOLDER:
             continue
-        if not member.isreg() or member.issparse():
-            raise BadImage(f"{name!r:.120} in the archive is no regular file")
-        if name.startswith("/") or ".." in name.split("/"):
-            raise BadImage(f"{name!r:.120} in the archive lies outside of it")
-        if name in members:
-            raise BadImage(f"{name!r:.120} stands twice in the archive")
-        members[name] = member
+        if member.name in members:
+            raise BadImage(f"{member.name!r:.120} stands twice in the archive")
+        members[member.name] = member
     return members
 
 
 class _Reader:
     """The documents and layers of one archive, found by digest."""
 
-    def __init__(self, members: Mapping[str, tarfile.TarInfo], outer: tarfile.TarFile) -> None:
-        self._members, self._outer = members, outer
+    def __init__(self, members: Mapping[str, Member], file: IO[bytes]) -> None:
+        self._members, self._file = members, file
         self._configs: dict[Digest, bytes] = {}
 
-    def oci(self) -> tuple[Digest, list[_Layer]]:
-        """(config digest, layers) as index.json names them."""
+    def oci(self) -> tuple[Digest, list[_Layer], list[Part]]:
+        """(config digest, layers, papers to send) as index.json names them."""
         index = _convert(self._document("index.json"), _Index, "index.json")
         if len(index.manifests) != 1:
             raise BadImage(f"the archive holds {len(index.manifests)} images, not exactly one")
         head = index.manifests[0]
         if head.mediaType not in MANIFEST_TYPES:
             raise BadImage(f"index.json points at {head.mediaType!r:.80}, which is no image manifest")
-        manifest = _convert(self._blob(head), _Manifest, "the manifest")
+        content = self._blob(head)
+        manifest = _convert(content, _Manifest, "the manifest")
         for descriptor in (head, manifest.config, *manifest.layers):
             _check_annotations(descriptor.annotations, "annotation")
             if descriptor.urls:
@@ -187,18 +189,42 @@ class _Reader:
                 raise BadImage(f"a layer is {layer.mediaType!r:.80}: only tar and tar+gzip are read")
         config_digest = _digest(manifest.config.digest)
         self._configs[config_digest] = self._blob(manifest.config)
-        layers = [_Layer(_blob_name(_digest(one.digest)), _digest(one.digest)) for one in manifest.layers]
-        return config_digest, layers
+        layers = [
+            _Layer(_blob_name(_digest(one.digest)), _digest(one.digest), _blob_name(_digest(one.digest)))
+            for one in manifest.layers
+        ]
+        index_anew = {
+            "schemaVersion": 2,
+            "manifests": [{"mediaType": head.mediaType, "digest": head.digest, "size": head.size}],
+        }
+        papers = [
+            Part("oci-layout", encode({"imageLayoutVersion": "1.0.0"})),
+            Part("index.json", encode(index_anew)),
+            Part(_blob_name(_digest(head.digest)), content),
+            Part(_blob_name(config_digest), self._configs[config_digest]),
+        ]
+        return config_digest, layers, papers
 
-    def docker(self) -> tuple[Digest, list[_Layer]]:
-        """(config digest, layers) as manifest.json names them."""
+    def docker(self) -> tuple[Digest, list[_Layer], list[Part]]:
+        """(config digest, layers, papers to send) as manifest.json names them."""
         manifests = _convert(self._document("manifest.json"), list[_DockerManifest], "manifest.json")
         if len(manifests) != 1:
             raise BadImage(f"the archive holds {len(manifests)} images, not exactly one")
         content = self._document(manifests[0].Config)
         config_digest = digest_of(content)
         self._configs[config_digest] = content
-        return config_digest, [_Layer(member, None) for member in manifests[0].Layers]
+        numbers = {member: number for number, member in enumerate(dict.fromkeys(manifests[0].Layers))}
+        layers = [_Layer(member, None, f"{numbers[member]}.tar") for member in manifests[0].Layers]
+        manifest_anew = {
+            "Config": f"{hex_of(config_digest)}.json",
+            "RepoTags": [],
+            "Layers": [layer.sent_as for layer in layers],
+        }
+        papers = [
+            Part("manifest.json", encode([manifest_anew])),
+            Part(f"{hex_of(config_digest)}.json", content),
+        ]
+        return config_digest, layers, papers
 
     def config(self, digest: Digest) -> _Config:
         """The image's config, checked but for entry point and environment."""
@@ -219,13 +245,17 @@ class _Reader:
             raise BadImage(f"the image has {len(layers)} layers, 1 to {MAX_LAYERS} are read")
         budget = Budget()
         for layer, diff_id in zip(layers, diff_ids, strict=True):
-            with self._open(layer.member) as file:
-                raw = _HashingFile(file)
-                if check_layer(raw, budget) != diff_id:
-                    raise BadImage(f"layer {layer.member!r:.100} is not what the config names")
-                if layer.digest is not None and raw.finish() != layer.digest:
-                    raise BadImage(f"layer {layer.member!r:.100} is not what the manifest names")
+            raw = _HashingFile(Content(self._file, self._member(layer.member)))
+            if check_layer(raw, budget) != diff_id:
+                raise BadImage(f"layer {layer.member!r:.100} is not what the config names")
+            if layer.digest is not None and raw.finish() != layer.digest:
+                raise BadImage(f"layer {layer.member!r:.100} is not what the manifest names")
         return budget.used_bytes
+
+    def layer_parts(self, layers: list[_Layer]) -> list[Part]:
+        """The layers' files, each once."""
+        names = {layer.sent_as: layer.member for layer in layers}
+        return [Part(sent_as, self._members[member]) for sent_as, member in names.items()]
 
     def _blob(self, descriptor: _Descriptor) -> bytes:
         digest = _digest(descriptor.digest)
@@ -235,24 +265,22 @@ class _Reader:
         return content
 
     def _document(self, name: str) -> bytes:
-        with self._open(name) as file:
-            content = file.read(MAX_DOCUMENT_BYTES + 1)
-        if len(content) > MAX_DOCUMENT_BYTES:
+        if self._member(name).size_bytes > MAX_DOCUMENT_BYTES:
             raise BadImage(f"{name!r:.100} is over {MAX_DOCUMENT_BYTES} bytes")
-        return content
+        content = Content(self._file, self._member(name))
+        return b"".join(iter(content.read, b""))
 
-    def _open(self, name: str) -> IO[bytes]:
+    def _member(self, name: str) -> Member:
         member = self._members.get(name)
-        file = None if member is None else self._outer.extractfile(member)
-        if file is None:
+        if member is None:
             raise BadImage(f"{name!r:.100} is missing in the archive")
-        return file
+        return member
 
 
 class _HashingFile:
     """Reads a file and hashes what was read."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: Readable) -> None:
         self._file, self._hash = file, hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
@@ -269,9 +297,30 @@ class _HashingFile:
 
 def _convert(content: bytes, kind: type[T], what: str) -> T:
     try:
-        return msgspec.convert(parse(content, limit_bytes=MAX_DOCUMENT_BYTES, what=what), kind)
+        tree = parse(content, limit_bytes=MAX_DOCUMENT_BYTES, what=what)
+        _check_spelling(tree, kind, what)
+        return msgspec.convert(tree, kind)
     except (OrderError, msgspec.ValidationError) as cause:
         raise BadImage(f"{what}: {cause}") from cause
+
+
+def _check_spelling(tree: Any, kind: Any, what: str) -> None:
+    """Refuse keys that only the engine takes for a field: for Go's encoding/json, "Layers" is "layers", and the last counts."""
+    if get_origin(kind) is list and isinstance(tree, list):
+        for item in tree:
+            _check_spelling(item, get_args(kind)[0], what)
+    elif isinstance(tree, dict) and (struct := _struct_in(kind)) is not None:
+        fields = {field.name: field.type for field in msgspec.structs.fields(struct)}
+        folded = {name.casefold() for name in fields}
+        for key, value in tree.items():
+            if key in fields:
+                _check_spelling(value, fields[key], what)
+            elif key.casefold() in folded:
+                raise BadImage(f"{what}: the key {key!r:.80} is another's, spelt otherwise")
+
+
+def _struct_in(kind: Any) -> type[Struct] | None:
+    return kind if isinstance(kind, type) and issubclass(kind, Struct) else None
 
 
 def _digest(text: str) -> Digest:

@@ -4,18 +4,20 @@ import gzip
 import hashlib
 import io
 import re
-import tarfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Protocol
 
 from agent.domain.ids import Digest, digest_from_hex
+from agent.domain.strict_tar import BadTar, Kind, Member, StrictTar
 from agent.errors import BadImage
 
 MAX_LAYERS = 128
 MAX_ENTRIES = 1_000_000
 MAX_BYTES = 32 << 30
-MAX_NAME_CHARS = 4096
+MAX_LINK_BYTES = 32 << 20  # the names of all links, which are remembered
 BLOCK_BYTES = 1 << 20
 
 # Where a link would turn a mount of the cage elsewhere: the places themselves, and for the job's folders all below them.
@@ -46,10 +48,12 @@ class Readable(Protocol):
 
 @dataclass(slots=True)
 class Budget:
-    """What an image's layers took so far, together."""
+    """What an image's layers took so far, together, and the links they left."""
 
     used_bytes: int = 0
     entries: int = 0
+    links: set[str] = field(default_factory=set)
+    link_bytes: int = 0
 
 
 class _Content(io.RawIOBase):
@@ -69,6 +73,9 @@ class _Content(io.RawIOBase):
             raise BadImage(f"the image unpacks to more than {MAX_BYTES >> 30} GiB")
         return block
 
+    def readinto(self, buffer: object) -> int:
+        return _read_into(self, buffer)
+
     def finish(self) -> Digest:
         """Read the rest; the digest of all."""
         while self.read(BLOCK_BYTES):
@@ -82,16 +89,17 @@ def check_layer(raw: Readable, budget: Budget) -> Digest:
     Raises: BadImage.
     """
     content = _Content(_uncompressed(raw), budget)
+    limit_bytes = MAX_BYTES - budget.used_bytes
     try:
-        with tarfile.open(fileobj=content, mode="r|", bufsize=BLOCK_BYTES) as layer:
-            for member in layer:
-                budget.entries += 1
-                if budget.entries > MAX_ENTRIES:
-                    raise BadImage(f"the image has more than {MAX_ENTRIES} files")
-                _check_entry(member)
-                layer.members = []  # type: ignore[attr-defined]  # the stream would keep every one of them
+        for member in StrictTar(
+            io.BufferedReader(content, BLOCK_BYTES), limit_bytes=limit_bytes, kinds=frozenset(Kind)
+        ):
+            budget.entries += 1
+            if budget.entries > MAX_ENTRIES:
+                raise BadImage(f"the image has more than {MAX_ENTRIES} files")
+            _check_entry(member, budget)
         return content.finish()
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as cause:
+    except (BadTar, EOFError, zlib.error, gzip.BadGzipFile) as cause:
         raise BadImage(f"a layer is no readable tar: {cause}") from cause
 
 
@@ -123,27 +131,36 @@ class _Rejoined(io.RawIOBase):
         return self._rest.read(size)
 
     def readinto(self, buffer: object) -> int:
-        view = memoryview(buffer)  # type: ignore[arg-type]
-        block = self.read(len(view))
-        view[: len(block)] = block
-        return len(block)
+        return _read_into(self, buffer)
 
 
-def _check_entry(member: tarfile.TarInfo) -> None:
+def _read_into(file: Readable, buffer: object) -> int:
+    view = memoryview(buffer)  # type: ignore[arg-type]
+    block = file.read(len(view))
+    view[: len(block)] = block
+    return len(block)
+
+
+def _check_entry(member: Member, budget: Budget) -> None:
+    """Refuse what would turn a mount elsewhere: a link in its place, or an entry that is unpacked through a link."""
     name = member.name
-    if len(name) > MAX_NAME_CHARS or len(member.linkname) > MAX_NAME_CHARS:
-        raise BadImage(f"a layer has a name over {MAX_NAME_CHARS} characters")
-    _check_inside(name, "entry")
-    if not (member.isreg() or member.isdir() or member.issym() or member.islnk()) or member.issparse():
-        raise BadImage(f"{name!r:.120} in a layer is no file, folder or link")
-    if member.islnk():
-        _check_inside(member.linkname, "hard link to")
-    if member.issym() or member.islnk():
-        place = "/".join(part for part in name.split("/") if part not in {"", "."})
-        if place in NO_LINK_AT or NO_LINK_BELOW.fullmatch(place):
-            raise BadImage(f"a layer makes /{place:.120} a link")
+    for above in (
+        *_folders_above(name),
+        *_folders_above(member.link if member.kind is Kind.HARD_LINK else ""),
+    ):
+        if above in budget.links:
+            raise BadImage(f"{name!r:.120} in a layer lies below {above!r:.120}, which is a link")
+    if member.kind in {Kind.FILE, Kind.FOLDER}:
+        budget.links.discard(name)  # it takes the link's place
+        return
+    if name in NO_LINK_AT or NO_LINK_BELOW.fullmatch(name):
+        raise BadImage(f"a layer makes {'/' + name!r:.120} a link")
+    budget.links.add(name)  # a hard link too: it may be one to a symbolic link
+    budget.link_bytes += len(name.encode())
+    if budget.link_bytes > MAX_LINK_BYTES:
+        raise BadImage(f"the names of the image's links have more than {MAX_LINK_BYTES >> 20} MiB")
 
 
-def _check_inside(name: str, what: str) -> None:
-    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
-        raise BadImage(f"{what} {name!r:.120} of a layer lies outside of it")
+def _folders_above(name: str) -> Iterator[str]:
+    """a/b/c lies below a and a/b."""
+    return accumulate(name.split("/")[:-1], "{}/{}".format)

@@ -5,7 +5,7 @@ Every method is one transaction, durable when it returns. Every change of a job 
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NewType, Protocol
 
@@ -292,6 +292,10 @@ class Ledger(Protocol):
         """What should be ringing now, oldest first, at most `limit` of each: jobs RECEIVED or QUEUED and due (none that waits
         only for its hand-off), jobs RUNNING whose lease ran out, deliveries that are due and not leased.
         """
+        ...
+
+    def correct_clock(self, now: datetime, *, lease: timedelta, rest: timedelta) -> int:
+        """End every lease and rest that lies further ahead than any is ever given: the clock was set back. How many."""
         ...
 
     def forget_nonces(self, now: datetime) -> int:

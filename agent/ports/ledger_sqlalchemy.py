@@ -5,7 +5,7 @@ Here are the transactions, one method each; their parts are in `ledger_sqlalchem
 """
 
 from collections.abc import Sequence, Set
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +310,18 @@ class SqlAlchemyLedger:
                 orphans=tuple(job_of(row) for row in orphans.mappings()),
                 deliveries=tuple(DeliveryId(found) for found in ids.scalars()),
             )
+
+    def correct_clock(self, now: datetime, *, lease: timedelta, rest: timedelta) -> int:
+        running, queued = jobs.c.state == JobState.RUNNING, jobs.c.state == JobState.QUEUED
+        pending = text(IS_PENDING)
+        corrections = (
+            update(jobs).where(running, jobs.c.lease_until > now + lease).values(lease_until=now),
+            update(jobs).where(queued, jobs.c.not_before > now + rest).values(not_before=now),
+            update(deliveries).where(pending, deliveries.c.next_try_at > now + rest).values(next_try_at=now),
+            update(deliveries).where(pending, deliveries.c.lease_until > now + lease).values(lease_until=now),
+        )
+        with self._file.writing() as tx:
+            return sum(tx.execute(correction).rowcount for correction in corrections)
 
     def forget_nonces(self, now: datetime) -> int:
         with self._file.writing() as tx:

@@ -314,9 +314,13 @@ def _await_filter(pid: int) -> None:
 
 
 def _read(how: Callable[[], T]) -> T:
-    """The kernel's answer. Raises: CageNotApplied when this host hides it (ProtectProc=invisible does)."""
+    """The kernel's answer. Raises: CageNotApplied when this host hides it (ProtectProc=invisible does);
+    RuntimeUnavailable when the process is gone, which says nothing about the cage.
+    """
     try:
         return how()
+    except (FileNotFoundError, ProcessLookupError) as cause:
+        raise RuntimeUnavailable(f"the container ended before it was started: {cause}") from cause
     except (OSError, ValueError) as cause:
         raise CageNotApplied(f"what was applied cannot be read back: {cause}") from cause
 

@@ -10,9 +10,9 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import podman.errors
 from podman.api.client import APIClient
@@ -50,10 +50,10 @@ class PodmanApi:
         headers = {"Content-Type": "application/json"}
         return self._call("post", path, params=params, data=json.dumps(document), headers=headers)
 
-    def upload(self, path: str, file: IO[bytes]) -> Any:
-        """The JSON of a POST whose body is streamed from the file. Raises: ApiRefusal, RuntimeUnavailable."""
+    def upload(self, path: str, blocks: Iterable[bytes]) -> Any:
+        """The JSON of a POST whose body is sent block by block, none of them empty. Raises: ApiRefusal, RuntimeUnavailable."""
         headers = {"Content-Type": "application/x-tar"}
-        return self._call("post", path, data=file, headers=headers, timeout=LOAD_TIMEOUT_S)
+        return self._call("post", path, data=blocks, headers=headers, timeout=LOAD_TIMEOUT_S)
 
     def delete(self, path: str, **params: str) -> None:
         """A DELETE. Raises: ApiRefusal, RuntimeUnavailable."""

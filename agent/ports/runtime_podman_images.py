@@ -12,7 +12,7 @@ import msgspec
 
 from agent.domain.ids import Digest, digest_from_hex, hex_of
 from agent.errors import BadImage, NoSpace, RuntimeUnavailable
-from agent.ports import image_archive
+from agent.ports import image_archive, image_parts
 from agent.ports.runtime import ImageInfo
 from agent.ports.runtime_podman_api import ApiRefusal, PodmanApi
 from agent.ports.runtime_podman_body import StoredImage
@@ -30,7 +30,7 @@ class PodmanImages:
         if known is not None:
             return known
         found = image_archive.inspect(archive, digest)
-        self._upload(archive, digest)
+        self._upload(archive, digest, found)
         stored = StoredImage(
             id=hex_of(found.image_id),
             size_bytes=found.size_bytes,
@@ -76,10 +76,11 @@ class PodmanImages:
             os.fsync(file.fileno())
         os.replace(part, path)
 
-    def _upload(self, archive: Path, digest: Digest) -> None:
-        with archive.open("rb") as file:
+    def _upload(self, archive: Path, digest: Digest, found: image_archive.ImageArchive) -> None:
+        """Send what was judged, written anew: another reader could find another image in the author's bytes."""
+        with contextlib.closing(image_parts.rewritten(archive, found.parts)) as blocks:
             try:
-                self._api.upload("/images/load", file)
+                self._api.upload("/images/load", blocks)
             except ApiRefusal as refusal:
                 error = NoSpace if "no space left" in str(refusal) else BadImage
                 raise error(f"Podman does not take image {hex_of(digest)[:12]}: {refusal}") from refusal

@@ -86,11 +86,11 @@ class HttpsStorage:
         Asks this node's storage, then that of the agent `near`, then whoever one of them names as holding it.
         Raises: BlobMissing, DigestMismatch, TooLarge, NoSpace; StorageUnavailable when one that may hold it did not answer.
         """
-        failures: list[OutsideError | DigestMismatch] = []
+        failures: list[OutsideError | DigestMismatch | TooLarge] = []
         for peer in self._places(digest, near, failures):
             try:
                 return self._fetch_from(peer, digest, target, limit_bytes)
-            except (StorageUnavailable, BlobMissing, DigestMismatch) as failure:
+            except (StorageUnavailable, BlobMissing, DigestMismatch, TooLarge) as failure:
                 failures.append(failure)
         raise next((f for f in failures if not isinstance(f, BlobMissing)), None) or BlobMissing(
             f"no storage of the consortium names a place of {digest}"
@@ -154,7 +154,7 @@ class HttpsStorage:
     # ---- places
 
     def _places(
-        self, digest: Digest, near: KeyId | None, failures: list[OutsideError | DigestMismatch]
+        self, digest: Digest, near: KeyId | None, failures: list[OutsideError | DigestMismatch | TooLarge]
     ) -> Iterator[Peer]:
         """The storages to try, nearest first, each once. One that cannot be asked is noted in `failures`."""
         tried: set[KeyId] = set()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from agent.domain.ids import Digest, digest_from_hex
-from agent.errors import BlobMissing, DigestMismatch, NoSpace, StorageUnavailable
+from agent.errors import BlobMissing, DigestMismatch, NoSpace, StorageUnavailable, TrustError
 from agent.ports.https import HttpsClient, Peer, Stream
 from agent.ports.storage import ByteSink
 from agent.trust.http_signatures import ContentDigest
@@ -46,6 +46,9 @@ class Download:
         self._sink = sink
         self._pause = pause
         self._seen = ContentDigest()
+        self._refusal: TrustError | None = (
+            None  # of the sink, which saw what is wrong before the digest could
+        )
 
     def run(self) -> None:
         """Raises: StorageUnavailable when it cannot begin, or breaks too often; BlobMissing; DigestMismatch; NoSpace."""
@@ -71,6 +74,8 @@ class Download:
             )
         if digest_from_hex(self._seen.hex_digest) != self._wanted.digest:
             raise DigestMismatch(f"{self._peer} sends other bytes as {self._wanted.what}")
+        if self._refusal is not None:
+            raise self._refusal
 
     def _stream_rest(self) -> None:
         with self._https.stream(self._peer, self._wanted.target, self._range()) as stream:
@@ -84,8 +89,14 @@ class Download:
                 self._write(piece)
 
     def _write(self, piece: bytes) -> None:
+        if self._refusal is not None:
+            return
         try:
             self._sink.write(piece)
+        except (
+            TrustError
+        ) as refusal:  # the bytes are not what was sealed; whether they broke on the way, the digest tells
+            self._refusal = refusal
         except OSError as cause:
             raise NoSpace(f"cannot write {self._wanted.what}: {cause.strerror}") from cause
 

@@ -7,6 +7,8 @@ when.
 from collections.abc import Collection
 from datetime import datetime
 
+from msgspec.structs import replace
+
 from agent.domain.ids import digest_of, is_wire_time
 from agent.domain.orders import MAX_ORDER_BYTES, ORDER_TYPES, Order, SignedOrder, parse_order
 from agent.domain.receipts import (
@@ -18,7 +20,7 @@ from agent.domain.receipts import (
     receipt_payload,
 )
 from agent.domain.strict_json import encode
-from agent.errors import ReceiptRefused
+from agent.errors import NotYours, ReceiptRefused
 from agent.trust.envelope import open_envelope, sign_envelope
 from agent.trust.keys import SigningKey
 from agent.trust.roster import Role, Roster
@@ -31,12 +33,15 @@ def open_order(
 
     `now` is None only where the caller judges the key's dates itself, later (`Roster.require`). The order's
     own time window is not judged here. `types`: the payload types that are welcome.
-    Raises: as open_envelope; TooLarge, BadJson, BadOrder.
+    Raises: as open_envelope; TooLarge, BadJson, BadOrder; NotYours when the order names another orchestrator than
+    signed it: the digest that everybody knows an order by does not cover the signature.
     """
     opened = open_envelope(
         envelope, roster, role=Role.ORCHESTRATOR, types=types, at=now, limit_bytes=MAX_ORDER_BYTES
     )
     order = parse_order(opened.payload_type, opened.payload)
+    if order.orchestrator != opened.signer:
+        raise NotYours(f"orchestrator {opened.signer} signed an order of {order.orchestrator}")
     return SignedOrder(order, opened.digest, opened.signer, envelope)
 
 
@@ -57,7 +62,9 @@ def open_receipt(envelope: bytes, roster: Roster) -> SignedReceipt:
 
 
 def sign_order(order: Order, key: SigningKey) -> SignedOrder:
-    """This order under this key. Raises: TooLarge, BadJson, BadOrder when nobody would accept it."""
+    """This order under this key, in its holder's name. Raises: TooLarge, BadJson, BadOrder when nobody would accept it."""
+    if order.orchestrator != key.keyid:
+        order = replace(order, orchestrator=key.keyid)
     payload = encode(order)
     parse_order(order.payload_type, payload)
     envelope = sign_envelope(order.payload_type, payload, key)

@@ -157,6 +157,30 @@ def is_cut_off(line: socket.socket) -> bool:
     return True
 
 
+def test_what_is_no_http_is_refused_in_the_place_of_a_second_request_too(
+    files: TlsFiles, authority: CertificateAuthority
+) -> None:
+    with served(files) as url, dial(url, trusting(authority)) as line:
+        line.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        read_until(line, b"hello")
+        line.sendall(b"no HTTP\r\n\r\n")
+        told = b"".join(iter(lambda: line.recv(4096), b""))
+
+    assert told.startswith(b"HTTP/1.1 400 ")
+    assert b"application/problem+json" in told
+    assert b'"code":"bad-http"' in told
+
+
+def test_a_body_that_turns_into_no_http_ends_an_answer_that_has_begun(
+    files: TlsFiles, authority: CertificateAuthority
+) -> None:
+    with served(files) as url, dial(url, trusting(authority)) as line:
+        line.sendall(b"GET /endless HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        read_until(line, b"xxx")
+        line.sendall(b"no length\r\n")
+        assert is_cut_off(line)
+
+
 def test_a_request_head_that_drips_is_cut_off(
     files: TlsFiles, authority: CertificateAuthority, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -216,12 +216,35 @@ def test_a_request_for_another_host_is_refused(server: Server) -> None:
     assert code_of(send(server, request)) == (401, "bad-request-signature")
 
 
-@pytest.mark.parametrize("host", ["", "a b", "x:99999", "[::1", "user@host"])
+@pytest.mark.parametrize(
+    "host", ["", "a b", "x:99999", "[::1", "user@host", "a.test/x", "a.test?x", "a.test#", "a.test\\"]
+)
 def test_a_host_that_is_none_is_refused(server: Server, host: str) -> None:
     request = prepared(server, "GET", "/echo")
     request.headers["host"] = host
 
     assert 400 <= send(server, request).status_code < 500
+
+
+@pytest.mark.parametrize("behind", ["/echo#", "/echo?", "/echo?x=", "#", "?"])
+def test_a_host_that_brings_its_own_path_is_refused(server: Server, behind: str) -> None:
+    request = prepared(server, "GET", "/echo")
+    request.headers["host"] += behind
+
+    assert code_of(send(server, request)) == (401, "bad-request-signature")
+
+
+@pytest.mark.parametrize("target", ["/echo#", "/echo?x#", "https://elsewhere.test/echo"])
+def test_a_target_that_is_no_path_with_a_query_is_refused(server: Server, target: str) -> None:
+    """Written to the line as it is: a client would take the fragment away."""
+    head = head_of(prepared(server, "GET", "/echo")).replace(b" /echo ", f" {target} ".encode(), 1)
+
+    with dial(server) as line:
+        line.sendall(head)
+        answer = line.recv(4096)
+
+    assert answer.startswith((b"HTTP/1.1 401 ", b"HTTP/1.1 404 "))
+    assert server.handled == []
 
 
 def test_the_same_request_twice_is_refused(server: Server) -> None:
@@ -325,7 +348,7 @@ def test_a_body_that_does_not_arrive_is_given_up(server: Server, monkeypatch: py
         line.sendall(head_of(request) + BODY[:-1])
         answer = line.recv(4096)
 
-    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.startswith(b"HTTP/1.1 408 ")
 
 
 # ------------------------------------------------------------------ bodies in files
@@ -384,7 +407,7 @@ def test_an_upload_that_stops_arriving_is_given_up(server: Server, monkeypatch: 
         line.sendall(head_of(request) + b"x" * (2 << 20))
         answer = line.recv(4096)
 
-    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.startswith(b"HTTP/1.1 408 ")
     assert server.left_over == []
 
 

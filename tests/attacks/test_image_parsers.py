@@ -51,11 +51,11 @@ def judge(layer: bytes) -> None:
 def test_a_layer_whose_entry_claims_exbibytes_is_refused_and_not_read_for_weeks() -> None:
     """Promise 1 (and availability of the whole host): one such image hangs a worker's thread for ever.
 
-    `tarfile`'s stream "seeks" over the claimed size in steps of 1 MiB, also behind the end of the file: 2^62 bytes are 4·10^12
-    reads. The heartbeat goes on renewing the lease, no wall clock counts outside of a container, so the job stays RUNNING, its
-    queue (one thread) stands still, and after a restart the next attempt hangs again. `image add` hangs too.
-    Mend: agent/ports/image_layers.py:86 (loop of check_layer): refuse `member.size` < 0 or > MAX_BYTES - budget.used_bytes, in
-    `_check_entry`, which runs before the seek.
+    `tarfile`'s stream "seeks" over the claimed size in steps of 1 MiB, also behind the end of the file: 2^62 bytes are
+    4·10^12 reads. The heartbeat goes on renewing the lease, no wall clock counts outside of a container, so the job stays
+    RUNNING, its queue (one thread) stands still, and after a restart the next attempt hangs again. `image add` hangs too.
+    Mend: agent/ports/image_layers.py:86 (loop of check_layer): refuse `member.size` < 0 or > MAX_BYTES -
+    budget.used_bytes, in `_check_entry`, which runs before the seek.
     """
     program = (
         "import io, tarfile\n"
@@ -70,7 +70,12 @@ def test_a_layer_whose_entry_claims_exbibytes_is_refused_and_not_read_for_weeks(
 
     try:
         told = subprocess.run(
-            [sys.executable, "-B", "-c", program], cwd=root, capture_output=True, text=True, timeout=20, check=False
+            [sys.executable, "-B", "-c", program],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
         ).stdout
     except subprocess.TimeoutExpired:
         told = "still reading after 20 s"
@@ -79,11 +84,12 @@ def test_a_layer_whose_entry_claims_exbibytes_is_refused_and_not_read_for_weeks(
 
 
 def test_a_layer_costs_no_memory_whatever_its_headers_claim() -> None:
-    """Hostile image: 64 MiB here, up to 32 GiB in a gzip of 32 MiB: a GNU long name (or PAX header) is read into memory whole,
-    twice, before its length is judged (MAX_NAME_CHARS comes too late). The worker is outside of every cage: it is killed.
+    """Hostile image: 64 MiB here, up to 32 GiB in a gzip of 32 MiB: a GNU long name (or PAX header) is read into memory
+    whole, twice, before its length is judged (MAX_NAME_CHARS comes too late). The worker is outside of every cage: it is
+    killed.
 
-    Mend: agent/ports/image_layers.py:83: give tarfile.open a TarInfo subclass whose `_proc_gnulong`/`_proc_pax` (or `frombuf`)
-    refuse an extension header over, say, 1 MiB; the same for agent/ports/image_archive.py:116.
+    Mend: agent/ports/image_layers.py:83: give tarfile.open a TarInfo subclass whose `_proc_gnulong`/`_proc_pax` (or
+    `frombuf`) refuse an extension header over, say, 1 MiB; the same for agent/ports/image_archive.py:116.
     """
     out = io.BytesIO()
     with gzip.GzipFile(fileobj=out, mode="wb", compresslevel=1) as layer:
@@ -104,8 +110,8 @@ def test_a_layer_costs_no_memory_whatever_its_headers_claim() -> None:
 
 
 def test_a_layer_with_six_hundred_long_names_in_a_row_is_a_bad_image() -> None:
-    """Promise 5: tarfile recurses once for each extension header; RecursionError is no AgentError: no code, no receipt, and the
-    attempts are all spent as "worker-lost" / `unknown` instead of one refusal `image`.
+    """Promise 5: tarfile recurses once for each extension header; RecursionError is no AgentError: no code, no receipt,
+    and the attempts are all spent as "worker-lost" / `unknown` instead of one refusal `image`.
 
     Mend: agent/ports/image_layers.py:94 and agent/ports/image_archive.py:118: catch RecursionError too.
     """
@@ -116,22 +122,24 @@ def test_a_layer_with_six_hundred_long_names_in_a_row_is_a_bad_image() -> None:
 
 
 def test_an_entry_behind_a_header_that_only_go_reads_is_seen() -> None:
-    """Container contract, "Images, before load": at a header whose checksum tarfile cannot read it *silently stops*; Go reads on.
-    So every check of a layer (links at the cage's mount points, devices, `..`) is skipped for all entries behind one of them.
+    """Container contract, "Images, before load": at a header whose checksum tarfile cannot read it *silently stops*; Go
+    reads on. So every check of a layer (links at the cage's mount points, devices, `..`) is skipped for all entries
+    behind one of them.
 
-    Mend: agent/ports/image_layers.py:93: what follows the last entry must be zero bytes only (read the rest, refuse others); or a
-    TarInfo subclass whose `fromtarfile` turns InvalidHeaderError and TruncatedHeaderError into ReadError. The same in
-    agent/ports/image_archive.py:144 (`_members`).
+    Mend: agent/ports/image_layers.py:93: what follows the last entry must be zero bytes only (read the rest, refuse
+    others); or a TarInfo subclass whose `fromtarfile` turns InvalidHeaderError and TruncatedHeaderError into ReadError.
+    The same in agent/ports/image_archive.py:144 (`_members`).
     """
     with pytest.raises(BadImage):
         judge(BENIGN + with_checksum_after_a_zero_byte(DATA_IS_A_LINK) + END)
 
 
 def test_a_global_header_renames_nothing() -> None:
-    """The same contract: tarfile applies a PAX *global* header's `path` and `linkpath` to every entry after it, Go and Podman
-    ignore global headers. So the names that are judged are not the names that are unpacked.
+    """The same contract: tarfile applies a PAX *global* header's `path` and `linkpath` to every entry after it, Go and
+    Podman ignore global headers. So the names that are judged are not the names that are unpacked.
 
-    Mend: agent/ports/image_layers.py:87: refuse the layer when `layer.pax_headers` is not empty; likewise image_archive.py:147.
+    Mend: agent/ports/image_layers.py:87: refuse the layer when `layer.pax_headers` is not empty; likewise
+    image_archive.py:147.
     """
     renaming = tarfile.TarInfo.create_pax_global_header({"path": "usr/benign"})
 
@@ -140,7 +148,8 @@ def test_a_global_header_renames_nothing() -> None:
 
 
 def test_a_link_made_through_a_folder_that_is_a_link_is_seen() -> None:
-    """The same contract: `x -> .` and then `x/data -> /etc` makes /data a link, for Podman unpacks through links within the root.
+    """The same contract: `x -> .` and then `x/data -> /etc` makes /data a link, for Podman unpacks through links within
+    the root.
 
     Mend: agent/ports/image_layers.py:132: remember the links of all layers, and refuse an entry below one of them.
     (The look at the mounts before the start would still refuse such a container: this is the second wall, not the last.)
@@ -153,9 +162,11 @@ def test_a_link_made_through_a_folder_that_is_a_link_is_seen() -> None:
 
 def test_an_archive_with_a_second_index_under_another_spelling_is_refused(tmp_path: Path) -> None:
     """Promise 2 (what runs is what the order names by digest): the archive is unpacked by Podman into a folder, where both
-    spellings are one file and the *last* counts; the checker reads the first. See test_replaced_image.py for what that gives.
+    spellings are one file and the *last* counts; the checker reads the first. See test_replaced_image.py for what that
+    gives.
 
-    Mend: agent/ports/image_archive.py:150: refuse every member whose name is not its own `posixpath.normpath` (after one "./").
+    Mend: agent/ports/image_archive.py:150: refuse every member whose name is not its own `posixpath.normpath` (after one
+    "./").
     """
     image = Image()
     image.files["././index.json"] = b'{"schemaVersion": 2, "manifests": []}'
@@ -165,8 +176,9 @@ def test_an_archive_with_a_second_index_under_another_spelling_is_refused(tmp_pa
 
 
 def test_the_refusal_of_a_link_can_be_written_down() -> None:
-    """Promise 5: the place of a refused link is quoted raw (`{place:.120}`): a name that is not UTF-8 puts a lone surrogate into
-    the message, `record_event` cannot encode it, `_end_badly` crashes, and the refusal becomes lost attempts.
+    """Promise 5: the place of a refused link is quoted raw (`{place:.120}`): a name that is not UTF-8 puts a lone
+    surrogate into the message, `record_event` cannot encode it, `_end_badly` crashes, and the refusal becomes lost
+    attempts.
 
     Mend: agent/ports/image_layers.py:144: `{place!r:.120}`.
     """
@@ -191,7 +203,8 @@ def test_a_model_with_six_hundred_long_names_in_a_row_is_a_bad_output(tmp_path: 
 
 
 def test_a_model_costs_no_memory_whatever_its_headers_claim(tmp_path: Path) -> None:
-    """Hostile peer: a long name counts against no ceiling and is held in memory twice: 2 x max_model_bytes (8 GiB) in the worker.
+    """Hostile peer: a long name counts against no ceiling and is held in memory twice: 2 x max_model_bytes (8 GiB) in the
+    worker.
     Mend: agent/pipeline/outputs.py:106: the TarInfo subclass of the layers here too."""
     with (tmp_path / "model.tar").open("wb") as file:
         file.write(head("././@LongLink", tarfile.GNUTYPE_LONGNAME, size=64 * MIB))

@@ -36,7 +36,11 @@ def desk(engine: Engine) -> Iterator[Desk]:
 
 
 def part(content: bytes, media_type: str) -> dict[str, object]:
-    return {"mediaType": f"application/vnd.oci.image.{media_type}", "digest": digest_of(content), "size": len(content)}
+    return {
+        "mediaType": f"application/vnd.oci.image.{media_type}",
+        "digest": digest_of(content),
+        "size": len(content),
+    }
 
 
 def poisoned(honest: Path, target: Path, evil_layer: bytes, base_layer: str) -> Digest:
@@ -107,17 +111,17 @@ def what_runs(desk: Desk, archives: Archives) -> bytes:
 def test_an_algorithm_cannot_become_the_problem_image(engine: Engine, desk: Desk, archives: Archives) -> None:
     """Promise 2: what runs is not what the order names by digest, and receipts say that it was.
 
-    Podman (4.3.1) does not hold an image's layers against the diff_ids of its config, and `PodmanImages.stored` takes an image for
-    the remembered one when its id, the *config's* digest, is there. The author of an admitted algorithm takes the problem's
-    archive (any storage serves it) and adds a second `index.json`, as `././index.json`, that names the problem's config with a
-    layer of his own. Our checker reads the first index and finds an honest image; Podman unpacks both onto one path and reads
-    the second. Once the honest image was removed (`podman rmi`, `image prune -a`, `system reset`, a lost disk) and his was loaded,
-    the host runs his code in the problem's role: it sees the targets and writes the score. (Before af0949a `load` skipped
-    the upload for a known id, and loading his first was enough. Every other difference between our tar reader and Go's in
-    test_image_parsers.py serves as well.)
-    Mend: agent/ports/image_archive.py `_members`: refuse every spelling of a name but the normal one, global headers, headers that
-    do not parse; and agent/ports/runtime_podman_images.py `_upload`: send an archive written anew from the checked
-    members, never the author's bytes.
+    Podman (4.3.1) does not hold an image's layers against the diff_ids of its config, and `PodmanImages.stored` takes an
+    image for the remembered one when its id, the *config's* digest, is there. The author of an admitted algorithm takes
+    the problem's archive (any storage serves it) and adds a second `index.json`, as `././index.json`, that names the
+    problem's config with a layer of his own. Our checker reads the first index and finds an honest image; Podman unpacks
+    both onto one path and reads the second. Once the honest image was removed (`podman rmi`, `image prune -a`, `system
+    reset`, a lost disk) and his was loaded, the host runs his code in the problem's role: it sees the targets and writes
+    the score. (Before af0949a `load` skipped the upload for a known id, and loading his first was enough. Every other
+    difference between our tar reader and Go's in test_image_parsers.py serves as well.)
+    Mend: agent/ports/image_archive.py `_members`: refuse every spelling of a name but the normal one, global headers,
+    headers that do not parse; and agent/ports/runtime_podman_images.py `_upload`: send an archive written anew from the
+    checked members, never the author's bytes.
     """
     desk.runtime.load(archives.honest, archives.honest_digest)
     remove_image(engine, archives.honest)
@@ -129,8 +133,9 @@ def test_an_algorithm_cannot_become_the_problem_image(engine: Engine, desk: Desk
 
 
 def test_an_algorithm_cannot_keep_the_problem_image_out(desk: Desk, archives: Archives) -> None:
-    """Promise 1: the same archive, loaded before the honest one. Podman then refuses the honest archive ("uses a different top
-    layer: that ID is already in use"), which is BadImage: every test task on this host FAILS at its first attempt, for ever.
+    """Promise 1: the same archive, loaded before the honest one. Podman then refuses the honest archive ("uses a
+    different top layer: that ID is already in use"), which is BadImage: every test task on this host FAILS at its first
+    attempt, for ever.
 
     Mend: as above.
     """

@@ -59,6 +59,7 @@ class Town:
         image = ImageRef(str(uuid4()), self.image(guest))
         order = Learnuplet(
             id=OrderId(str(uuid4())),
+            orchestrator=self.consortium.orchestrators[0].key.keyid,
             problem=str(uuid4()),
             problem_image=image,
             algo_image=image,

@@ -132,6 +132,38 @@ def test_a_failed_task_ends_its_order(town: Town, order: SignedOrder) -> None:
     assert (issued.state, issued.reason) == (OrderState.FAILED, "oom")
 
 
+@pytest.mark.parametrize(
+    "state", [ReportState.FAILED, ReportState.HANDOFF_REFUSED, ReportState.HANDOFF_EXPIRED]
+)
+def test_an_agent_that_has_nothing_to_do_with_a_place_is_heard_and_moves_nothing(
+    town: Town, order: SignedOrder, state: ReportState
+) -> None:
+    tell(town, "agent-b", order, report_on(order, 0, ReportState.STARTED))
+    tell(town, "agent-b", order, report_on(order, 0, state, reason="order-expired"), n=2)
+
+    assert state_of(town, order) == (OrderState.OPEN, 0, None)
+    assert len(town.books["o1"].reports(order.order.id)) == 2
+
+
+def test_an_agent_that_was_sent_an_order_ends_it_though_the_dataset_lies_elsewhere(
+    town: Town, order: SignedOrder
+) -> None:
+    town.books["o1"].note_holder(order.order.id, B)
+
+    tell(town, "agent-b", order, report_on(order, 0, ReportState.FAILED, reason="order-expired"))
+
+    assert state_of(town, order)[0] is OrderState.FAILED
+
+
+def test_an_agent_that_handed_an_order_on_does_not_end_it_any_more(town: Town, order: SignedOrder) -> None:
+    town.books["o1"].note_holder(order.order.id, B)
+    tell(town, "agent-a", order, report_on(order, 0, ReportState.STARTED))
+
+    tell(town, "agent-b", order, report_on(order, 0, ReportState.HANDOFF_EXPIRED, next_agent=A))
+
+    assert state_of(town, order) == (OrderState.OPEN, 0, A)
+
+
 def test_two_agents_count_their_reports_of_one_place_apart(town: Town, order: SignedOrder) -> None:
     """A place is reported on by who hands it off and by who runs it."""
     tell(town, "agent-b", order, report_on(order, 0, ReportState.ATTEMPT), n=1)
@@ -249,7 +281,7 @@ def test_a_refused_hand_off_ends_the_order_and_its_evidence_is_checked(
     refusal = refusal_by_b(tmp_path, town)
 
     report = report_on(
-        order, 1, ReportState.HANDOFF_REFUSED, next_agent=B, refusal=refusal, reason="broken-link"
+        order, 0, ReportState.HANDOFF_REFUSED, next_agent=B, refusal=refusal, reason="broken-link"
     )
     tell(town, "agent-a", order, report)
 

@@ -13,7 +13,7 @@ from agent.devkit.shelf import Shelf
 from agent.domain.ids import Digest, digest_of
 from agent.errors import DatasetMissing, PeerRefused, PeerUnavailable, StorageUnavailable
 from agent.ports.https import HttpsClient, Peer
-from agent.ports.storage import BlobKind, parse_dataset
+from agent.ports.storage import BlobInfo, BlobKind, parse_dataset
 from agent.trust.roster import Role, Roster, RosterEntry
 from tests.builders import NOW, dataset, digest_named, entry_for, key_of
 from tests.devkit.sealed import seal
@@ -165,6 +165,19 @@ def test_a_blob_under_another_name_is_refused(town: Town) -> None:
 
     assert refusal_of(town, "agent-a", "PUT", target, file_with(town, b"a model")) == "digest-mismatch"
     assert town.shelves[A].file(digest_of(b"a model")) is None
+
+
+def test_the_size_of_a_blob_that_lies_here_is_its_files(tmp_path: Path) -> None:
+    shelf, digest, me = Shelf(tmp_path), digest_of(b"a model"), key_of(A).keyid
+    (shelf.incoming / "upload").write_bytes(b"a model")
+    shelf.note_blob(BlobInfo(digest, 1 << 50, BlobKind.MODEL, (me,)))
+
+    shelf.keep(shelf.incoming / "upload", digest)
+
+    info = shelf.blob(digest)
+    shelf.database.close()
+    assert info is not None
+    assert info.size == len(b"a model")
 
 
 def test_a_blob_of_no_kind_is_refused(town: Town) -> None:

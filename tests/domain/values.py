@@ -34,6 +34,7 @@ def learnuplet(**changes: Any) -> Learnuplet:
     """Trains on a and b, tests on c."""
     fields: dict[str, Any] = {
         "id": OrderId(uuid_of("learnuplet")),
+        "orchestrator": agent_named("o1"),
         "problem": uuid_of("problem"),
         "problem_image": ImageRef(uuid_of("problem image"), digest_named("problem image")),
         "algo_image": ImageRef(uuid_of("algo image"), digest_named("algo image")),
@@ -52,6 +53,7 @@ def preduplet(**changes: Any) -> Preduplet:
     """Predicts on a and b."""
     fields: dict[str, Any] = {
         "id": OrderId(uuid_of("preduplet")),
+        "orchestrator": agent_named("o1"),
         "problem": uuid_of("problem"),
         "algo_image": ImageRef(uuid_of("algo image"), digest_named("algo image")),
         "model": ModelRef(digest_named("model"), agent_named("c")),

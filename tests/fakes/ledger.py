@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from msgspec.structs import replace
@@ -308,6 +308,30 @@ class MemoryLedger:
             orphans=tuple(sorted(lapsed, key=lambda job: job.lease_until or now)[:limit]),
             deliveries=tuple(d.id for d in sorted(unsent, key=lambda d: d.next_try_at)[:limit]),
         )
+
+    def correct_clock(self, now: datetime, *, lease: timedelta, rest: timedelta) -> int:
+        with self._writing() as books:
+            corrected = 0
+            for job in tuple(books.jobs.values()):
+                if job.state is JobState.RUNNING and job.lease_until and job.lease_until > now + lease:
+                    books.jobs[job.id] = replace(job, lease_until=now)
+                    corrected += 1
+                if job.state is JobState.QUEUED and job.not_before and job.not_before > now + rest:
+                    books.jobs[job.id] = replace(job, not_before=now)
+                    corrected += 1
+            for found in tuple(books.deliveries.values()):
+                if found.state is DeliveryState.PENDING and found.next_try_at > now + rest:
+                    found = replace(found, next_try_at=now)  # noqa: PLW2901 - both may be so
+                    corrected += 1
+                if (
+                    found.state is DeliveryState.PENDING
+                    and found.lease_until
+                    and found.lease_until > now + lease
+                ):
+                    found = replace(found, lease_until=now)  # noqa: PLW2901
+                    corrected += 1
+                books.deliveries[found.id] = found
+            return corrected
 
     def forget_nonces(self, now: datetime) -> int:
         with self._writing() as books:

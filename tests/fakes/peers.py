@@ -37,7 +37,7 @@ class MemoryPeersPort:
             door(body, self._own)
         except AgentError as error:
             sentence = f"{agent[:16]} refuses the hand-off ({error.code}): {error.detail}"
-            if 400 <= error.status < 500 and error.status != 429:
+            if 400 <= error.status < 500 and error.status not in {408, 421, 425, 429}:
                 raise PeerRefused(sentence, error.code) from error
             raise PeerUnavailable(sentence) from error
         self._all.received.append((agent, self._own, body))

@@ -181,6 +181,7 @@ class MemoryRuntime:
         if spec.name in self._runs:
             raise RuntimeUnavailable(f"a container named {spec.name} is still there")
         self.specs.append(spec)
+        self._runs[spec.name] = (spec, None)  # before its program begins, as with a real engine
         run = MemoryRun(spec, program, self._cage(spec))
         self._runs[spec.name] = (spec, run)
         try:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from agent.domain.ids import Digest, KeyId, digest_of
 from agent.domain.orders import DatasetRef
-from agent.errors import BlobMissing, DatasetMissing, DigestMismatch, StorageUnavailable, TooLarge
+from agent.errors import BlobMissing, DatasetMissing, DigestMismatch, StorageUnavailable, TooLarge, TrustError
 from agent.ports.storage import BlobInfo, BlobKind, ByteSink, DatasetInfo, Location
 from agent.trust.roster import Roster
 
@@ -93,10 +93,19 @@ class MemoryStorage:
 
     def open_dataset(self, info: DatasetInfo, sink: ByteSink) -> None:
         content = self._all.serve(self._all.storage_of(self._own), info.digest)
+        refusal: TrustError | None = None
         for start in range(0, len(content), PIECE):
-            sink.write(content[start : start + PIECE])
+            try:
+                sink.write(content[start : start + PIECE])
+            except (
+                TrustError
+            ) as told:  # as the real one: the digest tells whether the bytes broke on their way
+                refusal = told
+                break
         if digest_of(content) != info.digest:
             raise DigestMismatch(f"storage sends other bytes as {info.id}")
+        if refusal is not None:
+            raise refusal
 
     def blob(self, digest: Digest, *, near: KeyId | None = None) -> BlobInfo:
         storage = self._all.ask(self._all.storage_of(self._own if near is None else near))

@@ -4,7 +4,7 @@ import pytest
 
 from agent.domain.ids import job_id
 from agent.domain.jobs import JobEvent, JobState
-from agent.errors import LostRace, NotFound
+from agent.errors import LostRace, NotFound, OutsideError
 from agent.pipeline.advance import advance
 from agent.ports.broker import Queue
 from tests.builders import NOW
@@ -79,6 +79,29 @@ def test_a_bell_for_a_job_that_goes_elsewhere_does_not_place_it_again(to: str, w
 def test_a_bell_for_an_unknown_job_is_said_to_be_one(world: World) -> None:
     with pytest.raises(NotFound):
         advance(job_id(world.order().order.id, 0), world.a.host, "worker")
+
+
+def test_queues_that_cannot_be_written_lose_bells_and_nothing_else(world: World) -> None:
+    order = world.order(train=("a1", "a2"), test=())
+    before = world.a.host
+
+    def be_full(_: str) -> None:
+        raise OutsideError("the disk with the queues is full")
+
+    world.a.ports(broker=Tapped(before.ports.broker, before=be_full))
+    job = world.post(order, world.a).job
+    for _ in range(2):
+        advance(job.id, world.a.host, "worker")
+    attested = world.a.job(order, 0)
+    world.a.sweep()
+    world.a.host = before
+    world.pass_time(1)
+    world.a.sweep()
+    world.settle()
+
+    assert attested.state is JobState.ATTESTED
+    assert world.has_result(order)
+    assert world.a.runs() == ["train", "train"]
 
 
 def test_who_is_placed_by_another_at_the_same_moment_stops(world: World) -> None:

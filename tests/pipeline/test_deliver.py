@@ -1,6 +1,7 @@
 """What must reach others is sent until they acknowledge it, or buried with its orchestrator told. Nobody waits for ever."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from itertools import pairwise
 
 import pytest
@@ -23,7 +24,7 @@ from agent.errors import (
 from agent.pipeline.deliver import deliver
 from agent.ports.broker import Queue
 from agent.ports.ledger import Delivery, DeliveryId, DeliveryKind, DeliveryState
-from tests.builders import DAY, dataset
+from tests.builders import DAY, SKEW, dataset
 from tests.fakes.broker import Ring
 from tests.pipeline.world import LEASE, Tapped, World, once
 
@@ -254,7 +255,7 @@ def test_a_refused_hand_off_is_reported_with_the_peers_own_words(world: World) -
     order = attested_at_a(world)
     refuse(world, PeerRefused("b refuses (policy-refused)", "policy-refused", json.encode(EVIDENCE)))
 
-    world.settle()
+    world.work()  # at once, without a sweep
 
     (told,) = world.told(order, ReportState.HANDOFF_REFUSED)
     assert handoff_of(world).state is DeliveryState.DEAD
@@ -337,7 +338,7 @@ def test_a_dataset_that_moved_is_followed(stage: Callable[[World], SignedOrder],
     body = handoff_of(world).body
     world.move("b1", to="c")
 
-    world.settle()
+    world.work()  # at once, without a sweep
 
     first, second = world.a.deliveries(DeliveryKind.HANDOFF)
     assert (first.target, first.state) == (world.b.keyid, DeliveryState.DEAD)
@@ -348,6 +349,18 @@ def test_a_dataset_that_moved_is_followed(stage: Callable[[World], SignedOrder],
     assert world.c.runs() == ["train"]
     assert world.told(order, ReportState.HANDOFF_REFUSED) == []
     assert world.has_result(order)
+
+
+def test_a_refusal_for_another_reason_is_final_though_the_dataset_moved(world: World) -> None:
+    order = attested_at_a(world)
+    world.move("b1", to="c")
+    refuse(world, PeerRefused("b refuses (policy-refused)", "policy-refused"))
+
+    world.settle()
+
+    assert len(world.a.deliveries(DeliveryKind.HANDOFF)) == 1
+    assert len(world.told(order, ReportState.HANDOFF_REFUSED)) == 1
+    assert world.c.jobs() == ()
 
 
 def test_a_peer_that_storage_still_names_has_refused_for_good(world: World) -> None:
@@ -421,8 +434,17 @@ def test_a_hand_off_ends_with_its_order_and_the_orchestrator_is_told(
 
 def test_within_the_skew_after_the_end_it_is_still_sent(world: World) -> None:
     order = attested_at_a(world)
-    world.clock.moment = order.order.expires
+    world.clock.moment = order.order.expires + SKEW - timedelta(seconds=1)
 
     deliver(handoff_of(world).id, world.a.host)
 
     assert handoff_of(world).state is DeliveryState.ACKNOWLEDGED
+
+
+def test_with_the_end_of_the_skew_it_is_over(world: World) -> None:
+    order = attested_at_a(world)
+    world.clock.moment = order.order.expires + SKEW
+
+    deliver(handoff_of(world).id, world.a.host)
+
+    assert handoff_of(world).state is DeliveryState.DEAD

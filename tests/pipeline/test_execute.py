@@ -3,7 +3,9 @@
 import io
 import json
 import tarfile
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -22,7 +24,7 @@ from agent.pipeline.execute import execute
 from agent.pipeline.resume import sweep
 from agent.ports.broker import Queue
 from agent.ports.ledger import DeliveryKind, DeliveryState
-from agent.ports.runtime import RunKind
+from agent.ports.runtime import Run, RunKind, RunOutcome, RunSpec
 from agent.ports.storage import BlobKind
 from agent.trust.audit import audit_chain
 from agent.trust.envelope import parse_envelope
@@ -45,6 +47,7 @@ from tests.pipeline.world import (
     once,
     plaintext,
     seal,
+    unprivileged,
 )
 
 GUEST_TASKS = (Queue.LEARNUPLETS, Queue.LEARN_TASKS, Queue.TEST_TASKS, Queue.PREDUPLETS)
@@ -110,6 +113,10 @@ def test_the_receipt_tells_what_ran_on_what_and_links_to_the_order(world: World)
     assert told.sandbox.runtime == "memory"
     assert set(told.sandbox.seccomp) == {"train"}
     assert list(told.usage.phases) == ["ask", "fetch", "run", "publish"]
+    assert (told.usage.cpu_s, told.usage.max_memory_bytes) == (
+        None,
+        None,
+    )  # this engine does not measure them
     assert told.score is None
 
 
@@ -207,14 +214,28 @@ def test_an_earlier_model_named_by_the_order_is_where_training_starts(world: Wor
     order = world.order(train=("a1",), test=(), model_start=start)
     world.post(order, world.a)
 
-    run_here(world.a)
+    world.work()
 
-    told = receipt_of(world.a)
+    told, result = receipt_of(world.a), world.result(order)
     assert start is not None
     assert told.model_in == start.digest
+    assert result.model == ModelRef(told.outputs[0].digest, world.a.keyid)
     assert model_in(world.a.blob(told.outputs[0].digest)) == {
         "weights": b"before;" + plaintext("a1").encode()
     }
+
+
+def test_a_model_that_the_chain_made_is_fetched_from_its_maker_and_not_where_the_order_began(
+    world: World,
+) -> None:
+    start = world.preduplet("a1", model=archive_of(weights=b"before;"), at="c").order.start_model
+    order = world.order(train=("a1", "b1"), test=(), model_start=start)
+    world.post(order, world.a)
+
+    world.work()
+
+    assert world.b.job(order, 1).attempt == 1
+    assert world.has_result(order)
 
 
 # ------------------------------------------------------------------ test and predict tasks
@@ -228,6 +249,8 @@ def test_a_test_task_leaves_its_score_and_keeps_the_model(world: World) -> None:
 
     learnt, tested = receipt_of(world.a, 0), receipt_of(world.a, 1)
     (output,) = tested.outputs
+    told = [json.loads(delivery.body)["score"] for delivery in world.a.deliveries(DeliveryKind.REPORT)]
+    assert told == [None, None, None, SCORE]
     assert world.a.runs() == ["train", "detarget", "predict", "perf"]
     assert (tested.score, world.a.job(order, 1).score) == (SCORE, SCORE)
     assert tested.model_in == tested.model_out == learnt.model_out
@@ -278,6 +301,16 @@ def test_an_order_that_only_tests_names_the_model_where_the_order_has_it(world: 
     world.work()
 
     assert world.result(order).model == start
+
+
+def test_an_order_may_test_what_was_never_trained(world: World) -> None:
+    order = world.order(train=(), test=("a1",))
+    world.post(order, world.a)
+
+    world.work()
+
+    assert world.result(order).model is None
+    assert world.result(order).mean == SCORE
 
 
 def test_a_predict_task_leaves_its_prediction(world: World) -> None:
@@ -414,6 +447,60 @@ def test_the_model_before_is_there_for_training_and_the_test_folders_are_empty(w
         "/data/test/pred": (),
         "/data/model": ("weights",),
     }
+
+
+def test_the_modes_of_what_a_guest_sees_let_it_read_its_inputs_and_change_its_model_alone(
+    world: World,
+) -> None:
+    seen: dict[str, dict[str, int]] = {}
+
+    def look(guest: Guest) -> None:
+        data = "/data/train" if guest.kind is RunKind.TRAIN else "/data/test"
+        (name,) = data_files(guest, data)
+        inside = [data, f"{data}/{name}", f"{data}/pred", "/data/model", "/data/model/weights"]
+        seen[guest.kind] = {
+            path.replace(name, "ID"): guest.path(path).stat().st_mode & 0o777 for path in inside
+        }
+        append_what_it_sees(guest)
+
+    world.algo = look
+    start = world.preduplet("a1", model=archive_of(weights=b"w"), at="c").order.start_model
+    world.post(world.order(train=("a1",), test=("a2",), model_start=start), world.a)
+
+    world.work()
+
+    assert seen["train"] == {
+        "/data/train": 0o755,
+        "/data/train/ID": 0o644,
+        "/data/train/pred": 0o777,
+        "/data/model": 0o777,
+        "/data/model/weights": 0o666,
+    }
+    assert seen["predict"] == {
+        "/data/test": 0o755,
+        "/data/test/ID": 0o644,
+        "/data/test/pred": 0o777,
+        "/data/model": 0o755,
+        "/data/model/weights": 0o644,
+    }
+
+
+def test_what_a_guest_closed_to_others_is_given_to_the_agent_before_it_is_read() -> None:
+    def close_what_it_left(guest: Guest) -> None:
+        append_what_it_sees(guest)
+        (guest.path("/data/model") / "weights").chmod(0o000)
+        (guest.path("/data/model") / "closed").mkdir(mode=0o000)
+
+    with unprivileged(), tempfile.TemporaryDirectory() as folder:
+        world = World(Path(folder))
+        world.algo = close_what_it_left
+        order = world.order(train=("a1",), test=())
+        world.post(order, world.a)
+
+        world.work()
+
+        assert world.a.job(order, 0).state is JobState.DONE
+        assert world.a.leftovers() == []
 
 
 def test_an_order_asks_for_less_and_never_for_more_than_the_host_allows(world: World) -> None:
@@ -714,6 +801,38 @@ def test_a_file_that_does_not_match_its_digest_is_fetched_again(world: World) ->
     assert world.a.job(order, 0).state is JobState.DONE
 
 
+def test_a_run_whose_end_nobody_can_tell_is_neither_a_success_nor_the_jobs_fault(world: World) -> None:
+    real = world.a.runtime
+
+    class UnsureRun:
+        def __init__(self, run: Run) -> None:
+            self._run = run
+
+        def wait(self) -> RunOutcome:
+            return msgspec.structs.replace(self._run.wait(), cause="unknown")
+
+    class UnsureRuntime:
+        """An engine that lost the exit code of its first run."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(real, name)
+
+        @contextmanager
+        def run(self, spec: RunSpec) -> Iterator[Run | UnsureRun]:
+            with real.run(spec) as run:
+                yield UnsureRun(run) if len(real.specs) == 1 else run
+
+    world.a.ports(runtime=UnsureRuntime())
+    order = world.order(train=("a1",), test=())
+    world.post(order, world.a)
+
+    world.settle()
+
+    assert [told.reason for told in world.told(order, ReportState.ATTEMPT)] == ["runtime-unavailable"]
+    assert receipt_of(world.a).attempt == 2
+    assert world.a.job(order, 0).state is JobState.DONE
+
+
 # ------------------------------------------------------------------ trust: refused, and no share is asked for in vain
 
 
@@ -838,8 +957,19 @@ def test_a_file_that_was_altered_with_its_digest_ends_the_task_and_leaves_no_pla
 
 
 def test_an_orchestrator_revoked_since_intake_runs_nothing(world: World) -> None:
+    world.bring(seal("a1", orchestrators=("o2",)), at="a")  # whose share is not the revoked one's
     queued_at_a(world)
     world.a.trusts(changed(world.people.roster, world.o1, revoked_at=NOW))
+
+    world.settle()
+
+    assert fails_for(world, "key-not-valid")
+    assert world.orchestrators.releases == []
+
+
+def test_an_orchestrator_revoked_since_the_dataset_was_sealed_opens_nothing(world: World) -> None:
+    queued_at_a(world)
+    world.a.trusts(changed(world.people.roster, world.o2, revoked_at=NOW))
 
     world.settle()
 

@@ -33,7 +33,7 @@ from agent.pipeline.outputs import (
 )
 from tests.pipeline.world import unprivileged
 
-CEILINGS = replace(DEFAULT_CEILINGS, output_bytes=8 << 20, output_files=40)
+CEILINGS = replace(DEFAULT_CEILINGS, output_bytes=8 << 20, output_files=60)
 DATASET = "5f0d2c9e-0000-4000-8000-000000000001"
 
 
@@ -110,7 +110,7 @@ def test_anything_but_exactly_the_expected_file_is_refused(
 
 def test_the_ceilings_themselves_are_still_allowed(left: Path) -> None:
     fill(left, {f"f{number}": b"x" * (8 << 20 >> 3) for number in range(8)})
-    for number in range(32):
+    for number in range(CEILINGS.output_files - 8):
         (left / f"d{number}").mkdir()
 
     assert len(inspect(left, CEILINGS)) == 8

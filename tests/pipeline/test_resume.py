@@ -299,6 +299,36 @@ def test_a_clock_that_was_set_back_keeps_no_sweep_from_ending_a_task(world: Worl
     assert world.a.job(order, 0).state is JobState.FAILED
 
 
+def test_a_lease_from_before_the_clock_was_set_back_does_not_last_for_ever(world: World) -> None:
+    order = running_at_a(world)
+    world.clock.moment = NOW - timedelta(minutes=30)
+
+    world.a.sweep()
+    world.pass_time(LEASE_S + 1)
+    world.a.sweep()
+
+    assert world.a.job(order, 0).reason == "worker-lost"
+    assert world.a.leftovers() == []
+
+
+def test_a_rest_from_before_the_clock_was_set_back_does_not_last_for_ever(world: World) -> None:
+    order = world.order(train=("a1", "b1"), test=())
+    world.post(order, world.a)
+    world.a.work(Queue.LEARNUPLETS)
+    world.storages.down.add(world.a.storage)
+    world.a.work(Queue.LEARN_TASKS)
+    world.orchestrators.down.add(world.o1)
+    world.work()
+    world.storages.down.clear()
+    world.orchestrators.down.clear()
+    world.a.forget_bells()
+    world.clock.moment = NOW - timedelta(minutes=30)
+
+    world.settle(rounds=8)
+
+    assert world.has_result(order)
+
+
 # ------------------------------------------------------------------ what else lies about
 
 
@@ -313,6 +343,7 @@ def test_a_container_engine_that_is_away_keeps_no_bell_from_ringing(world: World
     with pytest.raises(RuntimeUnavailable):
         world.a.sweep()
 
+    assert list(world.a.workspaces.iterdir()) == []  # plaintext goes all the same
     assert world.a.job(order, 0).state is JobState.QUEUED
     assert Ring(Queue.LEARNUPLETS, job.id, 0.0) in world.a.broker.rings[2:]
 
@@ -325,13 +356,13 @@ def test_folders_that_are_no_attempts_are_not_ours_to_remove(world: World, tmp_p
     outside = tmp_path / "outside"
     outside.mkdir()
     job = world.post(world.order(), world.a).job
-    os.symlink(outside, world.a.workspaces / folder_name(job.id, 7))
+    link, file = folder_name(job.id, 7), folder_name(job.id, 8)
+    os.symlink(outside, world.a.workspaces / link)
+    (world.a.workspaces / file).write_text("not a folder")
 
     world.a.sweep()
 
-    assert sorted(path.name for path in world.a.workspaces.iterdir()) == sorted(
-        [*names, folder_name(job.id, 7)]
-    )
+    assert sorted(path.name for path in world.a.workspaces.iterdir()) == sorted([*names, link, file])
     assert (world.a.spool / "body.1").exists()
     assert outside.exists()
 

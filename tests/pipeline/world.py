@@ -133,6 +133,7 @@ def seal(
     name: str,
     uses: tuple[Use, ...] = ALL_USES,
     nodes: tuple[str, ...] = HOSPITALS,
+    orchestrators: tuple[str, ...] = ("o1", "o2"),
     owner: SigningKey = key_of("owner"),  # noqa: B008 - a key never changes
 ) -> Sealed:
     """This dataset sealed by its owner for these uses on these hospitals' nodes."""
@@ -143,7 +144,7 @@ def seal(
         size=len(plain),
         dataset=dataset(name).id,
         version=dataset(name).version,
-        orchestrators=[key_of("o1").keyid, key_of("o2").keyid],
+        orchestrators=[key_of(orchestrator).keyid for orchestrator in orchestrators],
         nodes=[key_of(f"agent-{hospital}").keyid for hospital in nodes],
         uses=uses,
         owner=owner,

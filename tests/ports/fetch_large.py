@@ -42,7 +42,7 @@ def main() -> None:
         opener = Opener(header, bytes.fromhex(data_key))
         storage.open_dataset(info, OpeningSink(opener, plain))
         plain.write(opener.finish())
-    print(peak_kib() - before)
+    sys.stdout.write(str(peak_kib() - before))
 
 
 main()

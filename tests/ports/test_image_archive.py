@@ -15,7 +15,7 @@ import pytest
 from agent.devkit.images import build_image, program_layer
 from agent.domain.ids import Digest, digest_of
 from agent.errors import BadImage
-from agent.ports import image_archive, image_layers
+from agent.ports import image_archive, image_layers, image_parts
 from agent.ports.image_archive import inspect
 
 HERE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
@@ -195,9 +195,10 @@ def test_links_elsewhere_and_set_id_programs_are_an_ordinary_image_s(tmp_path: P
             (name, special(tarfile.SYMTYPE, "/somewhere"), "makes")
             for name in ("dev", "proc", "sys", "etc", "etc/passwd", "etc/group", "run", "tmp", "data", "hidden_data")
         ),
-        ("data/train", special(tarfile.SYMTYPE, "/etc"), "makes /data/train"),
-        ("submission_data/test/x", special(tarfile.LNKTYPE, "a"), "makes /submission_data/test/x"),
-        ("./data//", special(tarfile.SYMTYPE, "/etc"), "makes /data "),
+        ("data/train", special(tarfile.SYMTYPE, "/etc"), "makes '/data/train'"),
+        ("submission_data/test/x", special(tarfile.LNKTYPE, "a"), "makes '/submission_data/test/x'"),
+        ("./data", special(tarfile.SYMTYPE, "/etc"), "makes '/data' "),
+        ("./data//", special(tarfile.SYMTYPE, "/etc"), "normal form"),
         ("x" * 5000, b"", "characters"),
     ],
 )  # fmt: skip
@@ -358,3 +359,81 @@ def test_a_compressed_archive_is_no_archive_we_read(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_not_the_image_s_fault(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         inspect(tmp_path / "nothing.tar", Digest(ANY))
+
+
+# ------------------------------------------------------------------ what an engine reads otherwise than we do
+
+
+def test_a_key_that_only_go_takes_for_a_field_is_refused(tmp_path: Path) -> None:
+    image = Image()
+    image.manifest["Layers"] = [image.part(b"another", image.layer_type)]
+
+    with pytest.raises(BadImage, match="'Layers' is another's, spelt otherwise"):
+        inspected(image, tmp_path)
+
+
+def test_a_label_may_be_called_as_a_field_is(tmp_path: Path) -> None:
+    image = Image()
+    image.config["config"]["Labels"] = {"ENV": "test", "labels": "x"}
+
+    assert inspected(image, tmp_path).entrypoint == ("/bin/program",)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_an_entry_below_a_link_of_an_earlier_layer_is_refused(kind: bytes) -> None:
+    budget = image_layers.Budget()
+    image_layers.check_layer(io.BytesIO(tar({"x": special(kind, "usr")})), budget)
+
+    with pytest.raises(BadImage, match="below 'x', which is a link"):
+        image_layers.check_layer(io.BytesIO(tar({"x/a": b""})), budget)
+
+
+def test_a_folder_may_take_the_place_of_a_link() -> None:
+    budget = image_layers.Budget()
+    image_layers.check_layer(io.BytesIO(tar({"x": special(tarfile.SYMTYPE, "usr")})), budget)
+
+    image_layers.check_layer(io.BytesIO(tar({"x/": special(tarfile.DIRTYPE), "x/a": b""})), budget)
+
+    assert budget.links == set()
+
+
+def rewritten(path: Path, target: Path) -> Path:
+    found = inspect(path, ANY)
+    target.write_bytes(b"".join(image_parts.rewritten(path, found.parts)))
+    return target
+
+
+def test_an_archive_written_anew_is_the_same_image_without_the_author_s_names(tmp_path: Path) -> None:
+    image = Image()
+    image.index["annotations"] = {"org.opencontainers.image.ref.name": "theirs"}
+    image.files["blobs/sha256/" + "0" * 64] = b"judged by nobody"
+
+    anew = rewritten(image.write(tmp_path / "image.tar"), tmp_path / "anew.tar")
+
+    assert inspect(anew, ANY).image_id == inspected(image, tmp_path).image_id
+    assert not any(words in anew.read_bytes() for words in (b"theirs", b"judged by nobody", b"0" * 64))
+
+
+def test_a_docker_archive_is_written_anew_under_names_of_our_own(tmp_path: Path) -> None:
+    path = docker_archive(tmp_path / "docker.tar")
+
+    anew = rewritten(path, tmp_path / "anew.tar")
+
+    assert inspect(anew, ANY).image_id == inspect(path, ANY).image_id
+    assert b"x:latest" not in anew.read_bytes()
+
+
+def test_of_an_archive_in_both_forms_the_judged_one_is_sent(tmp_path: Path) -> None:
+    image = Image()
+    config = json.dumps(
+        {"rootfs": {"type": "layers", "diff_ids": [image.diff_id_of_layer()]}, **image.config}
+    ).encode()
+    image.files["manifest.json"] = json.dumps(
+        [{"Config": image.name(config), "Layers": ["evil.tar"]}]
+    ).encode()
+    image.files["evil.tar"] = tar({"evil": b""})
+
+    anew = rewritten(image.write(tmp_path / "image.tar"), tmp_path / "anew.tar")
+
+    with tarfile.open(anew) as archive:
+        assert {"manifest.json", "evil.tar"}.isdisjoint(archive.getnames())

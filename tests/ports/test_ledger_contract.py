@@ -799,6 +799,20 @@ def test_the_sweep_finds_what_should_be_ringing(ledger: Ledger) -> None:
     assert later.orphans == (busy,)
 
 
+def test_a_clock_that_was_set_back_ends_leases_and_rests_that_nobody_gave(ledger: Ledger) -> None:
+    resting = ledger.move(running(ledger, "resting"), JobEvent.RETRY, NOW, not_before=at(1000))
+    busy = running(ledger, "running")  # under a lease until at(60)
+    lease, rest = timedelta(seconds=60), timedelta(seconds=300)
+
+    in_order = ledger.correct_clock(at(700), lease=lease, rest=rest)
+    corrected = ledger.correct_clock(at(-1), lease=lease, rest=rest)
+
+    assert in_order == 0
+    assert corrected == 2
+    assert {job.id for job in ledger.unrung(at(0), 10).jobs} == {resting.id}
+    assert {job.id for job in ledger.unrung(at(0), 10).orphans} == {busy.id}
+
+
 def test_the_sweep_leaves_leased_and_resting_deliveries_alone(ledger: Ledger) -> None:
     attested(ledger, report(b"1"), report(b"2"), report(b"3"), report(b"4"))
     leased, resting, dead, due = pending(ledger)

@@ -9,21 +9,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "tests.trust.without_check")
+NUMBERED = " or ".join(f"test_{number}" for number in range(8))
 
 
 @pytest.mark.parametrize("check", [str(number) for number in range(8)])
 def test_taking_a_check_out_fails_the_tests_of_that_check(check: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.trust.without_check"]
-
     done = subprocess.run(
-        [*command, "tests/trust/test_handoff.py", "-k", "test_0 or test_1 or test_2 or test_3 or test_4 "
-         "or test_5 or test_6 or test_7"],
+        [sys.executable, "-m", "pytest", *OPTIONS, "-k", NUMBERED, "tests/trust/test_handoff.py"],
         cwd=ROOT,
         env={**os.environ, "CHECK": check, "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
         check=False,
-    )  # fmt: skip
+    )
 
     failed = set(re.findall(r"^FAILED \S+::test_(\d)_", done.stdout, re.MULTILINE))
     assert done.returncode == 1, done.stdout + done.stderr

@@ -333,6 +333,7 @@ def order_of(
 ) -> SignedOrder:
     order = Learnuplet(
         id=OrderId(uuid(id_)),
+        orchestrator=key.keyid,
         problem=uuid(10),
         problem_image=IMAGE,
         algo_image=IMAGE,

@@ -14,7 +14,7 @@ from rich.table import Table
 class Show:
     """The terminal, the clock, and the list of what had to be seen."""
 
-    console: Console = field(default_factory=lambda: Console(width=118, highlight=False, soft_wrap=False))
+    console: Console = field(default_factory=lambda: Console(width=150, highlight=False, soft_wrap=False))
     seen: list[tuple[str, bool]] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
@@ -31,7 +31,8 @@ class Show:
         """Note whether something that the demo promises was seen, and say so."""
         self.seen.append((what, is_seen))
         mark = "[green]seen[/green]" if is_seen else "[red]NOT SEEN[/red]"
-        self.console.print(f"  {mark}  {what}" + (f"  [dim]{detail}[/dim]" if detail else ""))
+        line = f"  {mark}  {what}" + (f"  [dim]{detail}[/dim]" if detail else "")
+        self.console.print(line, no_wrap=True, overflow="ellipsis")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A table."""
@@ -42,6 +43,8 @@ class Show:
         """A part of the screen that is drawn anew; on anything but a terminal its last state is printed once."""
         with Live(console=self.console, auto_refresh=False, transient=False) as live:
             yield live
+        if not self.console.is_terminal:
+            self.console.print()
 
     @property
     def is_complete(self) -> bool:

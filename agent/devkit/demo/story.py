@@ -1,6 +1,8 @@
 """The walk of one order over three hospitals, and the proof of it, told as it happens."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -42,6 +44,7 @@ class Scene:
         """A learnuplet on these splits."""
         return Learnuplet(
             id=OrderId(str(uuid4())),
+            orchestrator=self.consortium.orchestrators[0].key.keyid,
             problem=PROBLEM,
             problem_image=ImageRef(str(uuid4()), self.images.problem.digest),
             algo_image=ImageRef(str(uuid4()), algo),
@@ -95,7 +98,7 @@ class Scene:
                     names[task.dataset].hospital,
                     "waiting" if last is None else last.state,
                     None if receipt is None else f"{receipt.usage.wall_s:.2f} s",
-                    None if last is None else last.score,
+                    None if last is None or last.score is None else f"{float(last.score):.4f}",
                 ]
             )
         return ["", "task", "dataset", "hospital", "state", "took", "ROC AUC"], rows
@@ -157,7 +160,7 @@ def verify(scene: Scene, signed: SignedOrder) -> None:
     files = Evidence.of(scene, signed)
     told = files.verify()
     for line in told.stdout.rstrip().splitlines():
-        show.console.print(f"  {line}", markup=False)
+        show.console.print(f"{line}", markup=False, no_wrap=True, overflow="ellipsis")
     show.expect("the chain is whole and every link holds", told.returncode == 0)
     for what, path in (
         ("a receipt", files.receipts[1]),
@@ -167,9 +170,7 @@ def verify(scene: Scene, signed: SignedOrder) -> None:
         with files.flipped(path):
             refused = files.verify()
         words = refused.stderr.strip().splitlines()
-        show.expect(
-            f"one flipped bit in {what} is found", refused.returncode == 4, words[0][:90] if words else ""
-        )
+        show.expect(f"one flipped bit in {what} is found", refused.returncode == 4, _code(words))
 
 
 def predict(scene: Scene, signed: SignedOrder) -> None:
@@ -184,6 +185,7 @@ def predict(scene: Scene, signed: SignedOrder) -> None:
         return
     order = Preduplet(
         id=OrderId(str(uuid4())),
+        orchestrator=scene.consortium.orchestrators[0].key.keyid,
         problem=PROBLEM,
         algo_image=ImageRef(str(uuid4()), scene.images.algo.digest),
         model=ModelRef(model.digest, model.agent),
@@ -275,7 +277,14 @@ def agent_command(hospital: Hospital, *words: str) -> str:
 def run_agent(home: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     """`dc-compute --home HOME WORDS`, as it ended."""
     command = [sys.executable, "-m", "agent", "--home", str(home), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    env = {**os.environ, "COLUMNS": "150"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+
+
+def _code(words: list[str]) -> str:
+    """The code in the first line of a command's complaint, `error [code]: …`."""
+    found = re.match(r"error \[?([a-z-]+)", words[0]) if words else None
+    return found[1] if found else ""
 
 
 def _facts(log: str) -> dict[str, str]:
