@@ -35,7 +35,7 @@ fmt: deps ## sort imports, mend what can be mended, format
 
 # The versions that are locked stay; `make lock UPGRADE=--upgrade` takes the newest ones.
 UPGRADE ?=
-COMPILE := UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --universal --python-version 3.11 \
+COMPILE := UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --system-certs --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links $(UPGRADE)
 
 .PHONY: lock

@@ -204,7 +204,7 @@ need_venv() {
     fi
     rm -f "$venv/.made-from"
     sync_venv "$venv/bin/uv" "$venv" "$here/requirements-dev.lock"
-    "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps --no-build-isolation -e "$here"
+    "$venv/bin/uv" pip install --quiet --system-certs --python "$venv/bin/python" --no-deps --no-build-isolation -e "$here"
     # The same for the clone: relative to site-packages, not the place where it lies today.
     for pth in "$venv"/lib/python3*/site-packages/*dc_compute.pth; do
         echo '../../../..' >"$pth"
@@ -222,7 +222,7 @@ new_venv() {
 
 # sync_venv UV DIR LOCK: exactly the locked packages in DIR, each checked against its hash.
 sync_venv() {
-    UV_LINK_MODE=copy "$1" pip sync --quiet --require-hashes --compile-bytecode --python "$2/bin/python" "$3"
+    UV_LINK_MODE=copy "$1" pip sync --quiet --system-certs --require-hashes --compile-bytecode --python "$2/bin/python" "$3"
 }
 
 # What rootless containers need. Without policy.json Podman loads no image, and its package does not always bring it;
@@ -286,7 +286,7 @@ install_program() {
         sync_venv "$work/tools/bin/uv" "$prefix" "$here/requirements.lock"
         (cd "$here" && "$work/tools/bin/uv" build --quiet --wheel --no-build-isolation \
             --python "$work/tools/bin/python" --out-dir "$work")
-        "$work/tools/bin/uv" pip install --quiet --python "$prefix/bin/python" --no-deps --compile-bytecode \
+        "$work/tools/bin/uv" pip install --quiet --system-certs --python "$prefix/bin/python" --no-deps --compile-bytecode \
             "$work"/dc_compute-*.whl
         program_stamp >"$prefix/.made-from"
         rm -rf "$work"
