@@ -6,8 +6,9 @@ The rulebook (docs/contracts/chain.md, "Hand-off"), in this order, each check wi
 (0) The sender, who signed the request (the API room verified that), is an agent of the roster whose key holds
     now; at position > 0 it is the signer of the last receipt.
     UnknownKey, WrongRole, KeyNotValid, HandoffSender
-(1) The order: one envelope of an order's type, signed by an orchestrator; a task is left at `position`.
-    BadEnvelope, UnknownPayloadType, UnknownKey, WrongRole, BadSignature, BadOrder, ReceiptRefused
+(1) The order: one envelope of an order's type, signed by the orchestrator that it names; a task is left at
+    `position`.
+    BadEnvelope, UnknownPayloadType, UnknownKey, WrongRole, BadSignature, BadOrder, NotYours, ReceiptRefused
 (2) A repeat (order, position and last receipt as recorded before) is answered as before, whatever time or
     storage say now; another last receipt for the place, or the order's id under another digest, is refused.
     HandoffConflict, OrderConflict

@@ -30,7 +30,10 @@ from agent.pipeline.host import Host
 from agent.pipeline.intake import take_handoff, take_order
 from agent.pipeline.resume import sweep
 from agent.ports.broker import Queue
+from agent.ports.ledger import Ledger
+from agent.ports.ledger_sqlalchemy import open_ledger
 from agent.trust.audit import audit_chain
+from tests.fakes.ledger import MemoryLedger
 from tests.pipeline.world import LEASE, SCORE, Hospital, Tapped, World, plaintext
 
 TRAIN, TEST = ("a1", "b1", "c1", "a2"), ("c2",)
@@ -284,15 +287,23 @@ def test_many_orders_walk_beside_each_other(world: World) -> None:
 # ------------------------------------------------------------------ blows
 
 
-def suffer(fate: Fate, *, at: str = "a", train: Sequence[str] = TRAIN, test: Sequence[str] = TEST) -> World:
-    """A world in which one order met this fate, and ended well all the same."""
+def suffer(
+    fate: Fate,
+    *,
+    at: str = "a",
+    train: Sequence[str] = TRAIN,
+    test: Sequence[str] = TEST,
+    open_ledger: Callable[[Path], Ledger] = lambda _: MemoryLedger(),
+) -> None:
+    """Let one order meet this fate, and end well all the same."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
-        world = World(Path(folder))
+        world = World(Path(folder), open_ledger)
         order = world.order(train=train, test=test, max_attempts=100)
         with judged(fate):
             play(world, order, world.hospitals[at], fate)
             check(world, order, train, test)
-    return world
+        for hospital in world:
+            hospital.ledger.close()
 
 
 @pytest.mark.parametrize("part", range(PARTS))
@@ -330,3 +341,14 @@ def test_whatever_dies_and_is_lost_the_order_is_done_once(
 @given(every=st.integers(13, 60), offset=st.integers(0, 60))
 def test_hosts_that_are_killed_again_and_again_still_end_the_order(every: int, offset: int) -> None:
     suffer(Fate(deaths=frozenset(range(offset, 1500, every))), at="b")
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
+@given(deaths=MOMENTS, lost=FEW, unanswered=FEW)
+def test_so_it_is_on_the_ledger_that_hosts_really_have(
+    deaths: frozenset[int], lost: frozenset[int], unanswered: frozenset[int]
+) -> None:
+    def open_real(folder: Path) -> Ledger:
+        return open_ledger(folder / "ledger.sqlite")
+
+    suffer(Fate(deaths, lost, lost_answers=unanswered), open_ledger=open_real)

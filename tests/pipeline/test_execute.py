@@ -31,6 +31,7 @@ from agent.trust.envelope import parse_envelope
 from agent.trust.handoff import parse_handoff
 from tests.builders import DAY, NOW, changed, dataset, digest_named, key_of, policy_text, preduplet, uuid_of
 from tests.fakes.broker import Ring
+from tests.fakes.ledger import MemoryLedger
 from tests.fakes.runtime import Guest
 from tests.pipeline.world import (
     ALGO,
@@ -1146,15 +1147,18 @@ def test_a_ledger_that_is_away_costs_at_most_the_attempt(at: str, world: World) 
     world.a.work(Queue.LEARNUPLETS)
     before = world.a.host
 
+    ledger = world.a.ledger
+    assert isinstance(ledger, MemoryLedger)
+
     def go_away() -> None:
-        world.a.ledger.is_broken = True
+        ledger.is_broken = True
 
     if at == "record_event":
         world.storages.down.add(world.a.storage)
     world.a.ports(ledger=Tapped(before.ports.ledger, before=once(at, go_away)))
     with pytest.raises(LedgerUnavailable):
         advance(world.a.job(order, 0).id, world.a.host, "worker")
-    world.a.ledger.is_broken = False
+    ledger.is_broken = False
     world.a.host = before
     world.storages.down.clear()
     world.settle()

@@ -168,9 +168,12 @@ def test_a_task_whose_worker_died_is_taken_over_as_the_next_attempt(world: World
     world.pass_time(LEASE_S)
     world.a.sweep()
     taken_over = world.a.job(order, 0)
+    world.work()
+    told = world.told(order)
     world.settle()
 
     assert (taken_over.state, taken_over.attempt, taken_over.reason) == (JobState.QUEUED, 1, "worker-lost")
+    assert [(report.state, report.reason) for report in told] == [("attempt", "worker-lost")]  # at once
     (receipt, _) = world.b.ledger.receipts(order.digest)
     assert receipt.receipt.attempt == 2
     assert [told.reason for told in world.told(order, ReportState.ATTEMPT)] == ["worker-lost"]
@@ -398,4 +401,4 @@ def test_nonces_are_forgotten_after_their_time(world: World) -> None:
     world.a.sweep()
 
     assert not while_kept
-    assert world.a.ledger.remember_nonce(world.o1, "nonce", keep_until, world.clock())
+    assert world.a.ledger.forget_nonces(world.clock()) == 0  # the sweep did already

@@ -34,7 +34,7 @@ from agent.pipeline.intake import take_handoff, take_order
 from agent.pipeline.resume import sweep
 from agent.ports import Ports
 from agent.ports.broker import Handler, Queue
-from agent.ports.ledger import Admission, Delivery, DeliveryId, DeliveryKind, DeliveryState, JobQuery
+from agent.ports.ledger import Admission, Delivery, DeliveryId, DeliveryKind, DeliveryState, JobQuery, Ledger
 from agent.ports.runtime import RunKind
 from agent.ports.storage import BlobKind
 from agent.trust.dataset_header import Use
@@ -161,8 +161,9 @@ class Hospital:
 
     def __init__(self, name: str, world: "World") -> None:
         self.name, self.world = name, world
+        (world.root / name).mkdir()
         self.key = key_of(f"agent-{name}")
-        self.ledger = MemoryLedger()
+        self.ledger = world.open_ledger(world.root / name)
         self.broker = MemoryBroker()
         self.runtime = MemoryRuntime(
             {"algo": partial(world.play, "algo"), "problem": partial(world.play, "problem")}
@@ -171,7 +172,7 @@ class Hospital:
         self.runtime.add(PROBLEM, "problem")
         self.workspaces, self.spool = world.root / name / "workspaces", world.root / name / "spool"
         for folder in (self.workspaces, self.spool):
-            folder.mkdir(parents=True)
+            folder.mkdir()
         self.host = Host(
             key=self.key,
             roster=world.people.roster,
@@ -298,8 +299,9 @@ class Hospital:
 class World:
     """See the top of this file."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, open_ledger: Callable[[Path], Ledger] = lambda _: MemoryLedger()) -> None:
         self.root = root
+        self.open_ledger = open_ledger
         self.clock = Clock()
         self.numbers = count(1)
         self.people = consortium()

@@ -73,9 +73,11 @@ class Scene:
                 order = book.order(signed.order.id)
                 if order is None or order.state is OrderState.OPEN:
                     return False
-                return order.state is not OrderState.DONE or book.result(order.id) is not None
+                is_whole = book.result(order.id) is not None and len(book.receipts(order.id)) == order.tasks
+                return order.state is not OrderState.DONE or is_whole
 
             wait_for(has_ended, f"the end of order {signed.order.id}", timeout_s=ORDER_TIMEOUT_S)
+            live.update(make_table(*self.chain(signed)), refresh=True)
         ended = book.order(signed.order.id)
         return OrderState.OPEN if ended is None else ended.state
 
