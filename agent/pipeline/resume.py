@@ -5,7 +5,7 @@ from pathlib import Path
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job, JobState
 from agent.domain.retries import LONGEST_REST
-from agent.errors import AttemptsSpent, LostRace, NotFound, RuntimeUnavailable
+from agent.errors import AgentError, AttemptsSpent, LostRace, NotFound, RuntimeUnavailable
 from agent.log import get_logger
 from agent.pipeline.attest import Work, attest_failure
 from agent.pipeline.bells import ring, ring_deliveries, ring_job
@@ -31,7 +31,10 @@ def sweep(host: Host) -> None:
         log.warning("clock.set_back", corrected=corrected)
     unrung = host.ports.ledger.unrung(now, BATCH)
     for orphan in unrung.orphans:
-        _take_over(orphan, host)
+        try:
+            _take_over(orphan, host)
+        except AgentError as error:  # one that cannot be mended holds up no other
+            log.error("task.not_taken_over", job=orphan.id, code=error.code, detail=error.detail)
     for job in unrung.jobs:
         ring_job(job, host)
     for delivery in unrung.deliveries:

@@ -2,7 +2,8 @@
 
 A life is a process from its start to its death: it sweeps, answers the bells that are due, and ends. A life that fate
 ends earlier stops for ever inside a port call, before or behind its effect, as SIGKILL would stop it: no `finally` of it
-runs, its container runs on and its workspace stays. After all of fate's blows the hosts are left in peace, and then the
+runs, its container runs on and its workspace stays. A life may also stall, as under SIGSTOP, until its lease is long over and
+others went on, and wake up then in the belief that nothing had happened. After all of fate's blows the hosts are left in peace, and then the
 order must be done as if nothing had happened: each task attested once, one result, one model, nothing left lying about.
 """
 
@@ -51,19 +52,21 @@ class KilledError(BaseException):
 
 @dataclass
 class Fate:
-    """What goes wrong, by number: at which gates a process dies, which bells are lost or doubled, and which answers of peers
-    and orchestrators are lost on their way back. A gate is a moment before or behind a port call of any process.
+    """What goes wrong, by number: at which gates a process dies or stalls, which bells are lost or doubled, and which answers
+    of peers and orchestrators are lost on their way back. A gate is a moment before or behind a port call of any process.
     """
 
     deaths: frozenset[int] = frozenset()
+    stalls: frozenset[int] = frozenset()
     lost_bells: frozenset[int] = frozenset()
     doubled_bells: frozenset[int] = frozenset()
     lost_answers: frozenset[int] = frozenset()
     gates: Iterator[int] = field(default_factory=count)
     bells: Iterator[int] = field(default_factory=count)
     answers: Iterator[int] = field(default_factory=count)
-    lives: list[tuple["Life", threading.Thread]] = field(default_factory=list)
-    deaths_died: int = 0
+    stalled: list["Life"] = field(default_factory=list)
+    threads: list[tuple["Life", threading.Thread]] = field(default_factory=list)
+    blows: int = 0  # deaths and stalls that happened
 
     def rings(self) -> int:
         """How often the next bell rings. Of those that are lost every other one is seen to be lost."""
@@ -84,21 +87,38 @@ class Life:
     def __init__(self, fate: Fate, *, is_unwound: bool = False) -> None:
         self.fate = fate
         self.is_unwound = is_unwound  # it dies by an exception: enough where no `finally` cleans up
-        self.stopped = threading.Event()  # dead, or at its end
-        self.judged = threading.Event()  # the test is over: a dead thread may go
+        self.stopped = threading.Event()  # dead, stalled, or at its end
+        self.goes_on = (
+            threading.Event()
+        )  # woken from its stall; or the test is over, and a dead thread may go
         self.is_dead = False
 
     def gate(self, _call: str) -> None:
-        """Pass, or die here."""
-        if not self.is_dead and next(self.fate.gates) not in self.fate.deaths:
-            return
-        if not self.is_dead:
-            self.fate.deaths_died += 1
+        """Pass, stall, or die here."""
+        if self.is_dead:
+            raise KilledError
+        gate = next(self.fate.gates)
+        if gate in self.fate.deaths:
+            self.fate.blows += 1
             self.is_dead = True
-            self.stopped.set()
             if not self.is_unwound:
-                self.judged.wait()
-        raise KilledError
+                self._stop()
+            raise KilledError
+        if gate in self.fate.stalls and not self.is_unwound:
+            self.fate.blows += 1
+            self.fate.stalled.append(self)
+            self._stop()
+
+    def _stop(self) -> None:
+        self.stopped.set()
+        self.goes_on.wait()
+        self.goes_on.clear()
+
+    def wake(self) -> None:
+        """Go on after a stall, until the next one, the end or death."""
+        self.stopped.clear()
+        self.goes_on.set()
+        self.stopped.wait()
 
 
 class FatedBroker:
@@ -151,11 +171,9 @@ def live(hospital: Hospital, fate: Fate) -> None:
         life.stopped.set()
 
     thread = threading.Thread(target=process, daemon=True)
+    fate.threads.append((life, thread))
     thread.start()
     life.stopped.wait()
-    fate.lives.append((life, thread))
-    if not life.is_dead:
-        thread.join()
     if errors:
         raise errors[0]
 
@@ -166,8 +184,9 @@ def judged(fate: Fate) -> Iterator[None]:
     try:
         yield
     finally:
-        for life, thread in fate.lives:
-            life.judged.set()
+        for life, thread in fate.threads:
+            life.is_dead = True
+            life.goes_on.set()
             thread.join()
 
 
@@ -186,9 +205,11 @@ def play(world: World, order: SignedOrder, at: Hospital, fate: Fate) -> None:
     for _ in range(ROUNDS):
         for hospital in world:
             live(hospital, fate)
-        if world.is_quiet:
+        if world.is_quiet and not fate.stalled:
             return
         world.pass_time(LEASE.total_seconds() + 1)
+        while len(fate.stalled) > (0 if world.is_quiet else 2):  # who stalled sleeps through a few rounds
+            fate.stalled.pop(0).wake()
 
 
 def mortal_door(hospital: Hospital, fate: Fate) -> Callable[[bytes, KeyId], object]:
@@ -312,11 +333,22 @@ def test_a_process_killed_at_any_one_call_loses_nothing_and_doubles_nothing(part
     while True:
         fate = Fate(deaths=frozenset({gate}))
         suffer(fate, at="b", train=("a1",), test=("c2",))
-        if fate.deaths_died == 0:
+        if fate.blows == 0:
             break
         gate += PARTS
 
     assert gate > 100  # there are some
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_worker_that_stalls_at_any_one_call_and_wakes_too_late_does_no_harm(part: int) -> None:
+    gate = part
+    while True:
+        fate = Fate(stalls=frozenset({gate}))
+        suffer(fate, at="a", train=("a1",), test=("c2",))
+        if fate.blows == 0 and gate > 100:
+            break
+        gate += PARTS
 
 
 @pytest.mark.parametrize("what", ["lost_bells", "doubled_bells", "lost_answers"])
@@ -330,11 +362,16 @@ FEW = st.frozensets(st.integers(0, 60), max_size=12)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-@given(at=st.sampled_from("abc"), deaths=MOMENTS, lost=FEW, doubled=FEW, unanswered=FEW)
+@given(at=st.sampled_from("abc"), deaths=MOMENTS, stalls=MOMENTS, lost=FEW, doubled=FEW, unanswered=FEW)
 def test_whatever_dies_and_is_lost_the_order_is_done_once(
-    at: str, deaths: frozenset[int], lost: frozenset[int], doubled: frozenset[int], unanswered: frozenset[int]
+    at: str,
+    deaths: frozenset[int],
+    stalls: frozenset[int],
+    lost: frozenset[int],
+    doubled: frozenset[int],
+    unanswered: frozenset[int],
 ) -> None:
-    suffer(Fate(deaths, lost, doubled, unanswered), at=at)
+    suffer(Fate(deaths, stalls, lost, doubled, unanswered), at=at)
 
 
 @settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow])
@@ -344,11 +381,11 @@ def test_hosts_that_are_killed_again_and_again_still_end_the_order(every: int, o
 
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
-@given(deaths=MOMENTS, lost=FEW, unanswered=FEW)
+@given(deaths=MOMENTS, stalls=MOMENTS, lost=FEW, unanswered=FEW)
 def test_so_it_is_on_the_ledger_that_hosts_really_have(
-    deaths: frozenset[int], lost: frozenset[int], unanswered: frozenset[int]
+    deaths: frozenset[int], stalls: frozenset[int], lost: frozenset[int], unanswered: frozenset[int]
 ) -> None:
     def open_real(folder: Path) -> Ledger:
         return open_ledger(folder / "ledger.sqlite")
 
-    suffer(Fate(deaths, lost, lost_answers=unanswered), open_ledger=open_real)
+    suffer(Fate(deaths, stalls, lost, lost_answers=unanswered), open_ledger=open_real)

@@ -237,7 +237,7 @@ def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     "junk",
     [b"junk" * 300, b"\x1f\x8b" + b"\0" * 600, gzip.compress(b"junk" * 300), gzip.compress(b"")[:-4]],
-    ids=["junk", "no gzip", "junk in gzip", "gzip cut short"],  # of their own: a gzip's bytes change by the second
+    ids=["junk", "no gzip", "junk in gzip", "gzip cut short"],  # a gzip's bytes change by the second
 )
 def test_a_layer_that_is_no_tar_is_refused(tmp_path: Path, junk: bytes) -> None:
     image = Image(junk)
