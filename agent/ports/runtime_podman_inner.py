@@ -32,17 +32,18 @@ class Reclaim:
 
     def __init__(self, root: int) -> None:
         self.root = root
+        self.owner = os.getuid(), os.getgid()  # 0 and 0 as Podman's namespace calls the agent
         self.set_id: str | None = None
         self.lifted: list[str] = []
 
     def folder(self, fd: int, depth: int) -> None:
         """Give what lies in this open folder to us, files first, then each folder in turn."""
-        os.fchown(fd, 0, 0)
+        os.fchown(fd, *self.owner)
         os.fchmod(fd, 0o700)
         with os.scandir(fd) as entries:
             names = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
         for name, about in names:
-            os.chown(name, 0, 0, dir_fd=fd, follow_symlinks=False)
+            os.chown(name, *self.owner, dir_fd=fd, follow_symlinks=False)
             if stat.S_ISDIR(about.st_mode):
                 self.enter_folder(fd, name, depth)
             elif stat.S_ISREG(about.st_mode):

@@ -446,5 +446,7 @@ def test_with_the_end_of_the_skew_it_is_over(world: World) -> None:
     world.clock.moment = order.order.expires + SKEW
 
     deliver(handoff_of(world).id, world.a.host)
+    world.work()
 
     assert handoff_of(world).state is DeliveryState.DEAD
+    assert len(world.told(order, ReportState.HANDOFF_EXPIRED)) == 1

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -157,6 +158,22 @@ def test_what_must_be_told_is_recorded_with_the_receipt(world: World) -> None:
 
 def digest_of_receipt(report: dict[str, object]) -> str:
     return parse_envelope(msgspec.json.encode(report["receipt"]), limit_bytes=1 << 20).digest
+
+
+def test_its_orchestrator_can_hear_of_the_start_while_it_runs(world: World) -> None:
+    rung: list[str] = []
+
+    def listen(guest: Guest) -> None:
+        rung.extend(ring.item for ring in world.a.rung(Queue.DELIVERIES))
+        append_what_it_sees(guest)
+
+    world.algo = listen
+    order = world.order(train=("a1",), test=())
+    world.post(order, world.a)
+
+    run_here(world.a)
+
+    assert rung == [world.a.deliveries(DeliveryKind.REPORT)[0].id]
 
 
 def test_it_is_done_once_everybody_was_told(world: World) -> None:
@@ -450,8 +467,9 @@ def test_the_model_before_is_there_for_training_and_the_test_folders_are_empty(w
     }
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077], ids=oct)
 def test_the_modes_of_what_a_guest_sees_let_it_read_its_inputs_and_change_its_model_alone(
-    world: World,
+    umask: int, world: World
 ) -> None:
     seen: dict[str, dict[str, int]] = {}
 
@@ -468,7 +486,11 @@ def test_the_modes_of_what_a_guest_sees_let_it_read_its_inputs_and_change_its_mo
     start = world.preduplet("a1", model=archive_of(weights=b"w"), at="c").order.start_model
     world.post(world.order(train=("a1",), test=("a2",), model_start=start), world.a)
 
-    world.work()
+    before = os.umask(umask)
+    try:
+        world.work()
+    finally:
+        os.umask(before)
 
     assert seen["train"] == {
         "/data/train": 0o755,
