@@ -17,6 +17,15 @@ def backoff(attempt: int, dice: float) -> timedelta:
     return timedelta(seconds=ceiling * (0.5 + dice / 2))
 
 
+def rest_between_attempts(attempt: int, dice: float) -> timedelta:
+    """How long a task rests after attempt number `attempt` was lost to something outside: half to whole of 40 s, 160 s, 300 s.
+
+    Attempts are few and counted, so they are spread over minutes: a service that restarts must not use them up.
+    """
+    ceiling = min(CAP_S, 40.0 * 4 ** min(attempt - 1, 10))
+    return timedelta(seconds=ceiling * (0.5 + dice / 2))
+
+
 def dice(*parts: object) -> float:
     """A number in [0, 1) that is the same for the same parts: jitter that a run can repeat."""
     drawn = hashlib.sha256("/".join(map(str, parts)).encode()).digest()

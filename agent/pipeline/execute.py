@@ -1,11 +1,12 @@
 """One task, whole. This is the page to read first: everything else in this room is one of its lines."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 from agent.domain.jobs import Job, JobEvent
 from agent.domain.orders import is_expired
 from agent.domain.reports import ReportState
-from agent.domain.retries import backoff, dice
+from agent.domain.retries import dice, rest_between_attempts
 from agent.errors import AgentError, LostRace
 from agent.log import get_logger
 from agent.pipeline.attest import Done, Work, attest, attest_failure, reason_of
@@ -103,17 +104,17 @@ def _end_badly(context: Context, work: Work, error: AgentError, host: Host) -> J
     )
     try:
         if error.is_retried and job.attempt < job.max_attempts:
-            return retry(context, reason_of(error), host)
+            rest = rest_between_attempts(job.attempt, dice(job.id, job.attempt))
+            return retry(context, reason_of(error), rest, host)
         return attest_failure(context, work, error, host)
     except LostRace:
         log.warning("task.given_up", job=job.id, attempt=job.attempt)
         return job
 
 
-def retry(context: Context, reason: str, host: Host) -> Job:
-    """RUNNING -> QUEUED, to rest for the backoff. Raises: LostRace."""
+def retry(context: Context, reason: str, rest: timedelta, host: Host) -> Job:
+    """RUNNING -> QUEUED, to rest that long. Raises: LostRace."""
     job, now = context.job, host.ports.now()
-    rest = backoff(job.attempt, dice(job.id, job.attempt))
     told = report(context, ReportState.ATTEMPT, host, reason=reason)
     job = host.ports.ledger.move(
         job, JobEvent.RETRY, now, reason=reason, not_before=now + rest, deliveries=[told]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job, JobState
-from agent.domain.retries import LONGEST_REST
+from agent.domain.retries import LONGEST_REST, backoff, dice
 from agent.errors import AgentError, AttemptsSpent, LostRace, NotFound, RuntimeUnavailable
 from agent.log import get_logger
 from agent.pipeline.attest import Work, attest_failure
@@ -49,7 +49,8 @@ def _take_over(orphan: Job, host: Host) -> None:
     log.warning("task.orphaned", job=orphan.id, attempt=orphan.attempt, worker=orphan.worker)
     try:
         if orphan.attempt < orphan.max_attempts:
-            retry(context, "worker-lost", host)
+            rest = backoff(orphan.attempt, dice(orphan.id, orphan.attempt))  # the lease was a rest already
+            retry(context, "worker-lost", rest, host)
         else:
             work = Work(orphan.changed_at, Phases(), Runs())
             attest_failure(context, work, AttemptsSpent(f"attempt {orphan.attempt} lost its worker"), host)

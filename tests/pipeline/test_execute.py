@@ -742,7 +742,7 @@ def test_a_fault_outside_brings_the_task_back_into_the_queue_to_rest(
     job = world.a.job(order, 0)
     assert (job.state, job.attempt, job.reason) == (JobState.QUEUED, 1, reason)
     assert job.not_before is not None
-    assert 1 <= (job.not_before - NOW).total_seconds() <= 2
+    assert 20 <= (job.not_before - NOW).total_seconds() <= 40
     assert world.a.rung(Queue.LEARN_TASKS)[-1] == Ring(
         Queue.LEARN_TASKS, job.id, (job.not_before - NOW).total_seconds()
     )
@@ -806,7 +806,8 @@ def test_it_rests_longer_after_each_attempt(world: World) -> None:
         rests.append(world.a.rung(Queue.LEARN_TASKS)[-1].delay_s)
         world.pass_time(rests[-1])
 
-    assert [low <= rest <= 2 * low for low, rest in zip((1, 2, 4, 8), rests, strict=True)] == [True] * 4
+    lowest = (20, 80, 150, 150)  # seconds: a service that restarts does not use the attempts up
+    assert [low <= rest <= 2 * low for low, rest in zip(lowest, rests, strict=True)] == [True] * 4
 
 
 def test_a_file_that_does_not_match_its_digest_is_fetched_again(world: World) -> None:

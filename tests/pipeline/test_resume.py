@@ -133,7 +133,7 @@ def test_what_rests_is_not_rung_before_its_time(world: World) -> None:
 
     world.a.sweep()
     too_early = len(world.a.rung(Queue.LEARN_TASKS)) - before
-    world.pass_time(2)
+    world.pass_time(40)
     world.a.sweep()
 
     assert too_early == 0
