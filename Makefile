@@ -22,7 +22,8 @@ test: deps ## every test (ARGS='-k words' picks some; WORKERS=0 runs them in one
 	@.ci/rootless $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup -rs $(ARGS)
 	@if [ "$$(id -u)" -eq 0 ] && [ -z "$(ARGS)" ]; then \
 	    echo "once more as root: the files with tests that only root can run"; \
-	    $(PYTHON) -m pytest -q -p no:cacheprovider -rs $(ROOT_TESTS); fi
+	    there=$$(mktemp -d) && $(PYTHON) -m pytest -q -p no:cacheprovider -rs --basetemp="$$there/t" $(ROOT_TESTS); \
+	    code=$$?; rm -rf "$$there"; exit $$code; fi
 
 .PHONY: check
 check: deps ## format, lint, types, layout, shell scripts
