@@ -78,24 +78,25 @@ def open_operator(settings: Settings) -> Iterator[Client]:
 @contextmanager
 def open_agent(settings: Settings, entry: RosterEntry, key: SigningKey) -> Iterator[Client]:
     """Another agent of the roster, called by the holder of `key`. Raises: AgentUnreachable when it has no address."""
-    from agent.ports.client_https import SignedClient
-    from agent.ports.https import Peer
-
-    peer = Peer.of(entry, entry.agent_url, AgentUnreachable)
-    client = SignedClient(_identity(settings, key, read_roster(settings)), peer, _timeouts(settings))
-    try:
+    with _open_signed(settings, entry, entry.agent_url, key) as client:
         yield client
-    finally:
-        client.close()
 
 
 @contextmanager
 def open_orchestrator(settings: Settings, entry: RosterEntry, key: SigningKey) -> Iterator[Client]:
     """An orchestrator of the roster, called by the holder of `key`. Raises: AgentUnreachable when it has no address."""
+    with _open_signed(settings, entry, entry.orchestrator_url, key) as client:
+        yield client
+
+
+@contextmanager
+def _open_signed(
+    settings: Settings, entry: RosterEntry, url: str | None, key: SigningKey
+) -> Iterator[Client]:
     from agent.ports.client_https import SignedClient
     from agent.ports.https import Peer
 
-    peer = Peer.of(entry, entry.orchestrator_url, AgentUnreachable)
+    peer = Peer.of(entry, url, AgentUnreachable)
     client = SignedClient(_identity(settings, key, read_roster(settings)), peer, _timeouts(settings))
     try:
         yield client

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -26,7 +26,7 @@ from agent.devkit.client import Client
 from agent.devkit.publishing import publish_blob, publish_dataset
 from agent.devkit.server import now, open_book, open_client
 from agent.devkit.settings import ServerSettings, read_settings
-from agent.domain.ids import Digest, KeyId
+from agent.domain.ids import Digest, wire_time
 from agent.domain.orders import DatasetRef
 from agent.ports.storage import BlobKind
 from agent.trust.certificates import CertificateAuthority
@@ -88,11 +88,6 @@ class Consortium:
     def hospital(self, name: str) -> Hospital:
         """The hospital of this name."""
         return next(hospital for hospital in self.hospitals if hospital.name == name)
-
-    def name_of(self, keyid: KeyId | None) -> str:
-        """The roster's name of a key."""
-        entry = None if keyid is None else self.roster.find(keyid)
-        return "?" if entry is None else entry.name
 
     @property
     def parties(self) -> tuple[Party, ...]:
@@ -353,4 +348,4 @@ def _free_ports(count: int) -> list[int]:
 
 def in_an_hour() -> datetime:
     """A moment for an order to expire at."""
-    return (datetime.now(UTC) + timedelta(hours=1)).replace(microsecond=0)
+    return wire_time(now() + timedelta(hours=1))

@@ -214,11 +214,6 @@ def process_differences(process: Process, asked: Asked, own_uid: int) -> list[st
     ]
 
 
-def is_filtered(process: Process) -> bool:
-    """Whether the seccomp filter is loaded already: runc loads it before it waits, crun right before the program."""
-    return process.status.get("Seccomp") == "2"
-
-
 def _status(process: Process) -> Iterator[str]:
     for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
         if int(process.status.get(name, "1"), 16) != 0:
