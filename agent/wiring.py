@@ -131,6 +131,11 @@ def make_runtime(settings: Settings, me: KeyId) -> Runtime:
     )
 
 
+def runtimes(settings: Settings, me: KeyId) -> tuple[Runtime, ...]:
+    """Every container engine that these settings know, the one that runs jobs first."""
+    return (make_runtime(settings, me),)
+
+
 def inspect_image(archive: Path, digest: Digest) -> "ImageArchive":
     """What an image's archive holds. Raises: BadImage for what no engine should see."""
     from agent.ports.image_archive import inspect

@@ -86,6 +86,16 @@ class ImageInfo(Struct, frozen=True):
     entrypoint: tuple[str, ...]
 
 
+class Enforcement(Struct, frozen=True, kw_only=True):
+    """Which ceilings this host can hold, and how. `version`: of the engine; `means`: ceiling -> what enforces it here, or
+    stands in for it; `absent`: ceilings that nothing holds, as `Cage.absent` will name them.
+    """
+
+    version: str
+    means: Mapping[str, str]
+    absent: tuple[str, ...]
+
+
 class Runtime(Protocol):
     """A container engine that holds the cage.
 
@@ -93,6 +103,10 @@ class Runtime(Protocol):
     """
 
     name: str
+
+    def enforcement(self) -> Enforcement:
+        """What the next run's ceilings would be held by. Raises: CageNotApplied when the engine can hold no cage at all."""
+        ...
 
     def load(self, archive: Path, digest: Digest) -> ImageInfo:
         """Read the archive's manifest and config, refuse what must not be loaded, load the rest. Idempotent.

@@ -17,13 +17,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agent.domain.ceilings import DEFAULT_CEILINGS
 from agent.domain.ids import Digest, digest_of, hex_of
 from agent.errors import BadImage, BadOutput, CageNotApplied, RuntimeUnavailable
-from agent.ports import cage_check
+from agent.ports import cage, cage_check
 from agent.ports import runtime_podman_body as body
-from agent.ports.runtime import Cage, ImageInfo, Leftover, RunSpec
+from agent.ports.cage import EngineFacts, StoredImage
+from agent.ports.runtime import Cage, Enforcement, ImageInfo, Leftover, RunSpec
 from agent.ports.runtime_podman_api import ApiRefusal, PodmanApi, hard_limits, own_uid
-from agent.ports.runtime_podman_body import EngineFacts, Names, StoredImage
+from agent.ports.runtime_podman_body import Names
 from agent.ports.runtime_podman_images import PodmanImages
 from agent.ports.runtime_podman_run import PodmanRun
 
@@ -64,6 +66,16 @@ class PodmanRuntime:
         self._instance, self._pool_size = instance, pool_size
         self._asked: tuple[int, EngineFacts] | None = None  # by process of the service: asking takes 0.2 s
 
+    def enforcement(self) -> Enforcement:
+        """As the protocol says."""
+        facts = self._facts()
+        applied = cage.applied_ceilings(DEFAULT_CEILINGS, facts)
+        return Enforcement(
+            version=facts.version,
+            means={name: told.partition(" by ")[2] for name, told in applied.items()},
+            absent=cage.absent_ceilings(facts),
+        )
+
     # -------------------------------------------------------------- images
 
     def load(self, archive: Path, digest: Digest) -> ImageInfo:
@@ -87,28 +99,28 @@ class PodmanRuntime:
         if image is None:
             raise BadImage(f"image {hex_of(spec.image)[:12]} is not loaded")
         facts = self._facts()
-        missing = set(body.absent_ceilings(facts)) - spec.accept_missing
+        missing = set(cage.absent_ceilings(facts)) - spec.accept_missing
         if missing:
             raise CageNotApplied(f"this host cannot enforce: {', '.join(sorted(missing))}")
         seccomp, seccomp_digest = self._seccomp(spec)
         with contextlib.ExitStack() as stack:
             container, number = self._create(spec, image, facts, stack)
-            asked = body.asked_for(spec, image, number, seccomp, facts)
+            asked = cage.asked_for(spec, image, number, seccomp, facts)
             pid = self._make(container)
             self._check(container, pid, asked)
             pidfd = _read(lambda: os.pidfd_open(pid))
             stack.callback(os.close, pidfd)
             run = PodmanRun(self._api, container, pidfd, spec.ceilings.log_bytes)
             stack.callback(run.close)
-            cage = Cage(
+            applied = Cage(
                 runtime=self.name,
                 version=facts.version,
                 seccomp=seccomp_digest,
-                ceilings=body.applied_ceilings(spec.ceilings, facts),
-                absent=body.absent_ceilings(facts),
+                ceilings=cage.applied_ceilings(spec.ceilings, facts),
+                absent=cage.absent_ceilings(facts),
             )
             with _refusals(CageNotApplied):
-                run.start(cage, spec.ceilings.wall_s)
+                run.start(applied, spec.ceilings.wall_s)
             _await_filter(pid)
             yield run
 
@@ -168,7 +180,7 @@ class PodmanRuntime:
     ) -> tuple[str, int]:
         """(container, number of its id map); `stack` removes it. Raises: CageNotApplied, BadImage, RuntimeUnavailable."""
         deadline_s = time.monotonic() + FREE_MAP_WAIT_S
-        pool = body.map_pool(facts, self._pool_size)
+        pool = cage.map_pool(facts, self._pool_size)
         while True:
             with self._alone():
                 number = self._free_map(pool)

@@ -13,9 +13,9 @@ import msgspec
 from agent.domain.ids import Digest, digest_from_hex, hex_of
 from agent.errors import BadImage, NoSpace, RuntimeUnavailable
 from agent.ports import image_archive, image_parts
+from agent.ports.cage import StoredImage
 from agent.ports.runtime import ImageInfo
 from agent.ports.runtime_podman_api import ApiRefusal, PodmanApi
-from agent.ports.runtime_podman_body import StoredImage
 
 
 class PodmanImages:

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from agent.domain.ceilings import Ceilings
 from agent.domain.ids import Digest, digest_of, hex_of
 from agent.errors import BadImage, BadOutput, CageNotApplied, RuntimeUnavailable
 from agent.ports.image_archive import inspect
 from agent.ports.run_log import RunLog
-from agent.ports.runtime import Cage, ImageInfo, Leftover, RunKind, RunOutcome, RunSpec
+from agent.ports.runtime import Cage, Enforcement, ImageInfo, Leftover, RunKind, RunOutcome, RunSpec
 
 SIGKILL = 9
 
@@ -155,6 +156,11 @@ class MemoryRuntime:
     def leave_behind(self, spec: RunSpec) -> None:
         """A container that ended after its agent had died."""
         self._runs[spec.name] = (spec, None)
+
+    def enforcement(self) -> Enforcement:
+        self._check_up()
+        names = set(Ceilings.__struct_fields__) - set(self._absent)
+        return Enforcement(version="0", means=dict.fromkeys(sorted(names), "thread"), absent=self._absent)
 
     def load(self, archive: Path, digest: Digest) -> ImageInfo:
         self._check_up()

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from agent.devkit.images import PYTHON, build_image, program_layer, python_layer
 from agent.domain.ids import digest_of
 from agent.errors import BadImage, BadOutput, CageNotApplied
-from agent.ports import runtime_podman_body
+from agent.ports import cage, runtime_podman_body
 from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec
 from agent.ports.runtime_podman import PodmanRuntime
 from agent.ports.runtime_podman_api import PodmanApi
@@ -138,9 +138,7 @@ def test_an_image_that_asks_for_every_variable_gets_none(desk: Desk, tmp_path: P
     with pytest.raises(BadImage, match="KEY=VALUE"):
         desk.runtime.load(archive, digest)
     loaded = load_by_hand(desk.runtime, archive)
-    stored = runtime_podman_body.StoredImage(
-        id=loaded, size_bytes=1, entrypoint=(PYTHON, "/opt/star.py"), env={}
-    )
+    stored = cage.StoredImage(id=loaded, size_bytes=1, entrypoint=(PYTHON, "/opt/star.py"), env={})
     desk.runtime._images.remember(digest, stored)
 
     env = said(run(desk, desk.spec(image=digest)))
@@ -250,12 +248,12 @@ def test_low_ceilings_still_run(desk: Desk) -> None:
 
 
 def test_ceilings_are_told_as_applied(desk: Desk) -> None:
-    cage = run(desk, desk.spec("exit", "0")).cage
+    told = run(desk, desk.spec("exit", "0")).cage
 
-    assert cage.ceilings["open_files"] == "1024 by rlimit"
-    assert cage.ceilings["wall_s"] == "60 by agent"
-    assert cage.version.startswith("podman ")
-    assert cage.seccomp == digest_of(Path("seccomp/train.json").read_bytes())
+    assert told.ceilings["open_files"] == "1024 by rlimit"
+    assert told.ceilings["wall_s"] == "60 by agent"
+    assert told.version.startswith("podman ")
+    assert told.seccomp == digest_of(Path("seccomp/train.json").read_bytes())
 
 
 # ------------------------------------------------------------------ what cannot be held is refused

@@ -11,12 +11,13 @@ from msgspec.structs import replace
 from agent.domain.ceilings import Ceilings
 from agent.domain.ids import digest_of
 from agent.errors import CageNotApplied
+from agent.ports import cage
 from agent.ports import runtime_podman_body as body
 from agent.ports.runtime import Mount, RunKind, RunSpec
 
-ON_V1 = body.EngineFacts(version="podman 4.3.1", controllers=frozenset(), id_count=524288, hard_limits={})
+ON_V1 = cage.EngineFacts(version="podman 4.3.1", controllers=frozenset(), id_count=524288, hard_limits={})
 ON_V2 = replace(ON_V1, controllers=frozenset({"cpu", "memory", "pids"}))
-IMAGE = body.StoredImage(
+IMAGE = cage.StoredImage(
     id="ab" * 32, size_bytes=1, entrypoint=("/run", "me"), env={"PATH": "/bin", "HOME": "/root"}
 )
 CEILINGS = Ceilings(
@@ -44,7 +45,7 @@ SPEC = RunSpec(
 )
 
 
-def made(facts: body.EngineFacts = ON_V1, spec: RunSpec = SPEC, number: int = 2) -> dict[str, Any]:
+def made(facts: cage.EngineFacts = ON_V1, spec: RunSpec = SPEC, number: int = 2) -> dict[str, Any]:
     names = body.Names("dc-x", {"a": "b"})
     return body.create_body(spec, IMAGE, names, number, "/seccomp/train.json", facts)
 
@@ -104,21 +105,21 @@ def test_a_map_never_holds_the_agent_and_two_maps_share_nothing() -> None:
 
 @given(count=st.integers(65536, 1 << 24), limit=st.integers(1, 64))
 def test_every_map_of_the_pool_lies_in_the_ids_there_are(count: int, limit: int) -> None:
-    pool = body.map_pool(replace(ON_V1, id_count=count), limit)
+    pool = cage.map_pool(replace(ON_V1, id_count=count), limit)
 
     assert 1 <= len(pool) <= limit
-    assert body.map_start(pool[0]) >= 1
-    assert body.map_start(pool[-1]) + body.MAP_SIZE - 1 <= count
+    assert cage.map_start(pool[0]) >= 1
+    assert cage.map_start(pool[-1]) + cage.MAP_SIZE - 1 <= count
 
 
 def test_the_ids_that_own_the_unpacked_images_are_used_only_when_there_are_no_others() -> None:
-    assert body.map_pool(ON_V1, 4) == range(1, 5)
-    assert body.map_pool(replace(ON_V1, id_count=65536), 4) == range(1)
+    assert cage.map_pool(ON_V1, 4) == range(1, 5)
+    assert cage.map_pool(replace(ON_V1, id_count=65536), 4) == range(1)
 
 
 def test_too_few_ids_are_refused() -> None:
     with pytest.raises(CageNotApplied, match="65535"):
-        body.map_pool(replace(ON_V1, id_count=65535), 4)
+        cage.map_pool(replace(ON_V1, id_count=65535), 4)
 
 
 def test_folders_are_mounted_as_the_run_asks_and_nothing_in_them_is_obeyed() -> None:
@@ -132,9 +133,9 @@ def test_folders_are_mounted_as_the_run_asks_and_nothing_in_them_is_obeyed() -> 
 
 def test_ceilings_that_cannot_be_enforced_are_not_sent_but_named() -> None:
     assert "resource_limits" not in made(ON_V1)
-    assert body.absent_ceilings(ON_V1) == ("cpu_millis", "memory_bytes")
-    assert body.absent_ceilings(ON_V2) == ()
-    assert body.absent_ceilings(replace(ON_V1, controllers=frozenset({"memory"}))) == ("cpu_millis",)
+    assert cage.absent_ceilings(ON_V1) == ("cpu_millis", "memory_bytes")
+    assert cage.absent_ceilings(ON_V2) == ()
+    assert cage.absent_ceilings(replace(ON_V1, controllers=frozenset({"memory"}))) == ("cpu_millis",)
 
 
 def test_ceilings_by_cgroup_leave_no_swap() -> None:
@@ -146,7 +147,7 @@ def test_ceilings_by_cgroup_leave_no_swap() -> None:
 
 
 def test_what_enforces_a_ceiling_is_told() -> None:
-    on_v1, on_v2 = (body.applied_ceilings(CEILINGS, facts) for facts in (ON_V1, ON_V2))
+    on_v1, on_v2 = (cage.applied_ceilings(CEILINGS, facts) for facts in (ON_V1, ON_V2))
 
     assert (on_v1["memory_bytes"], on_v1["pids"]) == ("1073741824 by rlimit", "64 by rlimit")
     assert "cpu_millis" not in on_v1
@@ -160,14 +161,14 @@ def test_what_enforces_a_ceiling_is_told() -> None:
 def test_a_lower_hard_limit_of_the_host_counts_and_is_told() -> None:
     facts = replace(ON_V1, hard_limits={"RLIMIT_NOFILE": 512})
 
-    assert body.applied_ceilings(CEILINGS, facts)["open_files"] == "512 by rlimit"
+    assert cage.applied_ceilings(CEILINGS, facts)["open_files"] == "512 by rlimit"
     assert {"type": "NOFILE", "soft": 512, "hard": 512} in made(facts)["r_limits"]
 
 
 def test_a_stand_in_leaves_the_oci_runtime_room_to_make_the_cage_and_says_so() -> None:
     tiny = replace(CEILINGS, memory_bytes=1, pids=1, open_files=1)
 
-    applied = body.applied_ceilings(tiny, ON_V1)
+    applied = cage.applied_ceilings(tiny, ON_V1)
 
     assert (applied["memory_bytes"], applied["pids"]) == (f"{256 << 20} by rlimit", "16 by rlimit")
 
@@ -183,7 +184,7 @@ def test_an_orphan_ends_soon_after_its_wall_clock_ceiling() -> None:
 
 
 def test_what_must_be_seen_is_what_was_asked() -> None:
-    seen = body.asked_for(SPEC, IMAGE, 2, {}, ON_V2)
+    seen = cage.asked_for(SPEC, IMAGE, 2, {}, ON_V2)
 
     assert seen.args == ("/run", "me", "-V", "/data", "-T", "train")
     assert seen.env == {"PATH": "/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "HOSTNAME": "job"}

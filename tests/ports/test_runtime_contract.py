@@ -356,6 +356,13 @@ def test_the_outcome_tells_what_was_applied(stage: Stage) -> None:
     assert all(" by " in told for told in cage.ceilings.values())
 
 
+def test_what_the_host_can_hold_is_what_a_run_gets(stage: Stage) -> None:
+    told, cage = stage.runtime.enforcement(), stage.outcome("exit", "0").cage
+
+    assert (told.version, told.absent) == (cage.version, cage.absent)
+    assert dict(told.means) == {name: text.partition(" by ")[2] for name, text in cage.ceilings.items()}
+
+
 def test_a_ceiling_that_the_host_lacks_is_refused_unless_accepted(stage: Stage) -> None:
     absent = stage.outcome("exit", "0").cage.absent
     if not absent:
