@@ -36,16 +36,26 @@ ROOM_OF = {"cli_*": "cli", "__main__": "cli"}
 PLUMBING = {
     "cage",
     "cage_check",
+    "container_run",
     "https",
     "image_archive",
     "image_layers",
     "image_parts",
+    "image_tree",
     "ledger_schema",
     "memory_events",
     "migrations",
+    "run_end",
     "run_log",
+    "run_watch",
+    "user_namespace",
+    "user_namespace_inner",
 }
-PLUMBING_OF = {"cage": "runtime"}  # what the adapters of one port share may speak of that port's values
+PLUMBING_OF = {
+    "cage": "runtime",
+    "container_run": "runtime",
+    "run_watch": "runtime",
+}  # what the adapters of one port share may speak of that port's values
 ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py"}
 
 LEDGER_ON_SQL = [

@@ -7,11 +7,15 @@ Source: docs/contracts/container.md, "The cage".
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import Struct
+
+from agent.errors import CageNotApplied, RuntimeUnavailable
+
+T = TypeVar("T")
 
 GUEST_ID = 1000  # user and group inside the container
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
@@ -49,6 +53,7 @@ MASKED = frozenset(
     }
 )
 READ_ONLY = frozenset({"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"})
+SWAP_FILES = {"memory.swap.max", "memory/memory.memsw.limit_in_bytes"}
 RLIMIT_LINES = {
     "RLIMIT_CORE": "Max core file size",
     "RLIMIT_DATA": "Max data size",
@@ -75,7 +80,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     binds: tuple[Bind, ...]
     tmpfs: tuple[str, ...]
     rlimits: Mapping[str, int]
-    cgroup: Mapping[str, str]  # file of cgroup v2 -> content
+    cgroup: Mapping[str, str]  # file of its cgroups -> content, see `cage.cgroup_files`
     seccomp: Mapping[str, Any]
     map_start: int
     map_size: int
@@ -266,13 +271,25 @@ def _limited(process: Process, asked: Asked) -> Iterator[str]:
         if line is None or line.groups() != (str(value), str(value)):
             yield f"{name} is {line.groups() if line else 'unknown'}"
     for name, content in asked.cgroup.items():
-        if name == "memory.swap.max" and name not in process.cgroup:
+        if name in SWAP_FILES and name not in process.cgroup:
             continue  # a kernel without swap
         if process.cgroup.get(name) != content:
             yield f"{name} is {process.cgroup.get(name)}"
 
 
 # ------------------------------------------------------------------ reading it
+
+
+def read_back(how: Callable[[], T]) -> T:
+    """The kernel's answer. Raises: CageNotApplied when this host hides it (ProtectProc=invisible does);
+    RuntimeUnavailable when the process is gone, which says nothing about the cage.
+    """
+    try:
+        return how()
+    except (FileNotFoundError, ProcessLookupError) as cause:
+        raise RuntimeUnavailable(f"the container ended before it was started: {cause}") from cause
+    except (OSError, ValueError) as cause:
+        raise CageNotApplied(f"what was applied cannot be read back: {cause}") from cause
 
 
 def read_process(pid: int, cgroup_files: Mapping[str, str], proc: Path = Path("/proc")) -> Process:
@@ -316,18 +333,33 @@ def _mounts(mountinfo: str) -> dict[str, frozenset[str]]:
 
 
 def _cgroup(membership: str, files: Mapping[str, str], root: Path = Path("/sys/fs/cgroup")) -> dict[str, str]:
-    """What binds a process of this cgroup v2, by file: the nearest value on the way up that is a limit.
+    """What binds a process, by file of its cgroups; files that stand nowhere are left out.
 
-    crun puts the process one level below the cgroup that has the limits. Files that stand nowhere are left out.
+    Of cgroup v2 it is the nearest value on the way up that is a limit: crun puts the process one level below the cgroup that
+    has the limits. A file of cgroup v1 is named "controller/file" and read where the process is.
     """
-    match = re.search(r"^0::/(.*)$", membership, flags=re.MULTILINE)
-    folder = root / (match[1] if match else "")
     found: dict[str, str] = {}
-    for level in (folder, *folder.parents):
-        if not level.is_relative_to(root) or ".." in level.parts:
-            break
-        for name in files:
-            path = level / name
-            if found.get(name, "max").startswith("max") and path.exists():
-                found[name] = path.read_text().strip()
+    for name in files:
+        controller, _, file = name.rpartition("/")
+        folder = root / controller / cgroup_of(membership, controller).lstrip("/")
+        for level in (folder, *folder.parents):
+            if (
+                not level.is_relative_to(root)
+                or ".." in level.parts
+                or not found.get(name, "max").startswith("max")
+            ):
+                break
+            if (level / file).exists():
+                found[name] = (level / file).read_text().strip()
+            if controller:
+                break
     return found
+
+
+def cgroup_of(membership: str, controller: str) -> str:
+    """The path that /proc/<pid>/cgroup tells for a controller of cgroup v1, or for cgroup v2 when it is ""; else "/"."""
+    for line in membership.splitlines():
+        number, names, path = line.split(":", 2)
+        if controller in names.split(",") and (controller or number == "0"):
+            return path
+    return "/"

@@ -1,7 +1,7 @@
 """Rootless Podman as a `Runtime`: make the container, look at what was really applied, and only then start it.
 
 The cage is one create body (`runtime_podman_body.py`) and one comparison (`cage_check.py`). The socket is in
-`runtime_podman_api.py`, images in `runtime_podman_images.py`, a started container in `runtime_podman_run.py`. The agent runs as
+`runtime_podman_api.py`, images in `runtime_podman_images.py`, a started container in `container_run.py`. The agent runs as
 the socket's own user.
 """
 
@@ -10,25 +10,25 @@ import fcntl
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from agent.domain.ceilings import DEFAULT_CEILINGS
-from agent.domain.ids import Digest, digest_of, hex_of
-from agent.errors import BadImage, BadOutput, CageNotApplied, RuntimeUnavailable
+from agent.domain.ids import Digest, hex_of
+from agent.errors import BadImage, CageNotApplied, RuntimeUnavailable
 from agent.ports import cage, cage_check
 from agent.ports import runtime_podman_body as body
 from agent.ports.cage import EngineFacts, StoredImage
+from agent.ports.container_run import ContainerRun
 from agent.ports.memory_events import MemoryEvents
-from agent.ports.runtime import Cage, Enforcement, ImageInfo, Leftover, RunSpec
-from agent.ports.runtime_podman_api import ApiRefusal, PodmanApi, hard_limits, own_uid
+from agent.ports.run_watch import RunWatch
+from agent.ports.runtime import Enforcement, ImageInfo, Leftover, RunSpec
+from agent.ports.runtime_podman_api import ApiRefusal, PodmanApi
 from agent.ports.runtime_podman_body import Names
 from agent.ports.runtime_podman_images import PodmanImages
-from agent.ports.runtime_podman_run import PodmanRun
+from agent.ports.user_namespace import Failed, UserNamespace
 
 LABEL = "dc-compute."
 INSTANCE_LABEL, NAME_LABEL, MAP_LABEL = LABEL + "instance", LABEL + "name", LABEL + "id-map"
@@ -36,16 +36,12 @@ GIVEN_LABEL = LABEL + "given."  # before the labels of a RunSpec
 
 FREE_MAP_WAIT_S = 900.0
 FILTER_WAIT_S = 5.0
-INNER_TIMEOUT_S = 600.0
 NOT_STARTABLE = (
     "attempted to invoke a command that was not found",
     "permission denied",
     "no such file",
     "exec format",
 )
-
-
-T = TypeVar("T")
 
 
 class PodmanRuntime:
@@ -65,17 +61,12 @@ class PodmanRuntime:
         self._images = PodmanImages(self._api, store)
         self._seccomp_dir = seccomp_dir
         self._instance, self._pool_size = instance, pool_size
+        self._inside = UserNamespace.joined(self._api.service_pid)
         self._asked: tuple[int, EngineFacts] | None = None  # by process of the service: asking takes 0.2 s
 
     def enforcement(self) -> Enforcement:
         """As the protocol says."""
-        facts = self._facts()
-        applied = cage.applied_ceilings(DEFAULT_CEILINGS, facts)
-        return Enforcement(
-            version=facts.version,
-            means={name: told.partition(" by ")[2] for name, told in applied.items()},
-            absent=cage.absent_ceilings(facts),
-        )
+        return cage.enforcement(self._facts(), DEFAULT_CEILINGS)
 
     # -------------------------------------------------------------- images
 
@@ -94,38 +85,48 @@ class PodmanRuntime:
     # -------------------------------------------------------------- runs
 
     @contextlib.contextmanager
-    def run(self, spec: RunSpec) -> Iterator[PodmanRun]:
+    def run(self, spec: RunSpec) -> Iterator[ContainerRun]:
         """As the protocol says. Raises RuntimeUnavailable too when every id map stays in use."""
         image = self._images.stored(spec.image)
         if image is None:
             raise BadImage(f"image {hex_of(spec.image)[:12]} is not loaded")
         facts = self._facts()
-        missing = set(cage.absent_ceilings(facts)) - spec.accept_missing
-        if missing:
-            raise CageNotApplied(f"this host cannot enforce: {', '.join(sorted(missing))}")
-        seccomp, seccomp_digest = self._seccomp(spec)
+        cage.refuse_missing(facts, spec.accept_missing)
+        seccomp, seccomp_digest = cage.read_seccomp(self._seccomp_dir, spec.kind)
         with contextlib.ExitStack() as stack:
             container, number = self._create(spec, image, facts, stack)
             asked = cage.asked_for(spec, image, number, seccomp, facts)
             pid = self._make(container)
             self._check(container, pid, asked)
-            pidfd = _read(lambda: os.pidfd_open(pid))
+            pidfd = cage_check.read_back(lambda: os.pidfd_open(pid))
             stack.callback(os.close, pidfd)
-            memory = _read(lambda: MemoryEvents(pid))
+            memory = cage_check.read_back(lambda: MemoryEvents(pid))
             stack.callback(memory.close)
-            run = PodmanRun(self._api, container, pidfd, memory, spec.ceilings.log_bytes)
-            stack.callback(run.close)
-            applied = Cage(
-                runtime=self.name,
-                version=facts.version,
-                seccomp=seccomp_digest,
-                ceilings=cage.applied_ceilings(spec.ceilings, facts),
-                absent=cage.absent_ceilings(facts),
+            run = ContainerRun(
+                pidfd,
+                memory,
+                output=self._api.attach(container),
+                log_bytes=spec.ceilings.log_bytes,
+                engine_code=lambda: self._recorded_code(container),
             )
+            stack.callback(run.close)
+            watch = RunWatch(spec, pid, facts, self._inside, run.kill)
+            applied = cage.applied(self.name, spec, facts, seccomp_digest)
             with _refusals(CageNotApplied):
-                run.start(applied, spec.ceilings.wall_s)
+                run.start(applied, spec.ceilings.wall_s, watch, lambda: self._start(container))
             _await_filter(pid)
             yield run
+
+    def _start(self, container: str) -> None:
+        self._api.post(f"/containers/{container}/start")
+
+    def _recorded_code(self, container: str) -> int | None:
+        """What Podman recorded, or None when it cannot tell. The process has ended: this answers at once."""
+        try:
+            code = self._api.post(f"/containers/{container}/wait", condition="stopped", interval="10ms")
+        except ApiRefusal:
+            return None
+        return code if isinstance(code, int) else None
 
     def leftovers(self) -> tuple[Leftover, ...]:
         """As the protocol says."""
@@ -167,16 +168,8 @@ class PodmanRuntime:
             version=f"podman {info['version']['Version']}, {runtime_line}",
             controllers=frozenset(host.get("cgroupControllers") or ()) if on_v2 else frozenset(),
             id_count=min(counts),
-            hard_limits=_read(lambda: hard_limits(service)),
+            hard_limits=cage_check.read_back(lambda: cage.hard_limits(service)),
         )
-
-    def _seccomp(self, spec: RunSpec) -> tuple[Mapping[str, Any], Digest]:
-        path = self._seccomp_dir / f"{spec.kind}.json"
-        try:
-            content = path.read_bytes()
-            return json.loads(content), digest_of(content)
-        except (OSError, ValueError) as cause:
-            raise CageNotApplied(f"the seccomp profile {path} cannot be read: {cause}") from cause
 
     def _create(
         self, spec: RunSpec, image: StoredImage, facts: EngineFacts, stack: contextlib.ExitStack
@@ -235,13 +228,13 @@ class PodmanRuntime:
         """Compare what was applied with what was asked. Raises: CageNotApplied naming every difference."""
         with _refusals(RuntimeUnavailable):
             config_path = self._api.get(f"/containers/{container}/json")["OCIConfigPath"]
-        config = json.loads(self._inside("read", config_path))
-        process = _read(lambda: cage_check.read_process(pid, asked.cgroup))
+        config = json.loads(self._inside_do("read", config_path)["text"])
+        process = cage_check.read_back(lambda: cage_check.read_process(pid, asked.cgroup))
         differences = cage_check.config_differences(config, asked)
-        differences += cage_check.process_differences(process, asked, own_uid())
+        differences += cage_check.process_differences(process, asked, os.getuid())
         if differences:
             raise CageNotApplied("; ".join(differences)[:1000])
-        tmp = _read(lambda: Path(f"/proc/{pid}/root/tmp").stat())
+        tmp = cage_check.read_back(lambda: Path(f"/proc/{pid}/root/tmp").stat())
         if tmp.st_mode & 0o7777 != 0o1777:
             raise BadImage(
                 f"the image's /tmp has mode {tmp.st_mode & 0o7777:o}: make it 1777 or leave it out"
@@ -288,26 +281,14 @@ class PodmanRuntime:
 
         Raises: BadOutput when a file had a set-id bit (it is cleared) or folders lay too deep (they are lifted out).
         """
-        told = json.loads(self._inside("reclaim", str(folder)))
-        if told["set_id"] is not None:
-            raise BadOutput(f"{told['set_id']!r:.120} was left with a set-id bit")
-        if told["is_deep"]:
-            raise BadOutput("folders were left that lie too deep")
+        cage.judge_reclaimed(self._inside_do("reclaim", str(folder)))
 
-    def _inside(self, what: str, path: str) -> bytes:
-        """What `runtime_podman_inner.py` says. Raises: RuntimeUnavailable."""
-        program = Path(__file__).with_name("runtime_podman_inner.py")
-        command = [sys.executable, "-I", "-S", str(program), str(self._api.service_pid()), what, path]
+    def _inside_do(self, act: str, *arguments: object) -> dict[str, Any]:
+        """The answer from inside Podman's user namespace, where the guests' ids are the agent's to command."""
         try:
-            done = subprocess.run(
-                command, capture_output=True, env={}, timeout=INNER_TIMEOUT_S, check=False, cwd="/"
-            )
-        except (OSError, subprocess.TimeoutExpired) as cause:
-            raise RuntimeUnavailable(f"entering Podman's user namespace failed: {cause}") from cause
-        if done.returncode != 0:
-            words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            raise RuntimeUnavailable(f"{what} in Podman's user namespace failed: {' '.join(words)[:300]}")
-        return done.stdout
+            return self._inside.ask(act, *arguments)
+        except Failed as refusal:
+            raise RuntimeUnavailable(f"{act} in Podman's user namespace failed: {refusal}") from refusal
 
 
 def _await_filter(pid: int) -> None:
@@ -326,18 +307,6 @@ def _await_filter(pid: int) -> None:
             return
         time.sleep(0.001)
     raise CageNotApplied("the seccomp filter was not loaded")
-
-
-def _read(how: Callable[[], T]) -> T:
-    """The kernel's answer. Raises: CageNotApplied when this host hides it (ProtectProc=invisible does);
-    RuntimeUnavailable when the process is gone, which says nothing about the cage.
-    """
-    try:
-        return how()
-    except (FileNotFoundError, ProcessLookupError) as cause:
-        raise RuntimeUnavailable(f"the container ended before it was started: {cause}") from cause
-    except (OSError, ValueError) as cause:
-        raise CageNotApplied(f"what was applied cannot be read back: {cause}") from cause
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ podman-py's own container calls lose parts of the cage (notes in ARCHITECTURE.md
 import contextlib
 import io
 import json
-import os
 import re
 import socket
 import struct
@@ -77,8 +76,8 @@ class PodmanApi:
                 return pause
         raise RuntimeUnavailable(f"no process of the service at {self.path} was found in its user namespace")
 
-    def attach(self, container: str) -> socket.socket:
-        """A connection that carries the container's stdout and stderr until it ends, for `read_frames`.
+    def attach(self, container: str) -> "Frames":
+        """The container's stdout and stderr until it ends.
 
         Raises: RuntimeUnavailable.
         """
@@ -95,7 +94,7 @@ class PodmanApi:
             if not re.match(rb"HTTP/1\.1 (200|101) ", head):
                 raise RuntimeUnavailable(f"Podman gives no output of {container}: {head[:80]!r}")
             unless_done.pop_all()
-        return stream
+        return Frames(stream)
 
     def _knock(self) -> None:
         """Connect and hang up: podman-py leaks the socket of a connection that is refused. Raises: RuntimeUnavailable."""
@@ -116,27 +115,29 @@ class PodmanApi:
             return answer.json() if answer.content.strip() else None
 
 
-def read_frames(stream: socket.socket, take: Callable[[bytes, bool], None]) -> None:
-    """Hand every block of an attached stream to `take(block, is_stdout)` until the stream ends."""
-    with contextlib.suppress(OSError), io.BufferedReader(stream.makefile("rb", buffering=0), 1 << 16) as file:
-        while len(head := file.read(8)) == 8:
-            kind, left = head[0], int.from_bytes(head[4:], "big")
-            while left > 0 and (block := file.read1(left)):
-                left -= len(block)
-                take(block, kind == STDOUT)
+class Frames:
+    """Implements `Output`: frames of an attached connection, each a head of eight bytes and a block."""
 
+    def __init__(self, stream: socket.socket) -> None:
+        self._stream = stream
 
-def hard_limits(pid: int) -> dict[str, int]:
-    """The hard limits of a process as RLIMIT_* -> value; those without a bound are left out. Raises: OSError."""
-    names = {"RLIMIT_NOFILE": "open files", "RLIMIT_NPROC": "processes", "RLIMIT_FSIZE": "file size"}
-    names |= {"RLIMIT_DATA": "data size"}
-    text = Path(f"/proc/{pid}/limits").read_text()
-    found = {}
-    for name, words in names.items():
-        match = re.search(rf"^Max {words} +\S+ +([0-9]+)", text, flags=re.MULTILINE)
-        if match:
-            found[name] = int(match[1])
-    return found
+    def read(self, take: Callable[[bytes, bool], None]) -> None:
+        """As the protocol says."""
+        with (
+            contextlib.suppress(OSError),
+            io.BufferedReader(self._stream.makefile("rb", buffering=0), 1 << 16) as file,
+        ):
+            while len(head := file.read(8)) == 8:
+                kind, left = head[0], int.from_bytes(head[4:], "big")
+                while left > 0 and (block := file.read1(left)):
+                    left -= len(block)
+                    take(block, kind == STDOUT)
+
+    def close(self) -> None:
+        """As the protocol says."""
+        with contextlib.suppress(OSError):
+            self._stream.shutdown(socket.SHUT_RDWR)
+        self._stream.close()
 
 
 def _is_mapped(pid: int) -> bool:
@@ -171,8 +172,3 @@ def _translated(path: Path) -> Iterator[None]:
         yield
     except (OSError, podman.errors.PodmanError, ValueError) as cause:
         raise RuntimeUnavailable(f"Podman at {path} does not answer: {cause}") from cause
-
-
-def own_uid() -> int:
-    """The agent's user, which no guest may be mapped to."""
-    return os.getuid()

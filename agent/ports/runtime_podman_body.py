@@ -12,6 +12,7 @@ from agent.domain.ceilings import Ceilings
 from agent.ports.cage import (
     CPU_PERIOD_US,
     HOSTNAME,
+    LONGEST_TIMEOUT_S,
     MAP_SIZE,
     ORPHAN_GRACE_S,
     SHM_BYTES,
@@ -25,8 +26,6 @@ from agent.ports.cage import (
 )
 from agent.ports.cage_check import GUEST_ID, MASKED
 from agent.ports.runtime import RunSpec
-
-LONGEST_TIMEOUT_S = 4_000_000  # conmon counts milliseconds in 32 bits
 
 
 class Names(Struct, frozen=True):

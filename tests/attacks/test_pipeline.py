@@ -97,7 +97,7 @@ def test_a_run_whose_end_nobody_knows_is_tried_again(world: World) -> None:
 
     When conmon is killed, Podman has no exit code: the outcome is `unknown`, a JobError, and the order FAILS with
     attempts left. It is the host's accident, not the guest's: a guest that ends gives a code.
-    Mend: agent/ports/runtime_podman_run.py `_wait`: raise RuntimeUnavailable when the code is None or -1 and the agent
+    Mend: agent/ports/container_run.py `_wait`: raise RuntimeUnavailable when the code is None or -1 and the agent
     did not kill (or treat `unknown` as retried in agent/pipeline/run.py:170).
     """
     order = world.order(train=("a1",), test=())
@@ -140,14 +140,14 @@ def test_a_container_that_died_before_it_was_looked_at_is_no_missing_cage() -> N
     `cage-not-applied`, which is never retried: FAILED at attempt 1. The same for `/start` of a container that is gone,
     and for any 5xx of `create`.
 
-    Mend: agent/ports/runtime_podman.py `_read`: FileNotFoundError and ProcessLookupError are RuntimeUnavailable (nothing
+    Mend: agent/ports/cage_check.py `read_back`: FileNotFoundError and ProcessLookupError are RuntimeUnavailable (nothing
     ran, so nothing is lost by another attempt); PermissionError stays CageNotApplied.
     """
     gone = subprocess.Popen(["true"])
     gone.wait()
     runtime = PodmanRuntime(Path("/nowhere"), Path("/nowhere"), Path("/nowhere"), instance="x")
     runtime._api = SimpleNamespace(get=lambda _path: {"OCIConfigPath": "/nowhere"})  # type: ignore[assignment]
-    runtime._inside = lambda _what, _path: b"{}"  # type: ignore[method-assign, assignment]
+    runtime._inside = SimpleNamespace(ask=lambda _what, _path: {"text": "{}"})  # type: ignore[assignment]
 
     with pytest.raises(AgentError) as told:
         runtime._check("container", gone.pid, SimpleNamespace(cgroup={}))  # type: ignore[arg-type]

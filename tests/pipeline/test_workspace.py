@@ -21,7 +21,7 @@ from agent.pipeline.workspace import (
     set_modes,
     workspace,
 )
-from agent.ports.runtime_podman_inner import reclaim
+from agent.ports.user_namespace_inner import reclaim
 from tests.builders import NOW, digest_named, uuid_of
 from tests.fakes.runtime import MemoryRuntime
 from tests.pipeline.world import unprivileged

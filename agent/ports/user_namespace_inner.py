@@ -1,0 +1,245 @@
+"""A program of its own: root of a user namespace in which the guests' ids are the agent's to command.
+
+    python -I -S user_namespace_inner.py join PID      enter the user namespace of that process (Podman's)
+    python -I -S user_namespace_inner.py make          make one, with a mount namespace; the caller writes the id maps
+
+Then one request a line on stdin, one answer a line on stdout, both JSON; it ends with its stdin. Entering needs no set-id
+program and works under no_new_privileges: the namespace belongs to the agent's user. It imports nothing of ours, so that it
+starts in some 20 ms, and it does one thing at a time.
+"""
+
+import ctypes
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_SLAVE = 2, 4, 4096, 16384, 1 << 19
+MNT_DETACH = 2
+STAGES = ("/mnt", "/media", "/srv")  # one of them is on every host, and everybody may pass through it
+
+MAX_DEPTH = 100  # folders deeper than this are lifted out: one descriptor is open per level
+SET_ID = stat.S_ISUID | stat.S_ISGID
+
+Answer = dict[str, Any]
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def check(result: int, what: str) -> None:
+    """Raises: OSError."""
+    if result != 0:
+        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+
+
+def mount(source: str, target: str, kind: str | None, flags: int, options: str | None) -> None:
+    """As mount(2). Raises: OSError."""
+    words = (None if word is None else os.fsencode(word) for word in (source, target, kind))
+    check(libc.mount(*words, ctypes.c_ulong(flags), options and options.encode()), f"mounting {target}")
+
+
+# ---------------------------------------------------------------- the namespace
+
+
+def join(pid: int) -> None:
+    """Enter the user namespace of this process. Raises: OSError."""
+    namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    check(libc.setns(namespace, CLONE_NEWUSER), f"entering the user namespace of process {pid}")
+    os.close(namespace)
+
+
+def make() -> str:
+    """A namespace of users and one of mounts; in the latter an empty folder in memory, where runs are set up."""
+    check(libc.unshare(CLONE_NEWUSER | CLONE_NEWNS), "making a user namespace")
+    answer({"unshared": os.getpid()})
+    if not sys.stdin.readline():
+        sys.exit(0)
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    mount("none", "/", None, MS_REC | MS_SLAVE, None)
+    stage = next(folder for folder in STAGES if os.path.isdir(folder) and not os.path.islink(folder))
+    mount("tmpfs", stage, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
+    return stage
+
+
+# ---------------------------------------------------------------- files of the guests
+
+
+class Reclaim:
+    """One walk over a tree that nothing else touches; no link is followed."""
+
+    def __init__(self, root: int) -> None:
+        self.root = root
+        self.owner = os.getuid(), os.getgid()  # 0 and 0 as this namespace calls the agent
+        self.set_id: str | None = None
+        self.lifted: list[str] = []
+
+    def folder(self, fd: int, depth: int) -> None:
+        """Give what lies in this open folder to us, files first, then each folder in turn."""
+        os.fchown(fd, *self.owner)
+        os.fchmod(fd, 0o700)
+        with os.scandir(fd) as entries:
+            names = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+        for name, about in names:
+            os.chown(name, *self.owner, dir_fd=fd, follow_symlinks=False)
+            if stat.S_ISDIR(about.st_mode):
+                self.enter_folder(fd, name, depth)
+            elif stat.S_ISREG(about.st_mode):
+                if about.st_mode & SET_ID:
+                    self.set_id = self.set_id or name
+                os.chmod(name, stat.S_IMODE(about.st_mode) & 0o777 | 0o600, dir_fd=fd)
+
+    def enter_folder(self, fd: int, name: str, depth: int) -> None:
+        if depth >= MAX_DEPTH:
+            aside = f".lifted-{os.urandom(8).hex()}"
+            os.rename(name, aside, src_dir_fd=fd, dst_dir_fd=self.root)
+            self.lifted.append(aside)
+            return
+        below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+        try:
+            self.folder(below, depth + 1)
+        finally:
+            os.close(below)
+
+    def whole(self) -> None:
+        """The folder itself, and everything that was lifted out on the way."""
+        self.folder(self.root, 0)
+        done = 0
+        while done < len(self.lifted):
+            self.enter_folder(self.root, self.lifted[done], 0)
+            done += 1
+
+
+def reclaim(folder: str) -> Answer:
+    """Give everything below `folder` to the agent. `set_id`: the name of a file with such a bit; `is_deep`."""
+    root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        walk = Reclaim(root)
+        walk.whole()
+    finally:
+        os.close(root)
+    return {"set_id": walk.set_id, "is_deep": bool(walk.lifted)}
+
+
+def measure(folders: list[str], most_entries: int) -> Answer:
+    """What lies in these folders while a guest writes there: bytes that are taken, and entries, counted up to a bound."""
+    taken = entries = 0
+    todo = [(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW), 0) for folder in folders]
+    while todo:
+        fd, depth = todo.pop()
+        try:
+            with os.scandir(fd) as found:
+                for entry in found:
+                    entries += 1
+                    if entries > most_entries:
+                        break
+                    about = entry.stat(follow_symlinks=False)
+                    taken += about.st_blocks * 512
+                    if stat.S_ISDIR(about.st_mode) and depth < MAX_DEPTH and len(todo) < MAX_DEPTH:
+                        todo.append(
+                            (
+                                os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd),
+                                depth + 1,
+                            )
+                        )
+        except OSError:
+            pass  # it went while it was looked at
+        finally:
+            os.close(fd)
+    return {"bytes": taken, "entries": entries}
+
+
+def read(path: str) -> Answer:
+    """A file's text (Podman hides the effective config from its own user)."""
+    with open(path, encoding="utf-8") as file:
+        return {"text": file.read()}
+
+
+# ---------------------------------------------------------------- runs
+
+
+def stage_run(folder: str, binds: list[tuple[str, str]]) -> Answer:
+    """A folder for one run that its ids may pass through, with these folders of the host in it: [source, name]."""
+    os.mkdir(folder, 0o755)
+    for source, name in binds:
+        os.mkdir(f"{folder}/{name}", 0o755)
+        mount(source, f"{folder}/{name}", None, MS_BIND, None)
+    return {}
+
+
+def unstage_run(folder: str) -> Answer:
+    """Take the folder of a run away. Gone already is fine."""
+    if not os.path.isdir(folder):
+        return {}
+    for name in os.listdir(folder):
+        libc.umount2(os.fsencode(f"{folder}/{name}"), MNT_DETACH)
+        os.rmdir(f"{folder}/{name}")
+    os.rmdir(folder)
+    return {}
+
+
+def monitor(command: list[str], env: dict[str, str]) -> Answer:
+    """Start conmon, which goes into the background, and wait for what it says of the container: its process id."""
+    reading, writing = os.pipe()
+    env = {**env, "_OCI_SYNCPIPE": str(writing)}
+    nothing = subprocess.DEVNULL  # no pipe: what goes into the background would hold it open
+    started = subprocess.run(
+        command,
+        env=env,
+        cwd="/",
+        pass_fds=[writing],
+        stdin=nothing,
+        stdout=nothing,
+        stderr=nothing,
+        check=False,
+    )
+    os.close(writing)
+    with open(reading, encoding="utf-8", errors="replace") as told:
+        line = told.readline()
+    return {"code": started.returncode, "told": line}
+
+
+def run(command: list[str], env: dict[str, str]) -> Answer:
+    """Run a program to its end."""
+    done = subprocess.run(
+        command, env=env, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    return {
+        "code": done.returncode,
+        "out": done.stdout.decode(errors="replace"),
+        "errors": done.stderr.decode(errors="replace"),
+    }
+
+
+ACTS: dict[str, Callable[..., Answer]] = {
+    act.__name__: act for act in (measure, monitor, read, reclaim, run, stage_run, unstage_run)
+}
+
+
+def answer(document: Answer) -> None:
+    """One line for who asked."""
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+def main(how: str, *rest: str) -> None:
+    """Enter or make the namespace, then answer until nobody asks any more."""
+    if how == "join":
+        join(int(rest[0]))
+        answer({"stage": None})
+    else:
+        answer({"stage": make()})
+    for line in sys.stdin:
+        act, arguments = json.loads(line)
+        try:
+            answer({"done": ACTS[act](*arguments)})
+        except OSError as error:
+            answer({"failed": str(error), "errno": error.errno})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
