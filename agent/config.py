@@ -83,8 +83,13 @@ class Paths(Struct, frozen=True, kw_only=True):
 
     @property
     def images(self) -> Path:
-        """What is remembered of loaded images."""
+        """What is remembered of images that Podman has loaded."""
         return self.data / "images"
+
+    @property
+    def roots(self) -> Path:
+        """Images as they are unpacked for runc."""
+        return self.data / "roots"
 
 
 class Workspaces(Struct, frozen=True, kw_only=True):
@@ -94,12 +99,18 @@ class Workspaces(Struct, frozen=True, kw_only=True):
 
 
 class RuntimeSection(Struct, frozen=True, kw_only=True):
-    """The container engine: rootless Podman's socket, the folder of the seccomp profiles, and how many containers may
-    run at once on this host; each runs under user ids of its own.
+    """The container engine, the folder of the seccomp profiles, and how many containers may run at once on this host; each
+    runs under user ids of its own.
+
+    `engine`: podman, runc, or auto: Podman where its socket answers, else runc. `run_dir`: what runc's runs are known by, in
+    memory. `cgroup_parent`: a cgroup that root gave to the agent's user for runc's runs, as a path below the cgroup root.
     """
 
+    engine: Annotated[str, Meta(pattern="^(auto|podman|runc)$")] = "auto"
     podman_socket: Path
     seccomp_dir: Path
+    run_dir: Path
+    cgroup_parent: str = ""
     pool_size: Threads = 4
 
 
@@ -175,6 +186,7 @@ class Places:
     data: Path
     run: Path
     podman_socket: Path
+    runc_dir: Path  # one for all agents of a user: they share its subordinate ids
 
 
 def find_home(flag: Path | None, environment: Mapping[str, str]) -> Path:
@@ -197,16 +209,16 @@ def places(home: Path, environment: Mapping[str, str]) -> Places:
     """The default folders of an agent whose settings lie in `home`."""
     if home == SYSTEM_HOME:
         run = Path("/run") / NAME
-        return Places(Path("/var/lib") / NAME, run, run / "podman" / "podman.sock")
+        return Places(Path("/var/lib") / NAME, run, run / "podman" / "podman.sock", run / "runc")
     is_user = home == user_home()
     data = Path(platformdirs.user_data_path(NAME)) if is_user else home / "data"
     session = Path(environment.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
     podman_socket = session / "podman" / "podman.sock"
     if not session.is_dir():
-        return Places(data, data / "run", podman_socket)
+        return Places(data, data / "run", podman_socket, data / "run/runc")
     # A folder of its own for each further agent; a short name, for a socket's path has 107 bytes at most.
     name = NAME if is_user else f"{NAME}-{hashlib.sha256(bytes(home)).hexdigest()[:8]}"
-    return Places(data, session / name, podman_socket)
+    return Places(data, session / name, podman_socket, session / f"{NAME}-runc")
 
 
 def _defaults(home: Path, environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -221,7 +233,11 @@ def _defaults(home: Path, environment: Mapping[str, str]) -> dict[str, dict[str,
         "trust": {"roster": home / "roster.toml", "policy": home / "policy.toml"},
         "paths": {"data": here.data, "spool": here.data / "spool"},
         "workspace": {"root": here.run / "work"},
-        "runtime": {"podman_socket": here.podman_socket, "seccomp_dir": _seccomp_dir()},
+        "runtime": {
+            "podman_socket": here.podman_socket,
+            "seccomp_dir": _seccomp_dir(),
+            "run_dir": here.runc_dir,
+        },
     }
 
 

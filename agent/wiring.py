@@ -3,6 +3,9 @@
 Adapters are imported where they are opened: the command line asks an agent without loading a database or an engine.
 """
 
+import os
+import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -23,6 +26,7 @@ from agent.trust.keys import SigningKey
 from agent.trust.policy import HostPolicy
 from agent.trust.roster import Role, Roster, RosterEntry
 
+ANSWER_S = 5.0
 INSTANCE_DIGITS = 16  # of the key id, in the labels of containers
 
 if TYPE_CHECKING:
@@ -118,7 +122,25 @@ def open_storage(settings: Settings, key: SigningKey) -> Iterator[Storage]:
 
 
 def make_runtime(settings: Settings, me: KeyId) -> Runtime:
-    """The container engine, asked only when it is used. `me` tells its containers from another agent's."""
+    """The container engine that runs jobs, asked only when it is used. `me` tells its containers from another agent's.
+
+    Raises: BadSettings when the cgroup of the settings cannot be used.
+    """
+    engine = settings.runtime.engine
+    if engine == "runc" or (engine == "auto" and _has_runc() and not _has_podman(settings)):
+        return _runc(settings, me)
+    return _podman(settings, me)
+
+
+def runtimes(settings: Settings, me: KeyId) -> tuple[Runtime, ...]:
+    """Every container engine that this host offers, the one that runs jobs first. Raises: BadSettings."""
+    first = make_runtime(settings, me)
+    if first.name == "podman":
+        return (first, _runc(settings, me)) if _has_runc() else (first,)
+    return (first, _podman(settings, me)) if _has_podman(settings) else (first,)
+
+
+def _podman(settings: Settings, me: KeyId) -> Runtime:
     from agent.ports.runtime_podman import PodmanRuntime
 
     told = settings.runtime
@@ -131,9 +153,36 @@ def make_runtime(settings: Settings, me: KeyId) -> Runtime:
     )
 
 
-def runtimes(settings: Settings, me: KeyId) -> tuple[Runtime, ...]:
-    """Every container engine that these settings know, the one that runs jobs first."""
-    return (make_runtime(settings, me),)
+def _runc(settings: Settings, me: KeyId) -> Runtime:
+    from agent.ports.runtime_runc import RuncRuntime
+    from agent.ports.runtime_runc_cgroups import find_cgroups
+
+    told = settings.runtime
+    return RuncRuntime(
+        told.run_dir,
+        told.seccomp_dir,
+        settings.paths.roots,
+        instance=me[:INSTANCE_DIGITS],
+        cgroups=find_cgroups(told.cgroup_parent, os.environ),
+        pool_size=told.pool_size,
+    )
+
+
+def _has_podman(settings: Settings) -> bool:
+    """Whether somebody listens at Podman's socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(ANSWER_S)
+        try:
+            client.connect(str(settings.runtime.podman_socket))
+        except OSError:
+            return False
+    return True
+
+
+def _has_runc() -> bool:
+    from agent.ports.user_namespace import PATH
+
+    return all(shutil.which(name, path=PATH) for name in ("runc", "conmon", "newuidmap", "newgidmap"))
 
 
 def inspect_image(archive: Path, digest: Digest) -> "ImageArchive":

@@ -20,6 +20,7 @@ from typing import IO
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 MOST_ROOTS = 9
+PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -39,6 +40,16 @@ def why_not() -> str | None:
     if not os.environ.get("XDG_RUNTIME_DIR"):
         return "XDG_RUNTIME_DIR"
     return None
+
+
+def why_no_runc() -> str | None:
+    """What this user lacks to run containers with runc alone, as half a sentence; None when nothing is missing."""
+    if os.getuid() == 0:
+        return "an unprivileged user (root runs them through .ci/rootless, as `make test` does)"
+    missing = [
+        name for name in ("runc", "conmon", "newuidmap", "newgidmap") if not shutil.which(name, path=PATH)
+    ]
+    return f"the programs {', '.join(missing)}: run install.sh --deps" if missing else None
 
 
 def oci_runtime() -> str:
@@ -142,7 +153,7 @@ def _command(path: Path, runtime_dir: Path, root: Path | None) -> list[str]:
 
 def _environment() -> dict[str, str]:
     return {
-        "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
+        "PATH": PATH,
         "HOME": str(Path.home()),
         "XDG_RUNTIME_DIR": os.environ["XDG_RUNTIME_DIR"],
     }

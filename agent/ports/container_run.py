@@ -89,8 +89,11 @@ class ContainerRun:
 
     def _wait(self) -> RunOutcome:
         assert self._cage is not None and self._watch is not None, "wait before start"  # noqa: S101, PT018 - a bug here
-        is_late = not ends_within(self._pidfd, self._memory, self._began_s + self._wall_s - time.monotonic())
-        if is_late:
+        left_s = self._began_s + self._wall_s - time.monotonic()
+        is_late = not ends_within(self._pidfd, self._memory, left_s, or_out_of_memory=True)
+        if (
+            is_late or self._memory.was_out_of_memory()
+        ):  # what remains seldom knows what to do without the killed part
             self.kill()
             if not ends_within(self._pidfd, self._memory, KILL_GRACE_S):
                 raise RuntimeUnavailable("the container did not end when it was killed")

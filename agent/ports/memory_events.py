@@ -82,8 +82,11 @@ class MemoryEvents:
         self._events = self._peak = self._cpu = self._bell = self.descriptor = None
 
 
-def ends_within(pidfd: int, memory: MemoryEvents, seconds: float) -> bool:
-    """Whether the process ends in time. `memory` has been updated on the way, and right after the end."""
+def ends_within(pidfd: int, memory: MemoryEvents, seconds: float, *, or_out_of_memory: bool = False) -> bool:
+    """Whether the process ends in time, or if so asked the kernel kills another one of its container for want of memory.
+
+    `memory` has been updated on the way, and right after the end.
+    """
     deadline_s = time.monotonic() + seconds
     while True:
         poll = select.poll()
@@ -93,7 +96,7 @@ def ends_within(pidfd: int, memory: MemoryEvents, seconds: float) -> bool:
         left_s = deadline_s - time.monotonic()
         ready = {fd for fd, _ in poll.poll(min(max(0.0, left_s), READ_EVERY_S) * 1000)}
         memory.update()
-        if pidfd in ready:
+        if pidfd in ready or (or_out_of_memory and memory.was_out_of_memory()):
             return True
         if left_s <= 0:
             return False

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 import threading
@@ -56,9 +57,12 @@ class UserNamespace:
         return cls(lambda: _launch("join", str(pid())))
 
     @classmethod
-    def made(cls) -> "UserNamespace":
-        """In a new namespace: 0 is the agent's user, from 1 on come its subordinate ids in the order of /etc/subuid."""
-        return cls(_make)
+    def made(cls, path: str = PATH) -> "UserNamespace":
+        """In a new namespace: 0 is the agent's user, from 1 on come its subordinate ids in the order of /etc/subuid.
+
+        `path`: where newuidmap and newgidmap are looked for.
+        """
+        return cls(lambda: _make(path))
 
     @property
     def stage(self) -> str:
@@ -134,13 +138,13 @@ def own_subordinate_ids() -> tuple[tuple[IdRange, ...], tuple[IdRange, ...]]:
     return users, groups
 
 
-def _make() -> subprocess.Popen[str]:
+def _make(path: str) -> subprocess.Popen[str]:
     users, groups = own_subordinate_ids()
     process = _launch("make")
     try:
         pid = str(_receive(process)["unshared"])
-        _map("newuidmap", pid, os.getuid(), users)
-        _map("newgidmap", pid, os.getgid(), groups)
+        _map(path, "newuidmap", pid, os.getuid(), users)
+        _map(path, "newgidmap", pid, os.getgid(), groups)
         _send(process, {})
     except (OSError, subprocess.SubprocessError) as cause:
         _end(process)
@@ -148,15 +152,16 @@ def _make() -> subprocess.Popen[str]:
     return process
 
 
-def _map(program: str, pid: str, own: int, ranges: Sequence[IdRange]) -> None:
-    words = [program, pid, "0", str(own), "1"]
+def _map(path: str, program: str, pid: str, own: int, ranges: Sequence[IdRange]) -> None:
+    found = shutil.which(program, path=path)
+    if found is None:
+        raise OSError(f"{program} is not installed")
+    words = [found, pid, "0", str(own), "1"]
     inside = 1
     for one in ranges:
         words += [str(inside), str(one.first), str(one.count)]
         inside += one.count
-    done = subprocess.run(
-        words, env={"PATH": PATH}, capture_output=True, text=True, check=False, timeout=MAP_TIMEOUT_S
-    )
+    done = subprocess.run(words, env={}, capture_output=True, text=True, check=False, timeout=MAP_TIMEOUT_S)
     if done.returncode != 0:
         raise OSError(f"{program} refused: {done.stderr.strip()[:200]}")
 

@@ -32,7 +32,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture
 def desk(engine: Engine) -> Iterator[Desk]:
-    yield from open_desk(engine)
+    yield from open_desk(engine.runtime())
 
 
 def part(content: bytes, media_type: str) -> dict[str, object]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.host.podman import Desk, Engine, open_desk, open_engine
+from tests.host.podman import Desk, Engine, open_desk, open_engine, open_runc
 
 
 @pytest.fixture(scope="session")
@@ -13,7 +13,24 @@ def engine() -> Iterator[Engine]:
     yield from open_engine()
 
 
+@pytest.fixture(params=["podman", "runc"])
+def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
+    """A fresh workspace and runtime with the probe image, for every runtime in turn."""
+    if request.param == "podman":
+        yield from open_desk(request.getfixturevalue("engine").runtime())
+    else:
+        with open_runc() as runtime:
+            yield from open_desk(runtime)
+
+
 @pytest.fixture
-def desk(engine: Engine) -> Iterator[Desk]:
-    """A fresh workspace and runtime with the probe image."""
-    yield from open_desk(engine)
+def podman_desk(engine: Engine) -> Iterator[Desk]:
+    """The same, for what only Podman does."""
+    yield from open_desk(engine.runtime())
+
+
+@pytest.fixture
+def runc_desk() -> Iterator[Desk]:
+    """The same, for what only runc does."""
+    with open_runc() as runtime:
+        yield from open_desk(runtime)

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,12 +18,14 @@ from pathlib import Path
 import pytest
 
 from agent.devkit.images import program_image
-from agent.devkit.podman_service import checkout_folders, podman_service, why_not
+from agent.devkit.podman_service import checkout_folders, podman_service, why_no_runc, why_not
 from agent.domain.ceilings import Ceilings
 from agent.domain.ids import Digest
 from agent.errors import BadOutput
-from agent.ports.runtime import Mount, RunKind, RunSpec
+from agent.ports.runtime import Mount, RunKind, RunSpec, Runtime
 from agent.ports.runtime_podman import PodmanRuntime
+from agent.ports.runtime_runc import RuncRuntime
+from agent.ports.runtime_runc_cgroups import find_cgroups
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SECCOMP = ROOT / "seccomp"
@@ -60,9 +62,15 @@ class Engine:
 class Desk:
     """One agent's workspace in memory, and its runtime with the probe image loaded."""
 
-    runtime: PodmanRuntime
+    runtime: Runtime
     image: Digest
     root: Path
+
+    @property
+    def podman(self) -> PodmanRuntime:
+        """The runtime, for tests that look behind the door of this one adapter."""
+        assert isinstance(self.runtime, PodmanRuntime)
+        return self.runtime
 
     def spec(
         self,
@@ -125,10 +133,9 @@ def open_engine() -> Iterator[Engine]:
             _open["one"] = (stack, engine, users - 1)
 
 
-def open_desk(engine: Engine) -> Iterator[Desk]:
+def open_desk(runtime: Runtime) -> Iterator[Desk]:
     """A workspace in memory with the probe image loaded; emptied afterwards, whatever guests left."""
     root = Path(tempfile.mkdtemp(prefix="dcc-desk-", dir="/dev/shm"))
-    runtime = engine.runtime()
     archive, image = probe_archive()
     runtime.load(archive, image)
     try:
@@ -139,6 +146,28 @@ def open_desk(engine: Engine) -> Iterator[Desk]:
         with suppress(BadOutput):
             runtime.reclaim(root)
         shutil.rmtree(root)
+
+
+@contextmanager
+def open_runc() -> Iterator[RuncRuntime]:
+    """An agent's runtime of its own over runc, its images unpacked in memory and gone afterwards."""
+    lacking = why_no_runc()
+    if lacking:
+        pytest.skip(f"runc's containers need {lacking}")
+    with tempfile.TemporaryDirectory(prefix="dcc-runc-", dir=os.environ["XDG_RUNTIME_DIR"]) as folder:
+        yield runc_runtime(Path(folder))
+
+
+def runc_runtime(folder: Path, instance: str | None = None) -> RuncRuntime:
+    """A runtime whose runs and images lie in this folder."""
+    return RuncRuntime(
+        folder / "run",
+        SECCOMP,
+        folder / "images",
+        instance=instance or f"test-{uuid.uuid4()}",
+        cgroups=find_cgroups(os.environ.get("DC_COMPUTE_RUNTIME_CGROUP_PARENT", ""), os.environ),
+        pool_size=3,
+    )
 
 
 def image_cache() -> Path:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from msgspec.structs import replace
 from agent.devkit.images import PYTHON, build_image, program_layer, python_layer
 from agent.domain.ids import digest_of
 from agent.errors import BadImage, BadOutput, CageNotApplied
-from agent.ports import cage, runtime_podman_body
+from agent.ports import cage, run_end, runtime_podman_body, runtime_runc_config
 from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec
 from agent.ports.runtime_podman import PodmanRuntime
 from agent.ports.runtime_podman_api import PodmanApi
+from agent.ports.runtime_runc import RuncRuntime
+from agent.ports.user_namespace import UserNamespace
 from tests.host.podman import CEILINGS, MIB, PLANTED, SECCOMP, Desk, Engine, image_cache
 
 pytestmark = pytest.mark.host
@@ -129,19 +132,19 @@ def test_a_guest_has_the_image_s_environment_and_ours(facts: Any) -> None:
     assert set(env) == {"LANG", "OPENBLAS_NUM_THREADS", "PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH"}
 
 
-def test_an_image_that_asks_for_every_variable_gets_none(desk: Desk, tmp_path: Path) -> None:
+def test_an_image_that_asks_for_every_variable_gets_none(podman_desk: Desk, tmp_path: Path) -> None:
     # Loaded by hand, past the check that refuses it, and remembered as if that check had not been there.
     archive = tmp_path / "star.tar"
     program = b"import json, os\nprint(json.dumps(dict(os.environ)))\n"
     layers = [python_layer(image_cache()), program_layer(tmp_path, {"/opt/star.py": program})]
     digest = build_image(archive, layers=layers, entrypoint=[PYTHON, "/opt/star.py"], raw_env=["*"])
     with pytest.raises(BadImage, match="KEY=VALUE"):
-        desk.runtime.load(archive, digest)
-    loaded = load_by_hand(desk.runtime, archive)
+        podman_desk.runtime.load(archive, digest)
+    loaded = load_by_hand(podman_desk.podman, archive)
     stored = cage.StoredImage(id=loaded, size_bytes=1, entrypoint=(PYTHON, "/opt/star.py"), env={})
-    desk.runtime._images.remember(digest, stored)
+    podman_desk.podman._images.remember(digest, stored)
 
-    env = said(run(desk, desk.spec(image=digest)))
+    env = said(run(podman_desk, podman_desk.spec(image=digest)))
 
     # LC_CTYPE is Python's own doing where no locale is set.
     assert set(env) - {"LC_CTYPE"} == {"HOME", "TMPDIR", "HOSTNAME"}
@@ -202,7 +205,52 @@ def test_a_fork_bomb_stops_at_the_ceiling(desk: Desk) -> None:
 def test_memory_stops_at_the_ceiling(desk: Desk) -> None:
     outcome = run(desk, desk.spec("allocate", "4096"))
 
-    assert outcome.cause in {"exit:12", "oom"}  # by RLIMIT_DATA, or by cgroup
+    is_held = "memory_bytes" not in outcome.cage.absent
+    assert outcome.cause == ("oom" if is_held else "exit:12")  # by cgroup, or by RLIMIT_DATA
+
+
+def test_memory_of_all_processes_together_stops_at_the_ceiling(desk: Desk) -> None:
+    ceilings = replace(CEILINGS, memory_bytes=300 * MIB)
+
+    outcome = run(desk, desk.spec("allocate-apart", "4", "200", ceilings=ceilings))
+
+    assert outcome.cause == "oom"  # by cgroup, or by the watcher
+
+
+def test_what_a_run_leaves_stops_at_the_ceiling_while_it_runs(desk: Desk) -> None:
+    ceilings = replace(CEILINGS, output_bytes=4 * MIB)
+    acts_ = acts(*(("fill", f"/data/model/{n}", "1") for n in range(8)), ("sleep", "50"))
+
+    outcome = run(desk, desk.spec(*acts_, mounts=(desk.output(),), ceilings=ceilings))
+
+    assert (outcome.cause, outcome.wall_s < 30) == ("disk", True)
+
+
+def test_the_number_of_files_stops_at_the_ceiling_while_it_runs(desk: Desk) -> None:
+    ceilings = replace(CEILINGS, output_files=20)
+    acts_ = acts(*(("write", f"/data/model/{n}", "") for n in range(30)), ("sleep", "50"))
+
+    outcome = run(desk, desk.spec(*acts_, mounts=(desk.output(),), ceilings=ceilings))
+
+    assert (outcome.cause, outcome.wall_s < 30) == ("disk", True)
+
+
+def test_an_earlier_model_does_not_count_as_what_a_run_leaves(desk: Desk) -> None:
+    output = desk.output()
+    (output.source / "weights").write_bytes(b"w" * (8 * MIB))
+    ceilings = replace(CEILINGS, output_bytes=4 * MIB)
+
+    assert run(desk, desk.spec("sleep", "1.5", mounts=(output,), ceilings=ceilings)).cause is None
+
+
+def test_an_exit_code_is_told_from_the_signal_that_it_could_mean(desk: Desk) -> None:
+    if not run_end.tells_exact_ends():
+        pytest.skip("a kernel that tells how a process ended (Linux 6.15)")
+
+    causes = [run(desk, desk.spec("exit", str(code))).cause for code in (137, 139, 159)]
+
+    assert causes == ["exit:137", "exit:139", "exit:159"]
+    assert run(desk, desk.spec("segfault")).cause == "signal:11"
 
 
 def test_a_file_stops_at_the_output_ceiling(desk: Desk) -> None:
@@ -252,15 +300,15 @@ def test_ceilings_are_told_as_applied(desk: Desk) -> None:
 
     assert told.ceilings["open_files"] == "1024 by rlimit"
     assert told.ceilings["wall_s"] == "60 by agent"
-    assert told.version.startswith("podman ")
+    assert told.version.startswith(f"{desk.runtime.name} ")
     assert told.seccomp == digest_of(Path("seccomp/train.json").read_bytes())
 
 
 # ------------------------------------------------------------------ what cannot be held is refused
 
 
-def test_a_warning_of_the_engine_is_a_refusal(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not run(desk, desk.spec("exit", "0")).cage.absent:
+def test_a_warning_of_the_engine_is_a_refusal(podman_desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not run(podman_desk, podman_desk.spec("exit", "0")).cage.absent:
         pytest.skip("a host without memory limits (this one has them, so Podman warns of nothing)")
     honest = runtime_podman_body.create_body
 
@@ -269,9 +317,12 @@ def test_a_warning_of_the_engine_is_a_refusal(desk: Desk, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(runtime_podman_body, "create_body", asking_too_much)
 
-    with pytest.raises(CageNotApplied, match="warned"), desk.runtime.run(desk.spec("exit", "0")):
+    with (
+        pytest.raises(CageNotApplied, match="warned"),
+        podman_desk.runtime.run(podman_desk.spec("exit", "0")),
+    ):
         pass
-    assert desk.runtime.leftovers() == ()
+    assert podman_desk.runtime.leftovers() == ()
 
 
 # One part of the create body at a time as if the engine had dropped it, and a word of the refusal. `ipcns` is missing: the
@@ -300,13 +351,97 @@ TAKEN_AWAY: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("part", TAKEN_AWAY)
-def test_a_cage_without_one_of_its_parts_is_refused(
-    desk: Desk, part: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without, word = TAKEN_AWAY[part]
-    honest = runtime_podman_body.create_body
-    monkeypatch.setattr(runtime_podman_body, "create_body", lambda *args: honest(*args) | without)
+def without(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Changes what stands at a.b of a config; drops it when the value is None."""
+
+    def change(config: dict[str, Any]) -> None:
+        *above, last = path.split(".")
+        place = config
+        for name in above:
+            place = place[name]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+
+    return change
+
+
+def shared(kind: str) -> Callable[[dict[str, Any]], None]:
+    """Leaves out a namespace."""
+
+    def change(config: dict[str, Any]) -> None:
+        kept = [one for one in config["linux"]["namespaces"] if one["type"] != kind]
+        config["linux"]["namespaces"] = kept
+        if kind == "uts":
+            del config["hostname"]
+        if kind == "user":
+            del config["linux"]["uidMappings"], config["linux"]["gidMappings"]
+
+    return change
+
+
+def mapped_to_the_agent() -> list[dict[str, int]]:
+    return [
+        {"containerID": 0, "hostID": 0, "size": 1},
+        {"containerID": 1, "hostID": 65537, "size": 65535},
+    ]
+
+
+def allowing_all() -> dict[str, str]:
+    return {"defaultAction": "SCMP_ACT_ALLOW"}
+
+
+# The same for runc's bundle: what is taken away, and a word of the refusal. runc itself refuses some of it.
+TAKEN_FROM_BUNDLE: dict[str, tuple[list[Callable[[dict[str, Any]], None]], str]] = {
+    "network": ([shared("network")], "namespaces"),
+    "uts": ([shared("uts")], "namespaces"),
+    "ipc": ([shared("ipc")], "namespaces"),
+    "cgroup": ([shared("cgroup")], "namespaces"),
+    "pid": ([shared("pid")], "runc did not make the cage"),  # who owns no pid namespace mounts no /proc
+    "agent's own ids": (
+        [without(f"linux.{kind}Mappings", mapped_to_the_agent()) for kind in ("uid", "gid")],
+        "uidMappings",
+    ),
+    "user": ([without("process.user", {"uid": 0, "gid": 0})], "user inside is 0:0"),
+    "groups": ([without("process.user", {"uid": 1000, "gid": 1000, "additionalGids": [0]})], "more groups"),
+    "no_new_privileges": (
+        [without("process.noNewPrivileges", False), without("linux.seccomp", None)],
+        "no_new_privileges",
+    ),
+    "seccomp": ([without("linux.seccomp", None)], "no seccomp profile"),
+    "our seccomp": ([without("linux.seccomp", allowing_all())], "seccomp profile is another"),
+    "capabilities": ([without("process.capabilities.bounding", ["CAP_NET_ADMIN"])], "capabilities"),
+    "read-only root": ([without("root.readonly", False)], "root file system"),
+    "clean environment": ([without("process.env", ["PATH=/usr/bin", "TOKEN=x"])], "environment"),
+    "rlimits": ([without("process.rlimits", [])], "RLIMIT_NOFILE"),
+    "masks": ([without("linux.maskedPaths", [])], "maskedPaths"),
+    "read-only paths": ([without("linux.readonlyPaths", [])], "readonlyPaths"),
+    "working directory": ([without("process.cwd", "/")], "working directory"),
+    "arguments": ([without("process.args", ["/usr/bin/python3"])], "arguments"),
+    "a device": (
+        [without("linux.devices", [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}])],
+        "devices are added",
+    ),
+    "ceilings": ([without("linux.resources", {})], "is (None|9223372036854771712|-1|max)"),
+}
+
+
+def weaken(monkeypatch: pytest.MonkeyPatch, *changes: Callable[[dict[str, Any]], None]) -> None:
+    """The next bundles are made by a runtime that lost these parts."""
+    honest = runtime_runc_config.oci_config
+
+    def weakened(*args: Any, **words: Any) -> dict[str, Any]:
+        config = honest(*args, **words)
+        for change in changes:
+            change(config)
+        return config
+
+    monkeypatch.setattr(runtime_runc_config, "oci_config", weakened)
+
+
+def refused(desk: Desk, word: str) -> None:
+    """The run is refused by this word, and nothing of its image ran."""
     output = desk.output()
 
     with (
@@ -315,11 +450,36 @@ def test_a_cage_without_one_of_its_parts_is_refused(
     ):
         pass
 
-    assert list(output.source.iterdir()) == []  # nothing of the image ran
+    assert list(output.source.iterdir()) == []
     assert desk.runtime.leftovers() == ()
 
 
-def test_a_folder_that_was_not_asked_for_is_refused(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", TAKEN_AWAY)
+def test_a_cage_without_one_of_its_parts_is_refused(
+    podman_desk: Desk, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_it, word = TAKEN_AWAY[part]
+    honest = runtime_podman_body.create_body
+    monkeypatch.setattr(runtime_podman_body, "create_body", lambda *args: honest(*args) | without_it)
+
+    refused(podman_desk, word)
+
+
+@pytest.mark.parametrize("part", TAKEN_FROM_BUNDLE)
+def test_a_bundle_without_one_of_its_parts_is_refused(
+    runc_desk: Desk, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes, word = TAKEN_FROM_BUNDLE[part]
+    if part == "ceilings" and runc_desk.runtime.enforcement().absent:
+        pytest.skip("a cgroup of the user's own (install.sh, or .ci/rootless as root, gives one)")
+    weaken(monkeypatch, *changes)
+
+    refused(runc_desk, word)
+
+
+def test_a_folder_that_was_not_asked_for_is_refused(
+    podman_desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest = runtime_podman_body.create_body
 
     def with_one_more(*args: Any) -> dict[str, Any]:
@@ -331,8 +491,27 @@ def test_a_folder_that_was_not_asked_for_is_refused(desk: Desk, monkeypatch: pyt
 
     monkeypatch.setattr(runtime_podman_body, "create_body", with_one_more)
 
-    with pytest.raises(CageNotApplied, match="'/mnt' is mounted"), desk.runtime.run(desk.spec("exit", "0")):
-        pass
+    refused(podman_desk, "'/mnt' is mounted")
+
+
+def test_another_folder_than_the_one_that_was_asked_for_is_refused(
+    runc_desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(UserNamespace, "ask", staging(UserNamespace.ask, "/usr"))
+
+    refused(runc_desk, "/data/model is another folder")
+
+
+def staging(honest: Callable[..., dict[str, Any]], instead: str) -> Callable[..., dict[str, Any]]:
+    """A user namespace that sets another folder up in the place of every folder but the root."""
+
+    def ask(self: UserNamespace, act: str, *arguments: Any) -> dict[str, Any]:
+        if act == "stage_run":
+            stage, binds = arguments
+            arguments = (stage, [(source if name == "root" else instead, name) for source, name in binds])
+        return honest(self, act, *arguments)
+
+    return ask
 
 
 # ------------------------------------------------------------------ images that cannot run
@@ -349,10 +528,10 @@ def test_an_entry_point_that_is_not_there_is_the_image_s_fault(desk: Desk, tmp_p
     assert desk.runtime.leftovers() == ()
 
 
-def test_the_engine_keeps_a_loaded_image_when_it_sweeps_unnamed_ones(desk: Desk) -> None:
-    PodmanApi(desk.runtime._api.path).post("/images/prune")
+def test_the_engine_keeps_a_loaded_image_when_it_sweeps_unnamed_ones(podman_desk: Desk) -> None:
+    PodmanApi(podman_desk.podman._api.path).post("/images/prune")
 
-    assert desk.runtime.image(desk.image) is not None
+    assert podman_desk.runtime.image(podman_desk.image) is not None
 
 
 # ------------------------------------------------------------------ two at once, and one that was left
@@ -370,8 +549,9 @@ def test_two_runs_share_no_user_id(desk: Desk) -> None:
 
 
 def test_two_agents_on_one_engine_share_no_user_id_and_sweep_only_their_own(
-    engine: Engine, desk: Desk
+    engine: Engine, podman_desk: Desk
 ) -> None:
+    desk = podman_desk
     other = engine.runtime()
     long = replace(CEILINGS, log_bytes=MIB)
     with (
@@ -380,7 +560,7 @@ def test_two_agents_on_one_engine_share_no_user_id_and_sweep_only_their_own(
     ):
         outside = int(said(theirs.wait())["uid_map"][1])
         ours = {
-            entry["Labels"]["dc-compute.id-map"] for entry in desk.runtime._containers("dc-compute.name=run")
+            entry["Labels"]["dc-compute.id-map"] for entry in desk.podman._containers("dc-compute.name=run")
         }
 
         assert str((outside - 1) // 65536) in ours
@@ -392,10 +572,14 @@ AGENT = """
 import sys
 from pathlib import Path
 from agent.ports.runtime_podman import PodmanRuntime
-from tests.host.podman import SECCOMP, Desk
+from tests.host.podman import SECCOMP, Desk, runc_runtime
 
-socket, store, instance, image, root = sys.argv[1:]
-desk = Desk(PodmanRuntime(Path(socket), SECCOMP, Path(store), instance=instance), image, Path(root))
+name, place, store, instance, image, root = sys.argv[1:]
+if name == "podman":
+    runtime = PodmanRuntime(Path(place), SECCOMP, Path(store), instance=instance)
+else:
+    runtime = runc_runtime(Path(place), instance)
+desk = Desk(runtime, image, Path(root))
 with desk.runtime.run(desk.spec("sleep", "600", name="orphan")) as run:
     print("started", flush=True)
     run.wait()
@@ -404,17 +588,15 @@ with desk.runtime.run(desk.spec("sleep", "600", name="orphan")) as run:
 
 def test_a_container_outlives_its_agent_and_is_found_and_removed(desk: Desk) -> None:
     runtime = desk.runtime
-    command = [
-        sys.executable,
-        "-c",
-        AGENT,
-        runtime._api.path,
-        runtime._images._store,
-        runtime._instance,
-        desk.image,
-        desk.root,
-    ]
-    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, cwd=os.getcwd()) as agent:
+    if isinstance(runtime, PodmanRuntime):
+        place, store, instance = runtime._api.path, runtime._images._store, runtime._instance
+    else:
+        assert isinstance(runtime, RuncRuntime)
+        place = store = runtime._runs._folder.parent.parent
+        instance = runtime._runs._instance
+    words = [runtime.name, place, store, instance, desk.image, desk.root]
+    command = [sys.executable, "-c", AGENT, *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=os.getcwd()) as agent:
         assert agent.stdout is not None
         assert agent.stdout.readline() == b"started\n"
         agent.send_signal(signal.SIGKILL)

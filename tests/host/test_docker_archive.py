@@ -26,7 +26,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture
 def desk(engine: Engine) -> Iterator[Desk]:
-    yield from open_desk(engine)
+    yield from open_desk(engine.runtime())
 
 
 def as_docker(oci: Path, target: Path) -> Path:

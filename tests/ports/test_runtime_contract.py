@@ -1,4 +1,4 @@
-"""What every runtime promises, run on the fake and on rootless Podman with real containers."""
+"""What every runtime promises, run on the fake, on rootless Podman and on runc, with real containers."""
 
 import shutil
 import threading
@@ -15,8 +15,10 @@ from agent.domain.ids import Digest, digest_of
 from agent.errors import BadImage, BadOutput, CageNotApplied, RuntimeUnavailable
 from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec, Runtime
 from agent.ports.runtime_podman import PodmanRuntime
+from agent.ports.runtime_runc import RuncRuntime
+from agent.ports.runtime_runc_cgroups import Cgroups
 from tests.fakes.runtime import Guest, MemoryRuntime
-from tests.host.podman import CEILINGS, SECCOMP, Desk, open_desk, open_engine, probe_archive
+from tests.host.podman import CEILINGS, SECCOMP, Desk, open_desk, open_engine, open_runc, probe_archive
 
 STRANGER = digest_of(b"an image that nobody loaded")
 
@@ -100,12 +102,25 @@ def _leave_hostile_output(root: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def desk() -> Iterator[Desk]:
+def podman() -> Iterator[Desk]:
     for engine in open_engine():
-        yield from open_desk(engine)
+        yield from open_desk(engine.runtime())
 
 
-@pytest.fixture(params=["fake", pytest.param("podman", marks=pytest.mark.host)])
+@pytest.fixture(scope="session")
+def runc() -> Iterator[Desk]:
+    with open_runc() as runtime:
+        yield from open_desk(runtime)
+
+
+def downed(name: str, folder: Path) -> Runtime:
+    """A runtime whose engine does not answer: no socket, or no program."""
+    if name == "podman":
+        return PodmanRuntime(folder / "no.sock", SECCOMP, folder, instance="down")
+    return RuncRuntime(folder, SECCOMP, folder, instance="down", cgroups=Cgroups(version=2), path=str(folder))
+
+
+@pytest.fixture(params=["fake", *(pytest.param(name, marks=pytest.mark.host) for name in ("podman", "runc"))])
 def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     if request.param == "fake":
         archive = tmp_path / "probe.tar"
@@ -117,9 +132,9 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
         fake.load(archive, image)
         yield Stage(fake, archive, image, tmp_path / "mounts", down)
     else:
-        desk: Desk = request.getfixturevalue("desk")
+        desk: Desk = request.getfixturevalue(request.param)
         archive, image = probe_archive()
-        down_too = PodmanRuntime(tmp_path / "no.sock", SECCOMP, tmp_path, instance="down")
+        down_too = downed(request.param, tmp_path)
         root = desk.root / tmp_path.name
         yield Stage(desk.runtime, archive, image, root, down_too)
         if root.exists():

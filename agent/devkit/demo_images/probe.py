@@ -156,6 +156,16 @@ def allocate(mebibytes: str) -> None:
         sys.exit(12)
 
 
+def allocate_apart(children: str, mebibytes: str) -> None:
+    """So much memory in each of some child processes at once; then wait."""
+    for _ in range(int(children)):
+        if os.fork() == 0:
+            kept = bytearray(b"x") * (int(mebibytes) << 20)
+            time.sleep(50)
+            os._exit(len(kept) & 1)
+    time.sleep(50)
+
+
 def flood(mebibytes: str) -> None:
     """HEAD, so many MiB of lines, TAIL."""
     block = (b"x" * 1023 + b"\n") * 64
@@ -238,6 +248,7 @@ WORDS: dict[str, Callable[..., None]] = {
     "-T": problem,
     "-V": algo,
     "allocate": allocate,
+    "allocate-apart": allocate_apart,
     "call": call,
     "deep": deep,
     "exit": quit_with,

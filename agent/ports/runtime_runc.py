@@ -1,0 +1,282 @@
+"""runc as a `Runtime`, without a daemon: a bundle for each run, conmon for exit code and log, one unpacked root an image.
+
+The cage is one config (`runtime_runc_config.py`) and the comparison that Podman's runs go through too (`cage_check.py`). Images
+are in `runtime_runc_images.py`, a started container in `container_run.py`. Everything is made inside a user namespace of
+the agent's subordinate ids (`user_namespace.py`), where the agent's own supplementary groups are gone as well.
+
+What a run is known by lies in a folder of its own below `run_dir`, in memory: `run.json` is there before the container is, and
+goes after it, so whoever comes later finds every container of this agent.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from agent.domain.ceilings import DEFAULT_CEILINGS
+from agent.domain.ids import Digest, hex_of
+from agent.errors import BadImage, CageNotApplied, RuntimeUnavailable
+from agent.ports import cage, cage_check, run_end, runtime_runc_config
+from agent.ports.cage import EngineFacts, StoredImage
+from agent.ports.cage_check import Bind
+from agent.ports.container_run import ContainerRun
+from agent.ports.memory_events import MemoryEvents
+from agent.ports.run_watch import RunWatch
+from agent.ports.runtime import Enforcement, ImageInfo, Leftover, RunSpec
+from agent.ports.runtime_runc_cgroups import Cgroups
+from agent.ports.runtime_runc_images import RuncImages
+from agent.ports.runtime_runc_output import ConmonOutput
+from agent.ports.runtime_runc_programs import Programs
+from agent.ports.runtime_runc_runs import Known, Runs, began
+from agent.ports.user_namespace import PATH, Failed, UserNamespace, own_subordinate_ids
+
+FREE_MAP_WAIT_S = 900.0
+END_GRACE_S = 10.0  # from the end of the container to conmon's own
+
+
+class RuncRuntime:
+    """Implements `Runtime` with runc, conmon and a user namespace of this very user.
+
+    `run_dir` lies in memory and is shared by all agents of the user; `store` keeps unpacked images; `instance` tells this
+    agent's containers from those of others; `cgroups` is where runs get a cgroup of their own. As many runs as `pool_size` go
+    on at once, each under its own ids. `path`: where the programs are looked for.
+    """
+
+    name = "runc"
+
+    def __init__(
+        self,
+        run_dir: Path,
+        seccomp_dir: Path,
+        store: Path,
+        *,
+        instance: str,
+        cgroups: Cgroups,
+        pool_size: int = 4,
+        path: str = PATH,
+    ) -> None:
+        self._seccomp_dir, self._cgroups, self._pool_size = seccomp_dir, cgroups, pool_size
+        self._images = RuncImages(store)
+        self._runs = Runs(run_dir / "runs", instance)
+        self._inside = UserNamespace.made(path)
+        self._programs = Programs(self._inside, run_dir / "runc", cgroups, path)
+        self._known_facts: EngineFacts | None = None
+
+    def enforcement(self) -> Enforcement:
+        """As the protocol says."""
+        facts = self._facts()
+        return cage.enforcement(facts, DEFAULT_CEILINGS)
+
+    # -------------------------------------------------------------- images
+
+    def load(self, archive: Path, digest: Digest) -> ImageInfo:
+        """As the protocol says. Raises NoSpace too."""
+        return self._images.load(archive, digest)
+
+    def image(self, digest: Digest) -> ImageInfo | None:
+        """As the protocol says."""
+        return self._images.image(digest)
+
+    def images(self) -> tuple[ImageInfo, ...]:
+        """As the protocol says."""
+        return self._images.images()
+
+    # -------------------------------------------------------------- runs
+
+    @contextlib.contextmanager
+    def run(self, spec: RunSpec) -> Iterator[ContainerRun]:
+        """As the protocol says. Raises RuntimeUnavailable too when every id map stays in use."""
+        image = self._images.stored(spec.image)
+        if image is None:
+            raise BadImage(f"image {hex_of(spec.image)[:12]} is not loaded")
+        facts = self._facts()
+        cage.refuse_missing(facts, spec.accept_missing)
+        seccomp, seccomp_digest = cage.read_seccomp(self._seccomp_dir, spec.kind)
+        with contextlib.ExitStack() as stack:
+            folder, known = self._claim(spec, facts, stack)
+            config = self._set_up(spec, image, known.number, seccomp, facts, folder)
+            known = self._make(spec, known, folder)
+            pidfd = cage_check.read_back(lambda: os.pidfd_open(known.pid))
+            stack.callback(os.close, pidfd)
+            self._check(spec, image, known, seccomp, facts, config)
+            monitor = cage_check.read_back(lambda: os.pidfd_open(known.monitor))
+            stack.callback(os.close, monitor)
+            memory = cage_check.read_back(lambda: MemoryEvents(known.pid))
+            stack.callback(memory.close)
+            run = ContainerRun(
+                pidfd,
+                memory,
+                output=ConmonOutput(folder),
+                log_bytes=spec.ceilings.log_bytes,
+                engine_code=lambda: _recorded_code(folder, monitor),
+            )
+            stack.callback(run.close)
+            watch = RunWatch(spec, known.pid, facts, self._inside, run.kill)
+            applied = cage.applied(self.name, spec, facts, seccomp_digest)
+            run.start(applied, spec.ceilings.wall_s, watch, lambda: self._programs.runc("start", folder.name))
+            yield run
+
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """As the protocol says."""
+        self._programs.check()
+        return tuple(Leftover(known.name, known.labels, known.is_alive()) for known in self._runs.own())
+
+    def remove(self, name: str) -> None:
+        """As the protocol says."""
+        self._destroy(self._runs.folder_of(name))
+
+    def reclaim(self, folder: Path) -> None:
+        """As the protocol says: everything is the agent's even when this raises."""
+        cage.judge_reclaimed(self._inside_do("reclaim", str(folder)))
+
+    def close(self) -> None:
+        """Let go of the user namespace; what runs goes on."""
+        self._inside.close()
+
+    # -------------------------------------------------------------- what this host can do
+
+    def _facts(self) -> EngineFacts:
+        """Raises: CageNotApplied without subordinate ids; RuntimeUnavailable without runc and conmon."""
+        if self._known_facts is None:
+            ranges = own_subordinate_ids()
+            self._known_facts = EngineFacts(
+                version=self._programs.version(),
+                controllers=self._cgroups.controllers,
+                id_count=min(sum(one.count for one in kind) for kind in ranges),
+                hard_limits=cage.hard_limits(os.getpid()),
+                cgroup_version=self._cgroups.version,
+            )
+        return self._known_facts
+
+    # -------------------------------------------------------------- one run
+
+    def _claim(self, spec: RunSpec, facts: EngineFacts, stack: contextlib.ExitStack) -> tuple[Path, Known]:
+        """A folder for the run, and its id map; `stack` takes all of it away again. Raises: RuntimeUnavailable."""
+        pool = cage.map_pool(facts, cage.every_map(facts))
+        deadline_s = time.monotonic() + FREE_MAP_WAIT_S
+        while (known := self._runs.claim(spec.name, spec.labels, pool, self._pool_size)) is None:
+            if time.monotonic() > deadline_s:
+                raise RuntimeUnavailable("all places for runs of this host stay in use")
+            time.sleep(0.05)
+        folder = self._runs.folder_of(spec.name)
+        stack.callback(self._destroy, folder)
+        return folder, known
+
+    def _set_up(
+        self,
+        spec: RunSpec,
+        image: StoredImage,
+        number: int,
+        seccomp: Mapping[str, Any],
+        facts: EngineFacts,
+        folder: Path,
+    ) -> dict[str, Any]:
+        """The run's folders where its ids can reach them, and its bundle; the config as it was read back from there."""
+        root = self._images.root(spec.image)
+        _add_mount_points(root, [mount.target for mount in spec.mounts])
+        stage = f"{self._inside.stage}/{folder.name}"
+        binds = [(str(root), "root"), *((str(m.source), f"m{n}") for n, m in enumerate(spec.mounts))]
+        self._inside_do("stage_run", stage, binds)
+        config = runtime_runc_config.oci_config(
+            spec,
+            image,
+            number,
+            seccomp,
+            facts,
+            root=f"{stage}/root",
+            sources=[f"{stage}/m{n}" for n in range(len(spec.mounts))],
+            cgroup=self._cgroups.path_of(folder.name),
+        )
+        (folder / "config.json").write_text(json.dumps(config))
+        read: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        return read
+
+    def _make(self, spec: RunSpec, known: Known, folder: Path) -> Known:
+        """Make the container's frame: its first process waits before the image's program.
+
+        Raises: BadImage when the image cannot start; CageNotApplied.
+        """
+        pid = self._programs.create(folder, spec.ceilings)
+        monitor = cage_check.read_back(lambda: int((folder / "conmon.pid").read_text()))
+        made = replace(known, pid=pid, began=began(pid), monitor=monitor, monitor_began=began(monitor))
+        self._runs.remember(folder, made)
+        return made
+
+    def _check(
+        self,
+        spec: RunSpec,
+        image: StoredImage,
+        known: Known,
+        seccomp: Mapping[str, Any],
+        facts: EngineFacts,
+        config: Mapping[str, Any],
+    ) -> None:
+        """Compare what was applied with what was asked. Raises: CageNotApplied naming every difference."""
+        asked = cage.asked_for(spec, image, known.number, seccomp, facts)
+        stage = f"{self._inside.stage}/{self._runs.folder_of(spec.name).name}"
+        binds = tuple(
+            Bind(f"{stage}/m{number}", bind.target, bind.is_writable)
+            for number, bind in enumerate(asked.binds)
+        )
+        asked = replace(asked, binds=binds)
+        process = cage_check.read_back(lambda: cage_check.read_process(known.pid, asked.cgroup))
+        differences = cage_check.config_differences(config, asked)
+        differences += cage_check.process_differences(process, asked, os.getuid())
+        if process.status.get("Seccomp") != "2":
+            differences.append("the seccomp filter was not loaded")
+        for mount in spec.mounts:
+            seen = cage_check.read_back(lambda: os.stat(f"/proc/{known.pid}/root{mount.target}"))  # noqa: B023 - called at once
+            wanted = mount.source.stat()
+            if (seen.st_dev, seen.st_ino) != (wanted.st_dev, wanted.st_ino):
+                differences.append(f"{mount.target} is another folder than the one that was asked for")
+        if differences:
+            raise CageNotApplied("; ".join(differences)[:1000])
+
+    def _destroy(self, folder: Path) -> None:
+        """Kill what runs there, and take everything of it away. Gone already is fine. Raises: RuntimeUnavailable."""
+        self._programs.check()
+        known = self._runs.read(folder)
+        if known is not None:
+            known.end()
+        if self._programs.knows(folder.name):
+            self._programs.runc("delete", "--force", folder.name)
+        self._inside_do("unstage_run", f"{self._inside.stage}/{folder.name}")
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _inside_do(self, act: str, *arguments: object) -> dict[str, Any]:
+        try:
+            return self._inside.ask(act, *arguments)
+        except Failed as refusal:
+            raise RuntimeUnavailable(f"{act} in the user namespace failed: {refusal}") from refusal
+
+
+def _recorded_code(folder: Path, monitor: int) -> int | None:
+    """What conmon wrote down before it went; None when it died before it could."""
+    run_end.ends_within(monitor, END_GRACE_S)
+    try:
+        return int((folder / "exit" / folder.name).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _add_mount_points(root: Path, targets: list[str]) -> None:
+    """The folders that a run is mounted on, in the shared root. A link in the way is refused. Raises: BadImage."""
+    for target in targets:
+        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name in target.strip("/").split("/"):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(name, 0o755, dir_fd=fd)
+                below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                os.close(fd)
+                fd = below
+        except OSError as cause:
+            raise BadImage(f"the image has something else than a folder at {target}") from cause
+        finally:
+            os.close(fd)

@@ -1,0 +1,116 @@
+"""runc and conmon, called inside the user namespace: one command each way, and what they say as errors of ours."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from agent.domain.ceilings import Ceilings
+from agent.errors import BadImage, CageNotApplied, RuntimeUnavailable
+from agent.ports import cage
+from agent.ports.runtime_runc_cgroups import Cgroups
+from agent.ports.user_namespace import Failed, UserNamespace
+
+TOOL_TIMEOUT_S = 10.0
+LOG_FACTOR = 2  # conmon's own copy of the log is a stand-in for a dead agent: it keeps the newest part
+LEAST_LOG_BYTES = 1 << 16
+NOT_STARTABLE = re.compile(
+    r'exec: \\?".*(no such file|permission denied|exec format|not found in|is a directory)'
+)
+
+
+class Programs:
+    """Both programs. `path`: where they are looked for; `root`: where runc keeps its state."""
+
+    def __init__(self, inside: UserNamespace, root: Path, cgroups: Cgroups, path: str) -> None:
+        self._inside, self._root, self._cgroups, self._path = inside, root, cgroups, path
+
+    def check(self) -> None:
+        """Raises: RuntimeUnavailable when one is not here."""
+        for name in ("runc", "conmon"):
+            self._find(name)
+
+    def version(self) -> str:
+        """ "runc 1.1.5, conmon 2.1.6". Raises: RuntimeUnavailable."""
+        return ", ".join(self._version(name) for name in ("runc", "conmon"))
+
+    def create(self, folder: Path, ceilings: Ceilings) -> int:
+        """Make the container of the bundle in `folder`, under conmon, which stays; its first process waits before the image's
+        program. Gives that process's id. Raises: BadImage when the image cannot start; CageNotApplied, RuntimeUnavailable.
+        """
+        name = folder.name
+        words = {
+            "--api-version": 1,  # else it says nothing of the container
+            "--cid": name,
+            "--cuuid": name,
+            "--name": name,
+            "--bundle": folder,
+            "--runtime": self._find("runc"),
+            "--container-pidfile": folder / "pid",
+            "--conmon-pidfile": folder / "conmon.pid",
+            "--exit-dir": folder / "exit",
+            "--log-path": f"k8s-file:{folder / 'log'}",
+            "--log-level": "error",
+            "--log-size-max": max(LOG_FACTOR * ceilings.log_bytes, LEAST_LOG_BYTES),
+            "--timeout": min(ceilings.wall_s + cage.ORPHAN_GRACE_S, cage.LONGEST_TIMEOUT_S),
+        }
+        command = [self._find("conmon"), *(str(word) for pair in words.items() for word in pair)]
+        command += ["--full-attach", "--runtime-arg=--root", f"--runtime-arg={self._root}"]
+        command += self._cgroups.options
+        try:
+            told = self._inside.ask("monitor", command, self._env())
+            answer = json.loads(told["told"] or "{}")
+        except Failed as refusal:
+            raise RuntimeUnavailable(f"conmon does not start: {refusal}") from refusal
+        except ValueError:
+            answer = {}
+        pid = answer.get("data")
+        if not isinstance(pid, int) or pid <= 0:
+            raise _refusal(str(answer.get("message", "conmon said nothing")), "runc did not make the cage")
+        return pid
+
+    def runc(self, *words: str) -> None:
+        """Raises: BadImage, CageNotApplied with what runc says; RuntimeUnavailable."""
+        command = [self._find("runc"), "--root", str(self._root), *self._cgroups.options, *words]
+        try:
+            done = self._inside.ask("run", command, self._env())
+        except Failed as refusal:
+            raise RuntimeUnavailable(f"runc does not start: {refusal}") from refusal
+        if done["code"] != 0:
+            raise _refusal(done["errors"], f"runc {words[0]} failed")
+
+    def knows(self, name: str) -> bool:
+        """Whether runc has state of a container of this name."""
+        return (self._root / name).exists()
+
+    def _find(self, name: str) -> str:
+        found = shutil.which(name, path=self._path)
+        if found is None:
+            raise RuntimeUnavailable(f"{name} is not installed")
+        return found
+
+    def _version(self, name: str) -> str:
+        try:
+            done = subprocess.run(
+                [self._find(name), "--version"],
+                env={"PATH": self._path},
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=TOOL_TIMEOUT_S,
+            )
+        except (OSError, subprocess.SubprocessError) as cause:
+            raise RuntimeUnavailable(f"{name} does not run: {cause}") from cause
+        return done.stdout.splitlines()[0].replace(" version ", " ")
+
+    def _env(self) -> dict[str, str]:
+        return {"PATH": self._path, **self._cgroups.environment}
+
+
+def _refusal(words: str, what: str) -> BadImage | CageNotApplied:
+    """runc's words as an error: of its own doing, or of what the image names as its program."""
+    says = " ".join(words.split())[:500]
+    if NOT_STARTABLE.search(says):
+        return BadImage(f"the image cannot start: {says}")
+    return CageNotApplied(f"{what}: {says}")

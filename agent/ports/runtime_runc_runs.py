@@ -1,0 +1,146 @@
+"""What is remembered of runc's runs: a folder for each below `runs`, in memory, from before its container is made until after
+it is gone. So whoever comes later finds every container of this agent, and no two runs get one id map.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from agent.errors import RuntimeUnavailable
+from agent.ports import cage_check, run_end
+from agent.ports.container_run import kill
+
+GONE_WAIT_S = 30.0
+NOTE = "run.json"
+
+
+class Known(Struct, frozen=True, kw_only=True):
+    """One run. `number`: of its id map. A process is known by its id and when it began, in the kernel's ticks: another one
+    may get the id later. `pid` is the container's first process, `monitor` conmon; 0 before they are there.
+    """
+
+    instance: str
+    name: str
+    labels: Mapping[str, str]
+    number: int
+    pid: int = 0
+    began: int = 0
+    monitor: int = 0
+    monitor_began: int = 0
+
+    def is_alive(self) -> bool:
+        """Whether the container's first process lives."""
+        return _is_alive(self.pid, self.began)
+
+    def end(self) -> None:
+        """Kill the container, and wait until it and conmon are gone. Raises: RuntimeUnavailable when one stays."""
+        _end(self.pid, self.began, kills=True)
+        _end(self.monitor, self.monitor_began, kills=False)
+
+
+class Runs:
+    """The runs of one agent, `instance`, among those of all agents of its user that share `folder`."""
+
+    def __init__(self, folder: Path, instance: str) -> None:
+        self._folder, self._instance = folder, instance
+
+    def folder_of(self, name: str) -> Path:
+        """A run's folder; its name is the container's. Short: conmon's socket lies in there."""
+        mark = hashlib.sha256(f"{self._instance}/{name}".encode()).hexdigest()[:20]
+        return self._folder / f"dc-{mark}"
+
+    def own(self) -> tuple[Known, ...]:
+        """This agent's runs."""
+        return tuple(known for known in self._every() if known.instance == self._instance)
+
+    def read(self, folder: Path) -> Known | None:
+        """What is remembered there, None when nothing is."""
+        try:
+            return msgspec.json.decode((folder / NOTE).read_bytes(), type=Known)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def claim(self, name: str, labels: Mapping[str, str], pool: range, limit: int) -> Known | None:
+        """A new run with an id map that no other has, None while all are in use or `limit` runs of this agent go on.
+
+        Raises: RuntimeUnavailable when a run of this name is there.
+        """
+        with self._alone():
+            folder = self.folder_of(name)
+            if folder.exists():
+                raise RuntimeUnavailable(f"a container named {name} is still there")
+            number = self._free_map(pool)
+            if number is None or len(self.own()) >= limit:
+                return None
+            known = Known(instance=self._instance, name=name, labels=dict(labels), number=number)
+            folder.mkdir(mode=0o700)
+            (folder / "exit").mkdir()
+            self.remember(folder, known)
+            return known
+
+    def remember(self, folder: Path, known: Known) -> None:
+        """Write it down; a reader sees all of it or what was there before."""
+        part = folder / f"{NOTE}.part"
+        part.write_bytes(msgspec.json.encode(known))
+        part.replace(folder / NOTE)
+
+    def _every(self) -> tuple[Known, ...]:
+        folders = sorted(self._folder.iterdir()) if self._folder.is_dir() else ()
+        found = (self.read(folder) for folder in folders)
+        return tuple(known for known in found if known is not None)
+
+    def _free_map(self, pool: range) -> int | None:
+        """The highest id map that no run has: Podman, which may serve the same user, begins with the lowest."""
+        taken = {known.number for known in self._every()}
+        return next((number for number in reversed(pool) if number not in taken), None)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One at a time over all agents with this folder."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+
+def began(pid: int) -> int:
+    """When a process began, in ticks since the boot. Raises: as `cage_check.read_back`."""
+    return cage_check.read_back(lambda: _began(pid))
+
+
+def _began(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+def _is_alive(pid: int, when: int) -> bool:
+    try:
+        return pid > 0 and _began(pid) == when
+    except OSError:
+        return False
+
+
+def _end(pid: int, when: int, *, kills: bool) -> None:
+    if pid == 0:
+        return
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if not _is_alive(pid, when):
+            return
+        if kills:
+            kill(pidfd)
+        if not run_end.ends_within(pidfd, GONE_WAIT_S):
+            raise RuntimeUnavailable(f"process {pid} of a container does not end")
+    finally:
+        os.close(pidfd)
