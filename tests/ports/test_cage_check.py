@@ -278,6 +278,25 @@ def test_a_limit_is_found_on_the_way_up_where_crun_puts_it(tmp_path: Path) -> No
     assert found == {"memory.max": "7", "cpu.max": "50000 100000"}
 
 
+def test_on_cgroup_v1_a_limit_is_that_of_the_process_s_own_cgroup_of_the_controller(tmp_path: Path) -> None:
+    for controller, file, limit in (
+        ("memory", "memory.limit_in_bytes", "7"),
+        ("cpu,cpuacct", "cpu.cfs_quota_us", "5"),
+    ):
+        folder = tmp_path / controller.partition(",")[0] / "given/dc-1"
+        folder.mkdir(parents=True)
+        (folder / file).write_text(limit + "\n")
+        (folder.parent / file).write_text("9\n")
+    (tmp_path / "pids/given").mkdir(parents=True)
+    (tmp_path / "pids/given/pids.max").write_text("9\n")
+    membership = "4:memory:/given/dc-1\n3:cpu,cpuacct:/given/dc-1\n2:pids:/given/dc-1\n0::/\n"
+    files = {"memory/memory.limit_in_bytes": "", "cpu/cpu.cfs_quota_us": "", "pids/pids.max": ""}
+
+    found = cage_check._cgroup(membership, files, tmp_path)
+
+    assert found == {"memory/memory.limit_in_bytes": "7", "cpu/cpu.cfs_quota_us": "5"}
+
+
 def test_a_kernel_without_swap_needs_no_limit_of_it() -> None:
     asked = replace(ASKED, cgroup={"memory.swap.max": "0"})
 

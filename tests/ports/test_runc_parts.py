@@ -1,0 +1,180 @@
+"""runc's parts that ask no kernel: the bundle's config, where runs get a cgroup, and whose ids a host gives."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from agent.errors import BadSettings, CageNotApplied, RuntimeUnavailable
+from agent.ports import cage, cage_check
+from agent.ports.runtime_runc_cgroups import Cgroups, find_cgroups
+from agent.ports.runtime_runc_config import oci_config
+from agent.ports.runtime_runc_runs import Known, Runs
+from agent.ports.user_namespace import IdRange, subordinate_ids
+from tests.ports.test_podman_body import CEILINGS, IMAGE, ON_V1, ON_V2, SPEC
+
+SECCOMP: dict[str, Any] = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": []}
+ON_V1_GIVEN = replace(ON_V1, controllers=frozenset({"cpu", "memory", "pids"}), cgroup_version=1)
+
+
+def config(facts: cage.EngineFacts = ON_V2, number: int = 2) -> dict[str, Any]:
+    return oci_config(
+        SPEC,
+        IMAGE,
+        number,
+        SECCOMP,
+        facts,
+        root="/mnt/x/root",
+        sources=["/mnt/x/m0", "/mnt/x/m1"],
+        cgroup="/given/x",
+    )
+
+
+# ------------------------------------------------------------------ the bundle
+
+
+@pytest.mark.parametrize("facts", [ON_V1, ON_V1_GIVEN, ON_V2])
+def test_the_bundle_says_the_cage_that_will_be_looked_for(facts: cage.EngineFacts) -> None:
+    asked = cage.asked_for(SPEC, IMAGE, 2, SECCOMP, facts)
+    binds = tuple(replace(bind, source=f"/mnt/x/m{n}") for n, bind in enumerate(asked.binds))
+
+    assert cage_check.config_differences(config(facts), replace(asked, binds=binds)) == []
+
+
+def test_ceilings_go_to_the_cgroup_where_one_was_given() -> None:
+    resources = config(ON_V2)["linux"]["resources"]
+
+    assert resources["memory"] == {"limit": CEILINGS.memory_bytes, "swap": CEILINGS.memory_bytes}
+    assert resources["cpu"] == {"period": 100_000, "quota": 150_000}
+    assert resources["pids"] == {"limit": CEILINGS.pids}
+    assert resources["unified"] == {"memory.oom.group": "1"}
+    assert config(ON_V1)["linux"]["resources"] == {"devices": [{"allow": False, "access": "rwm"}]}
+    assert "unified" not in config(ON_V1_GIVEN)["linux"]["resources"]
+
+
+def test_what_a_cgroup_must_say_is_asked_of_the_files_of_its_version() -> None:
+    on_v1, on_v2 = (cage.cgroup_files(CEILINGS, facts) for facts in (ON_V1_GIVEN, ON_V2))
+
+    assert on_v1 == {
+        "memory/memory.limit_in_bytes": str(1 << 30),
+        "memory/memory.memsw.limit_in_bytes": str(1 << 30),
+        "cpu/cpu.cfs_quota_us": "150000",
+        "cpu/cpu.cfs_period_us": "100000",
+        "pids/pids.max": "64",
+    }
+    assert on_v2 == {
+        "memory.max": str(1 << 30),
+        "memory.swap.max": "0",
+        "cpu.max": "150000 100000",
+        "pids.max": "64",
+    }
+
+
+# ------------------------------------------------------------------ cgroups
+
+
+def test_a_cgroup_that_root_gave_is_used_for_the_controllers_it_has(tmp_path: Path) -> None:
+    for controller in ("cpu", "memory"):
+        (tmp_path / controller / "given").mkdir(parents=True)
+    (tmp_path / "pids").mkdir()
+
+    found = find_cgroups("/given", {}, tmp_path)
+
+    assert found == Cgroups(version=1, controllers=frozenset({"cpu", "memory"}), parent="/given")
+    assert found.path_of("dc-1") == "/given/dc-1"
+
+
+def test_on_cgroup_v2_the_controllers_are_those_that_children_get(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given/cgroup.subtree_control").write_text("memory pids\n")
+
+    assert find_cgroups("/given", {}, tmp_path).controllers == {"memory", "pids"}
+
+
+@pytest.mark.parametrize("parent", ["given", "/given/../..", "/nowhere"])
+def test_a_cgroup_that_cannot_be_used_is_a_wrong_setting(parent: str, tmp_path: Path) -> None:
+    with pytest.raises(BadSettings, match="cgroup_parent"):
+        find_cgroups(parent, {}, tmp_path)
+
+
+def test_without_a_gift_on_cgroup_v1_runs_have_none(tmp_path: Path) -> None:
+    found = find_cgroups("", {"XDG_RUNTIME_DIR": str(tmp_path)}, tmp_path)
+
+    assert (found, found.path_of("dc-1"), found.options) == (Cgroups(version=1), None, ())
+
+
+def test_on_cgroup_v2_the_user_s_own_systemd_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
+    own = tmp_path / f"user.slice/user-{os.getuid()}.slice/user@{os.getuid()}.service"
+    own.mkdir(parents=True)
+    (own / "cgroup.controllers").write_text("cpu memory pids\n")
+    session = tmp_path / "session"
+    (session / "systemd").mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as bus:
+        bus.bind(str(session / "bus"))
+
+        found = find_cgroups("", {"XDG_RUNTIME_DIR": str(session)}, tmp_path)
+
+    assert found.controllers == {"cpu", "memory", "pids"}
+    assert found.path_of("dc-1") == "user.slice:dc-compute:dc-1"
+    assert found.options == ("--systemd-cgroup",)
+    assert found.environment["DBUS_SESSION_BUS_ADDRESS"] == f"unix:path={session / 'bus'}"
+
+
+# ------------------------------------------------------------------ subordinate ids
+
+
+def test_ids_are_given_by_name_or_number(tmp_path: Path) -> None:
+    file = tmp_path / "subuid"
+    file.write_text("ann:100000:65536\nbob:165536:65536\n1001:300000:131072\n# ann\nann:x:1\n")
+
+    assert subordinate_ids(file, "ann", 1001) == (IdRange(100000, 65536), IdRange(300000, 131072))
+
+
+def test_a_user_without_ids_can_hold_no_cage(tmp_path: Path) -> None:
+    (tmp_path / "subuid").write_text("")
+
+    with pytest.raises(CageNotApplied, match="usermod"):
+        subordinate_ids(tmp_path / "subuid", "ann", 1001)
+    with pytest.raises(CageNotApplied, match="cannot be read"):
+        subordinate_ids(tmp_path / "none", "ann", 1001)
+
+
+# ------------------------------------------------------------------ what is remembered of runs
+
+
+def test_no_two_runs_of_any_agent_get_one_id_map(tmp_path: Path) -> None:
+    ours, theirs = Runs(tmp_path, "ours"), Runs(tmp_path, "theirs")
+
+    found = [runs.claim(name, {}, range(1, 4), 2) for runs in (ours, theirs) for name in ("a", "b")]
+
+    numbers = [known.number for known in found if known is not None]
+    assert numbers == [3, 2, 1]
+    assert found[-1] is None
+    assert [known.name for known in theirs.own()] == ["a"]
+
+
+def test_an_agent_has_no_more_runs_than_its_pool(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, "ours")
+    runs.claim("a", {}, range(1, 9), 1)
+
+    assert runs.claim("b", {}, range(1, 9), 1) is None
+
+
+def test_a_name_is_claimed_once(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, "ours")
+    runs.claim("a", {}, range(1, 9), 4)
+
+    with pytest.raises(RuntimeUnavailable, match="named a is still there"):
+        runs.claim("a", {}, range(1, 9), 4)
+
+
+def test_another_process_with_the_id_of_one_that_ended_is_not_it() -> None:
+    known = Known(instance="i", name="a", labels={}, number=1, pid=os.getpid(), began=1)
+
+    assert not known.is_alive()
+    known.end()  # and is not killed
