@@ -137,10 +137,12 @@ def open_desk(runtime: Runtime) -> Iterator[Desk]:
     """A workspace in memory with the probe image loaded; emptied afterwards, whatever guests left."""
     root = Path(tempfile.mkdtemp(prefix="dcc-desk-", dir="/dev/shm"))
     archive, image = probe_archive()
-    runtime.load(archive, image)
+    before = os.umask(0o077)  # as the services have it
     try:
+        runtime.load(archive, image)
         yield Desk(runtime, image, root)
     finally:
+        os.umask(before)
         for leftover in runtime.leftovers():
             runtime.remove(leftover.name)
         with suppress(BadOutput):
