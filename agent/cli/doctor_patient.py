@@ -62,6 +62,14 @@ class Patient:
         return "dc-compute" if home == SYSTEM_HOME else f"dc-compute --home {shlex.quote(str(home))}"
 
     @property
+    def mend_key(self) -> str:
+        """The command that makes the key, or gives it to this agent alone."""
+        path = self.settings.identity.key
+        if not path.exists():
+            return f"{self.command} init"
+        return f"chown {self.user} {path} && chmod 600 {path}"
+
+    @property
     def start_podman(self) -> str:
         """The command that starts its Podman anew, in an empty environment."""
         if self.settings.home == SYSTEM_HOME:

@@ -143,6 +143,7 @@ def look_at_trust(patient: Patient) -> Iterable[Check]:
         command=patient.command,
         now=datetime.now(UTC),
         me=key if isinstance(key, Unknown) else key.keyid,
+        mend_key=patient.mend_key,
         tls=look_at_tls(settings.listen.tls_cert, settings.listen.tls_key),
         hosts=patient.hosts,
         roster=patient.roster,

@@ -26,11 +26,15 @@ class Tls(Struct, frozen=True, kw_only=True):
 
 
 class Trust(Struct, frozen=True, kw_only=True):
-    """What is there. `command`: how this agent's own is called; `me`: the own key's id; `hosts`: by which it may be called."""
+    """What is there. `command`: how this agent's own is called; `me`: the own key's id; `hosts`: by which it may be called.
+
+    `mend_key`: the command that makes the key, or makes it readable for this agent alone.
+    """
 
     command: str
     now: datetime
     me: KeyId | Unknown
+    mend_key: str
     tls: Tls
     hosts: Collection[str]
     roster: Roster | Unknown
@@ -56,7 +60,7 @@ def command(facts: Trust, words: str) -> str:
 
 def _identity(facts: Trust) -> Check:
     if isinstance(facts.me, Unknown):
-        return GROUP.fail("identity", facts.me.reason, command(facts, "init"))
+        return GROUP.fail("identity", facts.me.reason, facts.mend_key)
     return GROUP.ok("identity", f"key {facts.me[:16]}…")
 
 
@@ -140,7 +144,10 @@ def _own_entry(facts: Trust, roster: Roster) -> list[Check]:
 def _others(facts: Trust, roster: Roster) -> list[Check]:
     """Everybody whose key is over or ends soon; one line when nobody's does."""
     others = [one for one in roster.entries if one.keyid != facts.me and one.revoked_at is None]
-    sync = command(facts, "peers sync --help")
+    source = next(
+        (one.keyid[:16] for one in roster.orchestrators() if one.is_valid(facts.now)), "ROSTER_FILE"
+    )
+    sync = command(facts, f"peers sync {source} --root ROOT_KEY")
     lines = [_validity(facts, f"{one.role} {one.name}", one, sync, is_own=False) for one in others]
     worth = [line for line in lines if line.state != "ok"]
     if worth:

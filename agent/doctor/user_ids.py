@@ -66,6 +66,9 @@ def parse_ranges(text: str) -> tuple[Range, ...]:
 
 def judge(facts: UserIds, pool_size: int) -> list[Check]:
     """`pool_size`: how many containers may run at once by the settings."""
+    if facts.uid == 0:
+        seen = "the agent's files belong to root: it wants a user of its own, who has subordinate ids"
+        return [GROUP.fail("agent's user", seen, "sh install.sh")]
     lines = []
     for file in ("subuid", "subgid"):
         lines.append(_count(file, facts, pool_size))

@@ -141,20 +141,30 @@ def _program(name: str, programs: Mapping[str, Build | Unknown | None]) -> Check
     if build is None:
         return _absent(name, programs)
     fix = FIXES.get(name)
-    told = build.told if build.package is None else build.package[1]
-    if not numbers_of(told):
-        return GROUP.note(name, f"cannot tell: {build.path} tells no version: {told[:60]!r}")
+    if not numbers_of(build.told):
+        return GROUP.note(name, f"cannot tell: {build.path} tells no version: {build.told[:60]!r}")
+    told = _with_package(build)
     if fix is None:
         return GROUP.ok(name, f"{told}; no escape through it is known here")
-    if is_fixed(told, fix):
+    if is_fixed(build.told, fix):
         return GROUP.ok(name, f"{told}, with upstream's fix of {fix.what}")
     wanted = " / ".join(_dotted(one) for one in fix.first_fixed)
-    if build.package is not None or is_distributions(told):
+    if build.package is not None or is_distributions(build.told):
         package = fix.package if build.package is None else build.package[0]
         seen = f"{told} is not upstream's fix ({wanted}) of {fix.what}: ask your distribution whether it carries it"
         return GROUP.note(name, seen, _upgrade(package, build))
     seen = f"{told} in {build.path} is open to {fix.what}; fixed in {wanted}"
     return GROUP.fail(name, seen, f"install -m 0755 {name} {build.path}  # upstream's {wanted}, or newer")
+
+
+def _with_package(build: Build) -> str:
+    """The version as its package counts it; a package of another thing (containerd's brings runc) counts otherwise."""
+    if build.package is None:
+        return build.told
+    package, version = build.package
+    return (
+        version if numbers_of(version) == numbers_of(build.told) else f"{build.told} of {package} {version}"
+    )
 
 
 def _absent(name: str, programs: Mapping[str, Build | Unknown | None]) -> Check:
