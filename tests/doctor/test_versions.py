@@ -184,7 +184,7 @@ def test_the_kernel(kernel: str, waits: bool, state: State, mend: str | None) ->
     [({"python": "3.10.9"}, "python"), ({"sqlite": "3.34.1"}, "sqlite"), ({"has_tls_1_3": False}, "openssl")],
 )
 def test_what_this_program_stands_on_is_new_enough_or_fails(change: dict[str, object], name: str) -> None:
-    assert line(replace(HOST, **change), name).state is State.FAIL  # type: ignore[arg-type]
+    assert line(replace(HOST, **change), name).state is State.FAIL
 
 
 def test_every_fix_is_of_a_program_that_is_looked_at() -> None:
