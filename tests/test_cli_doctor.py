@@ -18,6 +18,7 @@ import pytest
 from agent.cli import doctor
 from agent.cli import doctor_sections as sections
 from agent.cli.doctor_patient import Patient
+from agent.cli.files import as_owner_of
 from agent.doctor.lines import Check
 from tests.test_cli import FAILED, OK, USAGE, Command, command, home, no_traceback
 
@@ -197,6 +198,21 @@ def test_root_judges_for_the_user_who_owns_the_key(somebody: pwd.struct_passwd, 
     assert somebody.pw_name in told["user ids", "subuid"]["seen"]
     assert told["files", "identity key"]["state"] == "ok"
     assert f"/run/user/{somebody.pw_uid}/" in told["ceilings", "podman"]["seen"]
+
+
+def test_root_becomes_that_user_wholly_and_root_again(somebody: pwd.struct_passwd, their_home: Path) -> None:
+    before = os.getresuid(), os.getresgid(), os.getgroups()
+
+    with as_owner_of(their_home / "data" / "identity.pem"):
+        told = subprocess.run(["id", "-ru"], capture_output=True, text=True, check=True).stdout
+        status = subprocess.run(
+            ["cat", "/proc/self/status"], capture_output=True, text=True, check=True
+        ).stdout
+
+    assert int(told) == somebody.pw_uid
+    assert f"Uid:\t{somebody.pw_uid}\t{somebody.pw_uid}\t{somebody.pw_uid}\t{somebody.pw_uid}" in status
+    assert f"Gid:\t{somebody.pw_gid}\t{somebody.pw_gid}\t{somebody.pw_gid}\t{somebody.pw_gid}" in status
+    assert (os.getresuid(), os.getresgid(), os.getgroups()) == before
 
 
 def test_an_agent_of_roots_own_fails(somebody: pwd.struct_passwd, their_home: Path) -> None:

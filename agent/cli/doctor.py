@@ -3,6 +3,7 @@
 Whom it looks at is in `doctor_patient.py`, how in `doctor_sections.py`; what a line says is decided in `agent/doctor/`.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import typer
@@ -55,10 +56,10 @@ def doctor(context: typer.Context, as_json: JsonFlag = False) -> None:
     As root, or as the agent's user. Nothing is changed. Exit code 1 when a line fails.
     """
     here = here_of(context)
-    owned = owner_file(here.settings)
+    owned, is_root = owner_file(here.settings), os.geteuid() == 0
     checks: list[Check] = []
     with as_owner_of(owned):
-        patient = meet(here, owned)
+        patient = meet(here, owned, by_root=is_root)
         for lines in examine(patient):
             checks += lines
             if not as_json:

@@ -29,14 +29,9 @@ T = TypeVar("T")
 
 CALL_TIMEOUT_S = 5.0
 CALLS_AT_ONCE = 16
-SYSTEM_PODMAN = "systemctl --user --machine=dc-compute@ restart dc-compute-podman.service"
-STRANGE = (
-    AgentError,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-)  # what a host that nobody foresaw makes of a reader
+PODMAN_UNIT = "dc-compute-podman.service"
+# What a host that nobody foresaw makes of a reader.
+STRANGE = (AgentError, OSError, ValueError, LookupError, TypeError)
 
 
 @dataclass
@@ -46,6 +41,7 @@ class Patient:
     settings: Settings
     uid: int
     gid: int
+    by_root: bool  # who asks: root acts as the agent's user
 
     @property
     def user(self) -> str:
@@ -73,7 +69,8 @@ class Patient:
     def start_podman(self) -> str:
         """The command that starts its Podman anew, in an empty environment."""
         if self.settings.home == SYSTEM_HOME:
-            return SYSTEM_PODMAN
+            whose = f"--machine={self.user}@ " if self.by_root else ""
+            return f"systemctl --user {whose}restart {PODMAN_UNIT}"
         kept = 'HOME="$HOME" XDG_RUNTIME_DIR="$XDG_RUNTIME_DIR" PATH=/usr/bin:/bin:/usr/sbin:/sbin'
         service = "podman --storage-driver overlay system service --time=0"
         return f"env -i {kept} {service} unix://{self.settings.runtime.podman_socket} &"
@@ -139,15 +136,15 @@ def owner_file(settings: Settings) -> Path:
     return settings.identity.key
 
 
-def meet(here: Here, owned: Path) -> Patient:
+def meet(here: Here, owned: Path, *, by_root: bool) -> Patient:
     """The agent of these settings, as its user. Raises: BadSettings for somebody who is neither that user nor root."""
     settings, uid = here.settings, os.geteuid()
     owner = owned.stat().st_uid if owned.exists() else uid
     if owner not in (0, uid):
         raise BadSettings(f"{owned} belongs to user {owner}: run this as root or as that user")
-    if os.getuid() == 0 and uid != 0:  # root's own session is not the agent's
+    if by_root and uid != 0:  # root's own session is not the agent's
         settings = load_settings(here.home, {**here.environment, "XDG_RUNTIME_DIR": f"/run/user/{uid}"})
-    return Patient(settings, uid, os.getegid())
+    return Patient(settings, uid, os.getegid(), by_root)
 
 
 # ------------------------------------------------------------------ asking

@@ -92,7 +92,17 @@ def judge_runtimes(
             continue
         lines.append(GROUP.ok(name, told.version))
         lines += [_ceiling(name, ceiling, told, accepted, facts) for ceiling in get_args(CeilingName)]
-    return lines
+    return lines + _needless(found, accepted)
+
+
+def _needless(found: Mapping[str, Enforcement | Unknown], accepted: Collection[str]) -> list[Check]:
+    """What the policy does without though every engine holds it: it would go unnoticed when one stopped to."""
+    told = [one for one in found.values() if isinstance(one, Enforcement)]
+    absent = {name for one in told for name in one.absent}
+    needless = sorted(set(accepted) - absent) if told else []
+    if not needless:
+        return []
+    return [GROUP.note("accept_missing", f"names {', '.join(needless)}, which this host holds")]
 
 
 def _ceiling(

@@ -1,6 +1,7 @@
 """How the doctor looks: a file's text, a program's words. Whatever fails becomes `Unknown` with the reason."""
 
 import os
+import pwd
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -55,7 +56,7 @@ def ask_program(command: Sequence[str]) -> str | Unknown:
     try:
         done = subprocess.run(
             command,
-            env=ENVIRONMENT | _session(),
+            env=ENVIRONMENT | {"HOME": _home()},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=PROGRAM_TIMEOUT_S,
@@ -71,10 +72,12 @@ def ask_program(command: Sequence[str]) -> str | Unknown:
     return words
 
 
-def _session() -> dict[str, str]:
-    """Where the user's own services answer; nothing else of the environment is passed on."""
-    kept = ("HOME", "XDG_RUNTIME_DIR")
-    return {name: os.environ[name] for name in kept if name in os.environ}
+def _home() -> str:
+    """Of whom this process acts as: root's own HOME is closed to the agent's user."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return "/"
 
 
 def find_program(name: str) -> str | None:

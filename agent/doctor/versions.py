@@ -33,8 +33,8 @@ class Fix(Struct, frozen=True):
 
 FIXES: Mapping[str, Fix] = {
     "runc": Fix(((1, 2, 8), (1, 3, 3), (1, 4, 0)), "CVE-2025-31133, CVE-2025-52565, CVE-2025-52881", "runc"),
-    "crun": Fix(((1, 28),), "the holes that 1.28 closed", "crun"),
-    "podman": Fix(((5, 8, 10), (6, 2)), "the holes that 5.8.10 and 6.2 closed", "podman"),
+    "crun": Fix(((1, 28),), "known escapes", "crun"),
+    "podman": Fix(((5, 8, 10), (6, 2)), "known escapes", "podman"),
 }
 
 

@@ -60,6 +60,13 @@ def test_a_stand_in_is_named_as_what_it_is() -> None:
     assert seen["podman pids"] == "by rlimit"
 
 
+def test_a_gap_that_the_policy_names_and_the_host_has_not_is_told() -> None:
+    found = states({"podman": NO_MEMORY}, accepted=("memory_bytes", "pids"))
+
+    assert found["accept_missing"] is State.NOTE
+    assert "accept_missing" not in states({"podman": NO_MEMORY}, accepted=("memory_bytes",))
+
+
 @pytest.mark.parametrize(("facts", "words"), [(V1, TO_V2), (V2, "user@990.service")])
 def test_the_mend_fits_the_hierarchy(facts: Cgroups, words: str) -> None:
     mends = [
