@@ -163,6 +163,18 @@ def test_somebody_else_than_root_or_the_agents_user_is_refused(
     assert "run this as root or as that user" in said.err
 
 
+@pytest.mark.skipif(os.getuid() == 0, reason="needs somebody who is not root, who may look at everything")
+def test_somebody_who_may_not_even_look_is_told_who_may(command: Command, home: Path) -> None:
+    make_agent(command)
+    (home / "data").chmod(0)
+
+    said = command("doctor")
+
+    (home / "data").chmod(0o700)
+    assert said.code == USAGE
+    assert "run this as root or as the agent's user" in said.err
+
+
 # ------------------------------------------------------------------ as root
 
 

@@ -61,7 +61,7 @@ class Patient:
     def mend_key(self) -> str:
         """The command that makes the key, or gives it to this agent alone."""
         path = self.settings.identity.key
-        if not path.exists():
+        if not os.path.exists(path):  # unlike Path.exists, it raises nothing
             return f"{self.command} init"
         return f"chown {self.user} {path} && chmod 600 {path}"
 
@@ -129,10 +129,18 @@ class Patient:
 
 
 def owner_file(settings: Settings) -> Path:
-    """The file whose owner is the agent's user: the key, unless it is root's, as a credential of a service is."""
-    for path in (settings.identity.key, settings.paths.data):
-        if path.exists() and path.stat().st_uid != 0:
-            return path
+    """The file whose owner is the agent's user: the key, unless it is root's, as a credential of a service is.
+
+    Raises: BadSettings for somebody who may not even look.
+    """
+    try:
+        for path in (settings.identity.key, settings.paths.data):
+            if path.exists() and path.stat().st_uid != 0:
+                return path
+    except PermissionError as cause:
+        raise BadSettings(
+            f"{cause.filename} is closed to you: run this as root or as the agent's user"
+        ) from cause
     return settings.identity.key
 
 

@@ -300,9 +300,9 @@ def _time_told(response: httpx.Response) -> datetime | None:
     """The answer's Date (RFC 9110, 6.6.1)."""
     try:
         told = parsedate_to_datetime(response.headers.get("date", ""))
-    except ValueError:
+        return told.replace(tzinfo=UTC) if told.tzinfo is None else told.astimezone(UTC)
+    except (ValueError, OverflowError):  # OverflowError: an hour before the first day of all
         return None
-    return told.replace(tzinfo=UTC) if told.tzinfo is None else told.astimezone(UTC)
 
 
 def _read(response: httpx.Response, limit_bytes: int, peer: Peer) -> bytes:

@@ -112,6 +112,7 @@ def test_the_hierarchy_is_read_from_the_mounts(hierarchy: Hierarchy) -> None:
     [
         (V2, [State.OK, State.OK]),
         (V1, [State.WARN, State.NOTE]),
+        (Cgroups(uid=1, hierarchy=Hierarchy.NONE, delegated=()), [State.WARN, State.NOTE]),
         (Cgroups(uid=1, hierarchy=Hierarchy.V2, delegated=("pids",)), [State.OK, State.WARN]),
         (Cgroups(uid=1, hierarchy=Hierarchy.V2, delegated=Unknown("none")), [State.OK, State.NOTE]),
         (Cgroups(uid=1, hierarchy=Hierarchy.V1, delegated=("cpu", "memory", "pids")), [State.WARN, State.OK]),
