@@ -301,7 +301,7 @@ def _time_told(response: httpx.Response) -> datetime | None:
     try:
         told = parsedate_to_datetime(response.headers.get("date", ""))
         return told.replace(tzinfo=UTC) if told.tzinfo is None else told.astimezone(UTC)
-    except (ValueError, OverflowError):  # OverflowError: an hour before the first day of all
+    except (ValueError, OverflowError):  # OverflowError: after the last day of all
         return None
 
 
