@@ -2,7 +2,8 @@
 PYTHON := .venv/bin/python
 WORKERS ?= 2
 ARGS ?=
-ROOT_TESTS := tests/pipeline/test_outputs.py tests/trust/test_keys.py tests/api/test_operator.py tests/ports/test_memory_events.py
+ROOT_TESTS := tests/pipeline/test_outputs.py tests/trust/test_keys.py tests/api/test_operator.py \
+	tests/ports/test_memory_events.py tests/test_cli_doctor.py
 SCRIPTS := install.sh .ci/rootless .ci/run
 
 .PHONY: seccomp help

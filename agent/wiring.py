@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from agent.ports.broker_huey import HueyBroker
     from agent.ports.https import Identity, Timeouts
     from agent.ports.image_archive import ImageArchive
+    from agent.ports.runtime_podman_look import ServiceTold
 
 MakeConsumer = Callable[[Mapping[Queue, Handler]], Consumer]
+AskHealth = Callable[[RosterEntry, str], datetime | None]  # raises AgentUnreachable
 
 
 def now() -> datetime:
@@ -183,6 +185,30 @@ def _has_runc() -> bool:
     from agent.ports.user_namespace import PATH
 
     return all(shutil.which(name, path=PATH) for name in ("runc", "conmon", "newuidmap", "newgidmap"))
+
+
+def look_at_podman(settings: Settings) -> "ServiceTold":
+    """What the service at Podman's socket tells of itself. Raises: RuntimeUnavailable."""
+    from agent.ports.runtime_podman_look import look_at_service
+
+    return look_at_service(settings.runtime.podman_socket)
+
+
+@contextmanager
+def open_health(settings: Settings, key: SigningKey, roster: Roster, timeout_s: float) -> Iterator[AskHealth]:
+    """What asks anybody of the roster, at one of their addresses, for their health and their time, with this agent's TLS."""
+    from agent.ports.https import HttpsClient, Peer, Timeouts
+
+    identity = _identity(settings, key, roster)
+    client = HttpsClient(identity, Timeouts(timeout_s, timeout_s, timeout_s, timeout_s))
+
+    def ask(entry: RosterEntry, url: str) -> datetime | None:
+        return client.check_health(Peer.of(entry, url, AgentUnreachable))
+
+    try:
+        yield ask
+    finally:
+        client.close()
 
 
 def inspect_image(archive: Path, digest: Digest) -> "ImageArchive":
