@@ -29,6 +29,7 @@ def show(context: typer.Context, as_json: JsonFlag = False) -> None:
     rows = [
         ("orchestrators", _lines(policy.orchestrators)),
         ("images", _lines(policy.images)),
+        ("others are", "held for your word" if policy.hold_unknown else "refused"),
         ("datasets", _lines(policy.datasets)),
         ("kinds", _lines(policy.kinds)),
         ("may be missing", _lines(policy.accept_missing)),

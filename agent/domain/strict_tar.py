@@ -69,6 +69,7 @@ class Member(Struct, frozen=True):
     size_bytes: int
     link: str  # what a symbolic link says, or the member that a hard link names; "" otherwise
     offset: int  # where its content begins
+    mode: int = 0  # permission bits, set-id and sticky bits among them
 
 
 class StrictTar:
@@ -174,7 +175,8 @@ class StrictTar:
             raise BadTar(f"{name!r:.120} unpacks to more than the {self._budget_bytes} bytes that are left")
         self._budget_bytes -= size
         self._left, self._padding = size, -size % BLOCK_BYTES
-        return Member(name, kind, size, link, self._offset)
+        mode = (_number(header[100:108]) or 0) & 0o7777
+        return Member(name, kind, size, link, self._offset, mode)
 
     def _normal(self, raw: bytes, *, is_folder: bool) -> str:
         """A member's name: one "./" before it and, of a folder, one "/" behind it are tar's way of writing."""

@@ -48,6 +48,14 @@ MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 T = TypeVar("T")
 
 
+class LayerSeen(Struct, frozen=True):
+    """One layer: the digest of its content, the bytes it unpacks to, its entries."""
+
+    digest: Digest
+    size_bytes: int
+    entries: int
+
+
 class ImageArchive(Struct, frozen=True, kw_only=True):
     """What an archive holds that passed: the image's id is the digest of its config."""
 
@@ -55,6 +63,9 @@ class ImageArchive(Struct, frozen=True, kw_only=True):
     entrypoint: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     size_bytes: int  # of all layers' content, unpacked
+    platform: str
+    labels: tuple[tuple[str, str], ...]
+    layers: tuple[LayerSeen, ...]
     parts: tuple[Part, ...]  # all that an engine needs, every byte of it judged
 
 
@@ -111,21 +122,21 @@ class _Layer(Struct, frozen=True):
     sent_as: str
 
 
-def inspect(archive: Path, digest: Digest) -> ImageArchive:
+def inspect(archive: Path, digest: Digest, budget: Budget | None = None) -> ImageArchive:
     """What the archive holds, after everything in it was found fit to load. Its own digest, `digest`, the caller has checked.
 
-    Raises: BadImage naming what is refused.
+    `budget`: a fresh one, to look on while layers are read. Raises: BadImage naming what is refused.
     """
     try:
         with archive.open("rb") as file:
-            return _inspect(_members(file, archive.stat().st_size), file)
+            return _inspect(_members(file, archive.stat().st_size), file, budget or Budget())
     except (BadTar, OSError, ValueError) as cause:
         if isinstance(cause, FileNotFoundError | PermissionError):
             raise
         raise BadImage(f"image {hex_of(digest)[:12]} is no readable archive: {cause}") from cause
 
 
-def _inspect(members: Mapping[str, Member], file: IO[bytes]) -> ImageArchive:
+def _inspect(members: Mapping[str, Member], file: IO[bytes], budget: Budget) -> ImageArchive:
     is_oci, is_docker = "index.json" in members, "manifest.json" in members
     if not (is_oci or is_docker):
         raise BadImage("neither index.json nor manifest.json is in the archive: it is no image archive")
@@ -136,12 +147,15 @@ def _inspect(members: Mapping[str, Member], file: IO[bytes]) -> ImageArchive:
         raise BadImage("index.json and manifest.json name two different images")
     config_digest, layers, papers = found[0]  # only these layers are judged, and only these papers are sent
     config = reader.config(config_digest)
-    size = reader.check_layers(layers, [_digest(text) for text in config.rootfs.diff_ids])
+    seen = reader.check_layers(layers, [_digest(text) for text in config.rootfs.diff_ids], budget)
     return ImageArchive(
         image_id=config_digest,
         entrypoint=_entrypoint(config),
         env=_env(config),
-        size_bytes=size,
+        size_bytes=budget.used_bytes,
+        platform=f"{config.os}/{config.architecture}",
+        labels=tuple(sorted((config.config.Labels or {}).items())),
+        layers=seen,
         parts=(*papers, *reader.layer_parts(layers)),
     )
 
@@ -237,20 +251,24 @@ class _Reader:
         _check_annotations(config.config.Labels, "label")
         return config
 
-    def check_layers(self, layers: list[_Layer], diff_ids: list[Digest]) -> int:
-        """Judge every layer and compare it with what config and manifest say. Gives their unpacked bytes, together."""
+    def check_layers(
+        self, layers: list[_Layer], diff_ids: list[Digest], budget: Budget
+    ) -> tuple[LayerSeen, ...]:
+        """Judge every layer and compare it with what config and manifest say."""
         if len(layers) != len(diff_ids):
             raise BadImage(f"the manifest has {len(layers)} layers, the config {len(diff_ids)}")
         if not 0 < len(layers) <= MAX_LAYERS:
             raise BadImage(f"the image has {len(layers)} layers, 1 to {MAX_LAYERS} are read")
-        budget = Budget()
+        seen = []
         for layer, diff_id in zip(layers, diff_ids, strict=True):
+            bytes_before, entries_before = budget.used_bytes, budget.entries
             raw = _HashingFile(Content(self._file, self._member(layer.member)))
             if check_layer(raw, budget) != diff_id:
                 raise BadImage(f"layer {layer.member!r:.100} is not what the config names")
             if layer.digest is not None and raw.finish() != layer.digest:
                 raise BadImage(f"layer {layer.member!r:.100} is not what the manifest names")
-        return budget.used_bytes
+            seen.append(LayerSeen(diff_id, budget.used_bytes - bytes_before, budget.entries - entries_before))
+        return tuple(seen)
 
     def layer_parts(self, layers: list[_Layer]) -> list[Part]:
         """The layers' files, each once."""

@@ -5,7 +5,7 @@ import hashlib
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
@@ -46,14 +46,29 @@ class Readable(Protocol):
     def read(self, size: int = -1) -> bytes: ...
 
 
+def _ignore(_layer: int, _member: Member) -> None:
+    """Nobody looks on."""
+
+
+def _patient() -> None:
+    """Nobody counts the time."""
+
+
 @dataclass(slots=True)
 class Budget:
-    """What an image's layers took so far, together, and the links they left."""
+    """What an image's layers took so far, together, and the links they left.
+
+    `see` is shown each entry that passed, with its layer's number; `beat` is called for each block. Both may raise BadImage
+    when they have seen enough.
+    """
 
     used_bytes: int = 0
     entries: int = 0
     links: set[str] = field(default_factory=set)
     link_bytes: int = 0
+    layer: int = -1  # the one that is read
+    see: Callable[[int, Member], None] = _ignore
+    beat: Callable[[], None] = _patient
 
 
 class _Content(io.RawIOBase):
@@ -66,6 +81,7 @@ class _Content(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
+        self._budget.beat()
         block = self._source.read(BLOCK_BYTES if size < 0 else size)
         self._hash.update(block)
         self._budget.used_bytes += len(block)
@@ -88,6 +104,7 @@ def check_layer(raw: Readable, budget: Budget) -> Digest:
 
     Raises: BadImage.
     """
+    budget.layer += 1
     content = _Content(_uncompressed(raw), budget)
     limit_bytes = MAX_BYTES - budget.used_bytes
     try:
@@ -98,6 +115,7 @@ def check_layer(raw: Readable, budget: Budget) -> Digest:
             if budget.entries > MAX_ENTRIES:
                 raise BadImage(f"the image has more than {MAX_ENTRIES} files")
             _check_entry(member, budget)
+            budget.see(budget.layer, member)
         return content.finish()
     except (BadTar, EOFError, zlib.error, gzip.BadGzipFile) as cause:
         raise BadImage(f"a layer is no readable tar: {cause}") from cause

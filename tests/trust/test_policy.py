@@ -102,7 +102,8 @@ def test_the_digest_is_that_of_the_exact_text() -> None:
 @pytest.mark.parametrize(
     "rest",
     [
-        "hold_unknown = true\n",
+        "hold_unknown = 'yes'\n",
+        "run_unknown = true\n",
         "digest = 'sha256:00'\n",
         "accept_missing = ['network']\n",
         "accept_missing = 'memory_bytes'\n",
