@@ -108,6 +108,9 @@ def test_every_command_of_the_issue_is_there(command: Command) -> None:
         "watch",
         "log",
         "receipts",
+        "held",
+        "approve",
+        "deny",
         "verify",
         *GROUPS,
     ):
@@ -133,6 +136,9 @@ def test_every_command_that_prints_data_can_print_json(command: Command) -> None
         "peers sync",
         "policy show",
         "policy check",
+        "held",
+        "approve",
+        "deny",
         "data seal",
         "data inspect",
     )

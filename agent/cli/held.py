@@ -10,7 +10,7 @@ import typer
 
 from agent.api.views import HeldJob, HeldPage, ImageFiles, ImageView, RulingView
 from agent.cli.here import Desk, here_of
-from agent.cli.out import JsonFlag, print_json, print_table, say, short, size, when
+from agent.cli.out import JsonFlag, print_json, say, short, size, when
 from agent.domain.approvals import Verdict
 from agent.domain.images import ImageAbout, ImageEntry
 from agent.domain.strict_json import encode
@@ -99,14 +99,14 @@ def _print_page(page: HeldPage) -> None:
     if not page.held:
         say("nothing waits for you")
         return
-    rows = [
-        (job.order, job.position, job.task, str(job.dataset), short(job.orchestrator), when(job.expires),
-         image.role, image.digest, _standing(image.is_admitted, image.is_read, image.problem))
-        for job in page.held
-        for image in job.images
-    ]  # fmt: skip
-    columns = ("order", "pos#", "task", "dataset", "asked by", "expires (UTC)", "role", "image", "stands~")
-    print_table(columns, rows)
+    for job in page.held:
+        say(f"order {job.order}: {job.task} task {job.position} on dataset {job.dataset}")
+        say(
+            f"  asked for by {short(job.orchestrator)}, came from {short(job.sender)}, until {when(job.expires)} UTC"
+        )
+        for image in job.images:
+            standing = _standing(image.is_admitted, image.is_read, image.problem)
+            say(f"  {image.role:<7} {image.digest}  {standing}")
     say("look: dc-compute held IMAGE --files · decide: dc-compute approve IMAGE or dc-compute deny IMAGE")
 
 
