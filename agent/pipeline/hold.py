@@ -19,7 +19,7 @@ from agent.domain.images import ImageDescription
 from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import is_expired
 from agent.domain.reports import ReportState
-from agent.errors import BadImage, LostRace, PolicyRefused, TooLarge
+from agent.errors import BadImage, LostRace, NoSpace, PolicyRefused, TooLarge
 from agent.log import get_logger
 from agent.pipeline.attest import Work, attest_failure
 from agent.pipeline.bells import ring_deliveries, ring_job
@@ -150,11 +150,14 @@ def read(image: Digest, host: Host) -> ImageDescription | None:
     known = host.ports.ledger.description(image)
     if known is not None:
         return known
-    with _shelf(host.rules.spool) as shelf:
-        if shelf is None:
-            return None
-        check_space(host.rules.spool, host.rules.low_disk_bytes)
-        return _read(image, shelf / "image", host)
+    try:
+        with _shelf(host.rules.spool) as shelf:
+            if shelf is None:
+                return None
+            check_space(host.rules.spool, host.rules.low_disk_bytes)
+            return _read(image, shelf / "image", host)
+    except OSError as cause:
+        raise NoSpace(f"the spool cannot hold an archive: {cause.strerror}") from cause
 
 
 def _read(image: Digest, archive: Path, host: Host) -> ImageDescription:
@@ -206,6 +209,9 @@ def _shelf(spool: Path) -> Iterator[Path | None]:
 def clear(host: Host) -> None:
     """Forget what was read of images for which nothing waits any more, and remove an archive that a killed reader left."""
     host.ports.ledger.forget_descriptions(waiting_images(host))
-    if (host.rules.spool / SHELF).exists():
-        with _shelf(host.rules.spool):
-            pass
+    try:
+        if (host.rules.spool / SHELF).exists():
+            with _shelf(host.rules.spool):
+                pass
+    except OSError as error:
+        log.error("leftover.stays", archive=SHELF, detail=str(error))
