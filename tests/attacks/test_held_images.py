@@ -86,7 +86,7 @@ def test_many_orders_for_one_image_have_it_read_once(world: World, stranger: Dig
         fetched.append(target)
         return whole_fetch(digest, target, **limits)
 
-    storage.fetch_blob = counted  # type: ignore[method-assign,assignment]
+    storage.fetch_blob = counted  # type: ignore[method-assign]
 
     for number in range(5):
         world.post(order_for(world, stranger, id=uuid_of(f"order {number}")), world.a)
