@@ -132,11 +132,18 @@ def _unknown(context: Context, host: Host) -> tuple[Digest, ...]:
 
 
 def _refuse(context: Context, error: PolicyRefused, host: Host) -> Job:
-    """The job -> FAILED before it began, with a receipt that says so. Raises: LostRace."""
-    log.warning("order.not_admitted", job=context.job.id, code=error.code, detail=error.detail)
-    job = attest_failure(context, Work(host.ports.now(), Phases(), Runs()), error, host)
-    ring_deliveries(job, host)
-    return job
+    """The job -> FAILED before it began, and its orchestrator is told: with a receipt where the task's dataset is known to
+    lie here, for only a holder's receipt counts. Raises: LostRace.
+    """
+    job, now = context.job, host.ports.now()
+    log.warning("order.not_admitted", job=job.id, code=error.code, detail=error.detail)
+    if job.state is JobState.QUEUED or job.position > 0:
+        failed = attest_failure(context, Work(now, Phases(), Runs()), error, host)
+    else:
+        told = report(context, ReportState.FAILED, host, reason=error.code)
+        failed = host.ports.ledger.move(job, JobEvent.FAIL, now, reason=error.code, deliveries=[told])
+    ring_deliveries(failed, host)
+    return failed
 
 
 # ------------------------------------------------------------------ reading an archive

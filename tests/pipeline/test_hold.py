@@ -190,9 +190,7 @@ def test_approval_widens_nothing_else(world: World, stranger: Digest) -> None:
 # ------------------------------------------------------------------ denied
 
 
-def test_a_denied_order_fails_with_a_signed_receipt_and_later_ones_are_refused(
-    world: World, stranger: Digest
-) -> None:
+def test_a_denied_order_fails_and_later_ones_are_refused(world: World, stranger: Digest) -> None:
     order = order_for(world, stranger)
     world.post(order, world.a)
     world.work()
@@ -201,13 +199,41 @@ def test_a_denied_order_fails_with_a_signed_receipt_and_later_ones_are_refused(
     world.settle()
 
     (told,) = world.told(order, ReportState.FAILED)
-    (receipt,) = world.a.ledger.receipts(order.digest)
-    opened = open_receipt(receipt.envelope, world.people.roster).receipt
     assert (world.a.job(order, 0).state, told.reason, told.attempt) == (JobState.FAILED, "image-denied", 0)
-    assert (opened.outcome, opened.reason, opened.sandbox) == (Outcome.FAILED, "image-denied", None)
     assert world.a.runs() == []
     with pytest.raises(ImageDenied):
         world.post(order_for(world, stranger, rank=1, id=uuid_of("later")), world.a)
+
+
+def test_a_denied_hand_off_fails_with_a_signed_receipt(world: World, stranger: Digest) -> None:
+    order = order_for(world, stranger, train=("a1", "b1"), test=())
+    world.hand_over(order, 1, to=world.b)
+    world.work()
+
+    rule(world.b, stranger, Verdict.DENIED)
+    world.settle()
+
+    (told,) = world.told(order, ReportState.FAILED)
+    receipt = open_receipt(world.b.ledger.receipts(order.digest)[1].envelope, world.people.roster).receipt
+    assert (told.position, told.reason, told.receipt is not None) == (1, "image-denied", True)
+    assert (receipt.outcome, receipt.reason, receipt.sandbox) == (Outcome.FAILED, "image-denied", None)
+
+
+def test_an_agent_that_may_not_hold_the_dataset_signs_no_receipt_of_a_denial(
+    world: World, stranger: Digest
+) -> None:
+    """Nobody asked storage yet where the first dataset lies; a receipt by another than its holder would be refused."""
+    order = order_for(world, stranger, train=("b1",), test=())
+    world.post(order, world.a)
+    world.work()
+
+    rule(world.a, stranger, Verdict.DENIED)
+    world.settle()
+
+    assert [(told.reason, told.receipt) for told in world.told(order, ReportState.FAILED)] == [
+        ("image-denied", None)
+    ]
+    assert world.a.ledger.receipts(order.digest) == ()
 
 
 def test_a_denied_digest_is_refused_though_the_file_lists_it_until_it_is_approved(world: World) -> None:
@@ -435,7 +461,7 @@ def test_other_bytes_than_the_order_names_are_never_described(world: World, stra
 
 def test_one_archive_is_read_at_a_time(world: World, stranger: Digest) -> None:
     with (world.a.spool / f"{SHELF}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_SH)  # what even a reader who would share has to wait for
         world.post(order_for(world, stranger), world.a)
         world.work()
         assert world.a.ledger.description(stranger) is None
