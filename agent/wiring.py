@@ -267,6 +267,7 @@ def make_folders(settings: Settings) -> None:
 @contextmanager
 def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
     from agent.ports.broker_huey import HueyBroker
+    from agent.ports.images_tar import TarImages
     from agent.ports.ledger_sqlalchemy import open_ledger
     from agent.ports.orchestrators_https import HttpsOrchestrators
     from agent.ports.peers_https import HttpsPeers
@@ -287,7 +288,8 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
         doors.callback(orchestrators.close)
         peers = HttpsPeers(identity, timeouts)
         doors.callback(peers.close)
-        ports = Ports(ledger, broker, storage, orchestrators, peers, make_runtime(settings, key.keyid), now)
+        runtime = make_runtime(settings, key.keyid)
+        ports = Ports(ledger, broker, storage, orchestrators, peers, runtime, TarImages(), now)
         yield Host(key, roster, policy, ports, _rules(settings)), broker
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.devkit.consortium import Party, running
+from agent.devkit.consortium import Party, on_podman, running
 from tests.chain.conftest import GAPS, Town, make_town
 from tests.host.podman import PLANTED, Engine
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.chain, pytest.mark.host, pytest.mark.xdist_group("chai
 
 @pytest.fixture(scope="module")
 def town(engine: Engine) -> Iterator[Town]:
-    for made in make_town(engine, ("A", "B"), ("noop",)):
+    for made in make_town(on_podman(engine.socket), ("A", "B"), ("noop",)):
         with running(made.consortium):
             yield made
 
