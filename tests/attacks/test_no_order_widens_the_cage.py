@@ -26,6 +26,7 @@ from agent.errors import BadOrder
 from agent.ports import cage
 from agent.ports.runtime import Mount, RunKind, RunSpec
 from agent.ports.runtime_podman_body import Names, create_body
+from agent.ports.runtime_runc_config import oci_config
 from agent.trust.policy import HostPolicy
 from tests.builders import NOW, consortium, dataset, key_of, policy_text, uuid_of
 from tests.pipeline.world import World
@@ -57,6 +58,7 @@ FACTS: st.SearchStrategy[cage.EngineFacts] = st.builds(
     version=st.just("an engine"),
     controllers=st.frozensets(st.sampled_from(["cpu", "memory", "pids", "io"])),
     id_count=st.sampled_from([65536, 131072, 524288]),
+    cgroup_version=st.sampled_from([1, 2]),
     hard_limits=st.dictionaries(
         st.sampled_from(["RLIMIT_NOFILE", "RLIMIT_NPROC", "RLIMIT_FSIZE", "RLIMIT_DATA"]), NUMBERS
     ),
@@ -130,6 +132,11 @@ def podman_body(spec: RunSpec, facts: cage.EngineFacts) -> Any:
     return create_body(spec, IMAGE, Names(spec.name, spec.labels), 2, f"/seccomp/{spec.kind}.json", facts)
 
 
+def runc_bundle(spec: RunSpec, facts: cage.EngineFacts) -> Any:
+    sources = [f"/mnt/m{number}" for number, _ in enumerate(spec.mounts)]
+    return oci_config(spec, IMAGE, 2, SECCOMP, facts, root="/mnt/root", sources=sources, cgroup="/given/x")
+
+
 def what_is_checked(spec: RunSpec, facts: cage.EngineFacts) -> Any:
     return msgspec.to_builtins(cage.asked_for(spec, IMAGE, 2, SECCOMP, facts))
 
@@ -140,6 +147,7 @@ def what_is_told(spec: RunSpec, facts: cage.EngineFacts) -> Any:
 
 FORMS: dict[str, Form] = {
     "podman's create body": podman_body,
+    "runc's bundle": runc_bundle,
     "what is compared before the start": what_is_checked,
     "what the receipt tells": what_is_told,
     "the ceilings": lambda spec, _: asdict(spec.ceilings),
@@ -163,6 +171,9 @@ LOWERED = (
     r"resource_limits/(memory/(limit|swap)|cpu/quota|pids/limit)",
     r"rlimits/RLIMIT_\w+",
     r"cgroup/(memory\.max|cpu\.max|pids\.max)",
+    r"cgroup/(memory/memory\.(memsw\.)?limit_in_bytes|cpu/cpu\.cfs_quota_us|pids/pids\.max)",
+    r"process/rlimits/RLIMIT_\w+/(soft|hard)",
+    r"linux/resources/(memory/(limit|swap)|cpu/quota|pids/limit)",
 )
 
 
