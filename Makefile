@@ -48,7 +48,8 @@ lock: deps ## write the locked versions anew from pyproject.toml
 	@$(COMPILE) pyproject.toml -o requirements.lock
 	@$(COMPILE) pyproject.toml -c requirements.lock --group dev --group demo --group build -o requirements-dev.lock
 	@$(COMPILE) -c requirements-dev.lock --group build -o .ci/build.lock
-	@! grep -nE '://|index-url|find-links' requirements.lock requirements-dev.lock .ci/build.lock
+	@$(COMPILE) -c requirements-dev.lock --group workloads -o requirements-workloads.lock
+	@! grep -nE '://|index-url|find-links' requirements.lock requirements-dev.lock requirements-workloads.lock .ci/build.lock
 
 .PHONY: clean
 seccomp: deps ## write seccomp/*.json anew from seccomp/source.toml
