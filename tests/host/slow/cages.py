@@ -7,17 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import assert_never
 
 from agent.domain.ceilings import Ceilings
 from agent.domain.ids import Digest
 from agent.errors import BadOutput
 from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec, Runtime
 from tests.host.podman import MIB, Engine
+from tests.host.runtimes import runtime_of
 from tests.host.slow.workloads import image
-
-# Every runtime that the workloads run in. A new one is a word here and a case in `runtime_of`.
-RUNTIMES = ("podman",)
 
 CEILINGS = Ceilings(
     wall_s=280,
@@ -93,15 +90,6 @@ class Cage:
             shutil.copyfile(path, kept / path.name)
             (kept / path.name).chmod(0o644)
         return kept
-
-
-def runtime_of(name: str, engine: Engine) -> Runtime:
-    """The runtime of this name as an agent has it."""
-    match name:
-        case "podman":
-            return engine.runtime()
-        case _:
-            assert_never(name)  # type: ignore[arg-type]
 
 
 def open_cage(name: str, engine: Engine) -> Iterator[Cage]:

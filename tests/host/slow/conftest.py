@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.host.podman import Engine, open_engine
-from tests.host.slow.cages import RUNTIMES, Cage, open_cage
+from tests.host.runtimes import RUNTIMES
+from tests.host.slow.cages import Cage, open_cage
 from tests.host.slow.workloads import Outside, need, outside
 
 
@@ -23,7 +24,7 @@ def cage(request: pytest.FixtureRequest, engine: Engine) -> Iterator[Cage]:
 
 
 @pytest.fixture(scope="session")
-def outsides(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outside]:
+def outsides() -> dict[str, Outside]:
     """What was seen outside so far, by workload; `seen_outside` fills it."""
     return {}
 

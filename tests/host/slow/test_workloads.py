@@ -30,7 +30,7 @@ def test_a_workload_does_in_the_cage_what_it_does_outside(
 
     there, here = seen_outside.trained.said, last_line(trained.log.decode())
     assert (here["workload"], here["score"]) == (workload, there["score"])
-    assert (cage.harvest(pred) / workload).read_bytes() == seen_outside.predictions
+    assert (cage.harvest(pred) / workload).read_bytes() == seen_outside.predictions, asked.log.decode()
 
 
 def test_a_problem_image_detargets_and_scores_with_processes_and_without_sockets(cage: Cage) -> None:

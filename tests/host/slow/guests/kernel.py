@@ -38,7 +38,7 @@ def memory_mapped_array() -> None:
         assert np.memmap(file.name, dtype=float, mode="r", shape=(1000, 100)).sum() == 150_000  # type: ignore[call-overload]
 
 
-def shared_memory_file() -> None:
+def shared_memory_file() -> None:  # multiprocessing has a process that cleans up after it
     from multiprocessing import shared_memory
 
     shared = shared_memory.SharedMemory(create=True, size=MIB)
@@ -142,6 +142,19 @@ def pair_of_sockets() -> None:
         os.close(fds[0])
 
 
+def joblib_default() -> None:  # processes; where it can make no semaphore it goes serial, and warns
+    import joblib
+
+    assert joblib.Parallel(n_jobs=2)(joblib.delayed(abs)(-number) for number in range(4)) == [0, 1, 2, 3]
+
+
+def joblib_threads() -> None:
+    import joblib
+
+    with joblib.parallel_config(backend="threading", n_jobs=2):
+        assert joblib.Parallel()(joblib.delayed(abs)(-number) for number in range(4)) == [0, 1, 2, 3]
+
+
 def unix_socket() -> None:
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{folder}/s")
@@ -155,11 +168,11 @@ def unix_socket() -> None:
 
 
 ANYWHERE: tuple[Callable[[], None], ...] = (
-    memory_mapped_array, shared_memory_file, memory_file, large_pages, temporary_files, threads, affinity, callback_from_c,
+    memory_mapped_array, memory_file, joblib_default, joblib_threads, large_pages, temporary_files, threads, affinity, callback_from_c,
     database,
 )  # fmt: skip
 IN_TRAINING: tuple[Callable[[], None], ...] = (
-    *ANYWHERE, child_process, child_of_an_event_loop, pinned_threads, pair_of_sockets, unix_socket,
+    *ANYWHERE, shared_memory_file, child_process, child_of_an_event_loop, pinned_threads, pair_of_sockets, unix_socket,
 )  # fmt: skip
 
 
@@ -183,13 +196,14 @@ def train(rows: Any, targets: Any, model: Path) -> None:
 
 
 def predict(rows: Any, model: Path) -> Any:
-    """How many of all worked in training (first number) and how many of those without a process or socket work here."""
-    told = json.loads((model / "worked.json").read_text())
-    here = worked(ANYWHERE)
-    for name, what in (told | here).items():
-        if what != "works":
-            print(f"{name}: {what}", file=sys.stderr, flush=True)
-    return [sum(what == "works" for what in told.values()) - len(IN_TRAINING), sum(what == "works" for what in here.values()) - len(ANYWHERE), *[0.0] * (len(rows) - 2)]
+    """Minus how many of all failed in training, minus how many fail here of those without a process or socket, and zeros."""
+    both = [json.loads((model / "worked.json").read_text()), worked(ANYWHERE)]
+    for told in both:
+        for name, what in told.items():
+            if what != "works":
+                print(f"{name}: {what}", file=sys.stderr, flush=True)
+    failed = [-float(sum(what != "works" for what in told.values())) for told in both]
+    return [*failed, *[0.0] * (len(rows) - 2)]
 
 
 def score(targets: Any, predicted: Any) -> float:
