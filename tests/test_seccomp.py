@@ -26,11 +26,11 @@ DEADLY = {"bpf", "io_uring_setup", "keyctl", "mount", "ptrace", "setns", "unshar
 # What x86-64 has and arm64 never had -> the call, allowed too, that its libc makes instead; None where nothing is missing.
 ON_ARM64 = {
     "access": "faccessat", "alarm": "setitimer", "arch_prctl": None, "chmod": "fchmodat", "dup2": "dup3",
-    "epoll_create": "epoll_create1", "epoll_wait": "epoll_pwait", "fork": "clone", "futimesat": "utimensat", "getpgrp": "getpgid",
-    "ioperm": None, "iopl": None, "link": "linkat", "lstat": "newfstatat", "mkdir": "mkdirat", "modify_ldt": None,
-    "open": "openat", "pause": "ppoll", "pipe": "pipe2", "poll": "ppoll", "readlink": "readlinkat", "rename": "renameat",
-    "rmdir": "unlinkat", "select": "pselect6", "stat": "newfstatat", "symlink": "symlinkat", "time": "clock_gettime",
-    "unlink": "unlinkat", "utime": "utimensat", "utimes": "utimensat", "vfork": "clone",
+    "epoll_create": "epoll_create1", "epoll_wait": "epoll_pwait", "fork": "clone", "futimesat": "utimensat",
+    "getpgrp": "getpgid", "ioperm": None, "iopl": None, "link": "linkat", "lstat": "newfstatat", "mkdir": "mkdirat",
+    "modify_ldt": None, "open": "openat", "pause": "ppoll", "pipe": "pipe2", "poll": "ppoll", "readlink": "readlinkat",
+    "rename": "renameat", "rmdir": "unlinkat", "select": "pselect6", "stat": "newfstatat", "symlink": "symlinkat",
+    "time": "clock_gettime", "unlink": "unlinkat", "utime": "utimensat", "utimes": "utimensat", "vfork": "clone",
 }  # fmt: skip
 X86_64, AARCH64 = 0xC000003E, 0xC00000B7  # AUDIT_ARCH_*, as libseccomp names an architecture
 UNKNOWN = -1  # libseccomp numbers a call that another architecture has below that

@@ -88,7 +88,17 @@ def _add_torch(environment: Path) -> None:
 
 def _refusal_of_offer(environment: Path) -> str | None:
     """Why what pip would install as torch is not wanted, as half a sentence; None for a CPU build. Nothing is installed."""
-    words = ["pip", "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", "-", TORCH]
+    words = [
+        "pip",
+        "install",
+        "--dry-run",
+        "--ignore-installed",
+        "--no-deps",
+        "--quiet",
+        "--report",
+        "-",
+        TORCH,
+    ]
     try:
         told = subprocess.run(
             [interpreter(environment), "-m", *words],

@@ -11,13 +11,11 @@ import json
 import os
 import platform
 import sys
-from contextlib import contextmanager
 from typing import Any
 
 from agent.devkit.podman_service import oci_runtime, why_not
 from tests.bench.figures import document, figures, run_rounds, table
-from tests.bench.sides import PLAIN, network, open_sides, sample
-from tests.host.podman import open_engine
+from tests.bench.sides import PLAIN, network, open_sides, own_engine, sample
 
 REPEATS = 3  # of the data, so that a training takes seconds
 
@@ -27,7 +25,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--trees", type=int, default=100, help="size of the training")
-    parser.add_argument("--short", action="store_true", help="one round that trains nothing: to see that it works")
+    parser.add_argument(
+        "--short", action="store_true", help="one round that trains nothing: to see that it works"
+    )
     told = parser.parse_args()
     lacking = why_not()
     if lacking:
@@ -35,7 +35,7 @@ def main() -> int:
         return 1
     rounds, trees = (1, 0) if told.short else (told.rounds, told.trees)
     works = {"noop": data(0), "fit": data(trees)}
-    with contextmanager(open_engine)() as engine, open_sides(engine, has_packages=trees > 0) as sides:
+    with own_engine() as engine, open_sides(engine, has_packages=trees > 0) as sides:
         pairs = [(side, work) for work in works for side in sides]
         say(f"{rounds} rounds of {len(pairs)} runs, after one that does not count")
 
@@ -66,7 +66,14 @@ def data(trees: int) -> bytes:
 def notes() -> list[str]:
     """What a reader of the table must know."""
     ratio = "a ratio is to `podman run` in the same round: median, and quartiles in brackets"
-    return [ratio, *(["`podman run` had --network none: this host has no slirp4netns"] if network() else [])]
+    return [
+        ratio,
+        *(
+            ["`podman run` had --network none: this user cannot have Podman's default network"]
+            if network()
+            else []
+        ),
+    ]
 
 
 def machine() -> dict[str, Any]:

@@ -111,7 +111,9 @@ def table(found: Sequence[Figure]) -> list[str]:
     return lines
 
 
-def document(found: Sequence[Figure], *, rounds: int, baseline: str, machine: dict[str, Any]) -> dict[str, Any]:
+def document(
+    found: Sequence[Figure], *, rounds: int, baseline: str, machine: dict[str, Any]
+) -> dict[str, Any]:
     """What stands in build/bench.json."""
     return {
         "version": 1,

@@ -13,8 +13,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from agent.devkit.images import ENV, PROGRAM_ROOT, PYTHON, build_image, packages_layer, program_layer, python_layer
-from agent.devkit.podman_service import checkout_folders, oci_runtime
+from agent.devkit.images import (
+    ENV,
+    PROGRAM_ROOT,
+    PYTHON,
+    build_image,
+    packages_layer,
+    program_layer,
+    python_layer,
+)
+from agent.devkit.podman_service import checkout_folders, oci_runtime, podman_service
 from agent.domain.ceilings import Ceilings
 from agent.domain.ids import Digest, hex_of
 from agent.ports.runtime import Mount, RunKind, RunSpec, Runtime
@@ -40,6 +48,18 @@ CEILINGS = Ceilings(
 )
 
 Side = Callable[[Path], str]  # runs the guest on this volume, and gives what it printed
+
+
+@contextmanager
+def own_engine() -> Iterator[Engine]:
+    """A Podman service of the bench's own, on the storage of this clone. Raises: NoPodman."""
+    runtime_dir, root = checkout_folders()
+    name = f"bench-{os.getpid()}"
+    with (
+        TemporaryDirectory(prefix="dcc-store-") as store,
+        podman_service(runtime_dir, root, name=name) as path,
+    ):
+        yield Engine(path, Path(store))
 
 
 @contextmanager
@@ -97,12 +117,26 @@ def bare(root: Path) -> str:
 
 
 def plain(engine: Engine, digest: Digest) -> Side:
-    """`podman run --rm` with nothing set but the data; `--network none` where the host has no program for its network."""
+    """`podman run --rm` with nothing set but the data; `--network none` where this user can have no network of Podman's."""
     runtime_dir, _ = checkout_folders()
-    environment = {name: os.environ[name] for name in ("PATH", "HOME", "XDG_RUNTIME_DIR") if name in os.environ}
-    ask = ["podman", "--remote", "--url", f"unix://{engine.socket}", "info", "--format", "{{.Store.GraphRoot}}"]
+    environment = {
+        name: os.environ[name] for name in ("PATH", "HOME", "XDG_RUNTIME_DIR") if name in os.environ
+    }
+    ask = [
+        "podman",
+        "--remote",
+        "--url",
+        f"unix://{engine.socket}",
+        "info",
+        "--format",
+        "{{.Store.GraphRoot}}",
+    ]
     places = {"--root": said(ask, environment).strip(), "--runroot": str(runtime_dir / "run")}
-    places |= {"--tmpdir": str(runtime_dir / "tmp"), "--runtime": oci_runtime(), "--storage-driver": "overlay"}
+    places |= {
+        "--tmpdir": str(runtime_dir / "tmp"),
+        "--runtime": oci_runtime(),
+        "--storage-driver": "overlay",
+    }
     command = ["podman", *itertools.chain(*places.items()), "run", "--rm", "--pull", "never", *network()]
     name = f"localhost/dc-compute:{hex_of(digest)}"
 
@@ -114,8 +148,9 @@ def plain(engine: Engine, digest: Digest) -> Side:
 
 
 def network() -> list[str]:
-    """What `podman run` must be told where the program of its default network is missing."""
-    return [] if shutil.which("slirp4netns") or shutil.which("pasta") else ["--network", "none"]
+    """What `podman run` must be told where this user cannot have its default network: no program for it, or no tun device."""
+    has_program = shutil.which("slirp4netns") or shutil.which("pasta")
+    return [] if has_program and os.access("/dev/net/tun", os.R_OK | os.W_OK) else ["--network", "none"]
 
 
 def caged(runtime: Runtime, digest: Digest) -> Side:

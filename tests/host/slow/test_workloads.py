@@ -2,18 +2,48 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 
 import pytest
 
 from agent.devkit.seccomp import FOLDER, profile, read_source
 from agent.ports.runtime import Mount, RunKind
-from tests.host.slow.cages import Cage
-from tests.host.slow.workloads import WORKLOADS, Outside, dataset, last_line, lay_out
+from tests.host.podman import Engine
+from tests.host.runtimes import RUNTIMES
+from tests.host.slow.cages import Cage, open_cage
+from tests.host.slow.workloads import WORKLOADS, Outside, dataset, last_line, lay_out, need, outside
 
-pytestmark = [pytest.mark.host, pytest.mark.slow]
+pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.timeout(900)]  # the first one makes the image
 
 SOURCE = read_source()
 every_workload = pytest.mark.parametrize("workload", WORKLOADS)
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def cage(request: pytest.FixtureRequest, engine: Engine) -> Iterator[Cage]:
+    """The real cage of one runtime with the image of the workloads."""
+    need("kernel")
+    yield from open_cage(request.param, engine)
+
+
+@pytest.fixture(scope="module")
+def outsides() -> dict[str, Outside]:
+    """What was seen outside so far, by workload; `seen_outside` fills it."""
+    return {}
+
+
+@pytest.fixture
+def seen_outside(
+    workload: str, outsides: dict[str, Outside], tmp_path_factory: pytest.TempPathFactory
+) -> Outside:
+    """The workload of this test, run once outside any container."""
+    need(workload)
+    if workload not in outsides:
+        outsides[workload] = outside(workload, tmp_path_factory.mktemp(workload))
+    return outsides[workload]
+
+
+# ------------------------------------------------------------------ the same, inside and outside
 
 
 @every_workload

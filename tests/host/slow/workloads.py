@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 
 from agent.devkit import workloads
-from agent.devkit.images import ENV, PROGRAM_ROOT, PYTHON, build_image, packages_layer, program_layer, python_layer
+from agent.devkit.images import (
+    ENV,
+    PROGRAM_ROOT,
+    PYTHON,
+    build_image,
+    packages_layer,
+    program_layer,
+    python_layer,
+)
 from agent.domain.ids import Digest
 from tests.host.podman import image_cache
 
@@ -93,7 +101,9 @@ def image() -> tuple[Path, Digest]:
     sources = {f"{PROGRAM_ROOT}/{path.name}": path.read_bytes() for path in sorted(GUESTS.glob("*.py"))}
     layers.append(program_layer(cache, sources))
     archive = cache / "workloads.tar"
-    digest = build_image(archive, layers=layers, entrypoint=[PYTHON, "-u", f"{PROGRAM_ROOT}/main.py"], env=ENV)
+    digest = build_image(
+        archive, layers=layers, entrypoint=[PYTHON, "-u", f"{PROGRAM_ROOT}/main.py"], env=ENV
+    )
     return archive, digest
 
 
@@ -108,7 +118,11 @@ def outside(workload: str, volume: Path) -> Outside:
 def run_outside(folder: Path, *args: str) -> Told:
     """One run of the guests' entry point. Raises: AssertionError with what it printed when it fails."""
     seen = folder / "calls.txt"
-    tracing = ["strace", "-f", "-qq", "-c", "-U", "name,calls,errors", "-o", str(seen)] if shutil.which("strace") else []
+    tracing = (
+        ["strace", "-f", "-qq", "-c", "-U", "name,calls,errors", "-o", str(seen)]
+        if shutil.which("strace")
+        else []
+    )
     environment = {name: value for name, value in ENV.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [*tracing, str(workloads.interpreter()), "-u", str(GUESTS / "main.py"), *args],

@@ -1,4 +1,4 @@
-"""What libraries ask of the kernel, one thing after the other: in training all of it works, in prediction what needs no process."""
+"""What libraries ask of the kernel, one by one: in training all of it works, in prediction what needs no process or socket."""
 
 import asyncio
 import ctypes
@@ -32,10 +32,10 @@ print("fitted")
 
 def memory_mapped_array() -> None:
     with tempfile.NamedTemporaryFile() as file:
-        table = np.memmap(file, dtype=float, mode="w+", shape=(1000, 100))  # type: ignore[call-overload]
+        table = np.memmap(file, dtype=float, mode="w+", shape=(1000, 100))
         table[:] = 1.5
         table.flush()
-        assert np.memmap(file.name, dtype=float, mode="r", shape=(1000, 100)).sum() == 150_000  # type: ignore[call-overload]
+        assert np.memmap(file.name, dtype=float, mode="r", shape=(1000, 100)).sum() == 150_000
 
 
 def shared_memory_file() -> None:  # multiprocessing has a process that cleans up after it
@@ -43,9 +43,9 @@ def shared_memory_file() -> None:  # multiprocessing has a process that cleans u
 
     shared = shared_memory.SharedMemory(create=True, size=MIB)
     try:
-        shared.buf[:5] = b"hello"
+        np.ndarray(5, dtype=np.uint8, buffer=shared.buf)[:] = 7
         other = shared_memory.SharedMemory(name=shared.name)
-        assert bytes(other.buf[:5]) == b"hello"
+        assert np.ndarray(5, dtype=np.uint8, buffer=other.buf).tolist() == [7] * 5
         other.close()
     finally:
         shared.close()
@@ -168,8 +168,8 @@ def unix_socket() -> None:
 
 
 ANYWHERE: tuple[Callable[[], None], ...] = (
-    memory_mapped_array, memory_file, joblib_default, joblib_threads, large_pages, temporary_files, threads, affinity, callback_from_c,
-    database,
+    memory_mapped_array, memory_file, joblib_default, joblib_threads, large_pages, temporary_files, threads, affinity,
+    callback_from_c, database,
 )  # fmt: skip
 IN_TRAINING: tuple[Callable[[], None], ...] = (
     *ANYWHERE, shared_memory_file, child_process, child_of_an_event_loop, pinned_threads, pair_of_sockets, unix_socket,
@@ -209,4 +209,4 @@ def predict(rows: Any, model: Path) -> Any:
 def score(targets: Any, predicted: Any) -> float:
     """1.0 when nothing failed."""
     del targets
-    return 1.0 + min(predicted)
+    return float(1.0 + min(predicted))

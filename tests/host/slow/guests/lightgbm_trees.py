@@ -7,7 +7,14 @@ import lightgbm
 from sklearn.metrics import roc_auc_score
 
 LEAST = 0.98
-SETTINGS = {"objective": "binary", "num_threads": 2, "deterministic": True, "force_row_wise": True, "seed": 7, "verbose": -1}
+SETTINGS = {
+    "objective": "binary",
+    "num_threads": 2,
+    "deterministic": True,
+    "force_row_wise": True,
+    "seed": 7,
+    "verbose": -1,
+}
 
 
 def train(rows: Any, targets: Any, model: Path) -> None:

@@ -16,7 +16,7 @@ def train(rows: Any, targets: Any, model: Path) -> None:
     """A logistic regression on whitened rows, kept as one array."""
     mean, spread = rows.mean(axis=0), rows.std(axis=0)
     with tempfile.NamedTemporaryFile() as file:
-        white = np.memmap(file, dtype=float, mode="w+", shape=rows.shape)  # type: ignore[call-overload]
+        white = np.memmap(file, dtype=float, mode="w+", shape=rows.shape)
         white[:] = (rows - mean) / spread
         white.flush()
         assert linalg.svdvals(white)[0] > 1

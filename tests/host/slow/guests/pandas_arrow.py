@@ -27,7 +27,10 @@ def train(rows: Any, targets: Any, model: Path) -> None:
     assert frame.rolling(5).mean().notna().any(axis=None)
     edges = frame.drop(columns="target").quantile(np.linspace(0, 1, BINS + 1)[1:-1])
     long = frame.melt(id_vars="target", var_name="column")
-    long["bin"] = [int(np.searchsorted(edges[name], value)) for name, value in zip(long["column"], long["value"], strict=True)]
+    long["bin"] = [
+        int(np.searchsorted(edges[name], value))
+        for name, value in zip(long["column"], long["value"], strict=True)
+    ]
     counts = long.groupby(["column", "bin", "target"]).size().unstack("target", fill_value=0) + 1
     odds = np.log(counts[1] / counts[1].sum()) - np.log(counts[0] / counts[0].sum())
     odds.rename("odds").reset_index().to_parquet(model / "odds.parquet")
@@ -37,7 +40,11 @@ def train(rows: Any, targets: Any, model: Path) -> None:
 def predict(rows: Any, model: Path) -> Any:
     """The sum of the log odds of each row."""
     edges = pd.read_parquet(model / "edges.parquet")
-    odds = pd.read_parquet(model / "odds.parquet").pivot(index="column", columns="bin", values="odds").fillna(0.0)
+    odds = (
+        pd.read_parquet(model / "odds.parquet")
+        .pivot(index="column", columns="bin", values="odds")
+        .fillna(0.0)
+    )
     total = np.zeros(len(rows))
     for at, column in enumerate(edges.columns):
         total += odds.loc[column].to_numpy()[np.searchsorted(edges[column].to_numpy(), rows[:, at])]

@@ -36,10 +36,14 @@ def scored(path: Path, submission: Path) -> float:
     exact = float(accuracy_score(targets, predicted))
     with multiprocessing.get_context("fork").Pool(2) as pool:
         by_pool = pool.starmap(resampled, [(targets, predicted, seed) for seed in range(8)])
-    by_loky = joblib.Parallel(n_jobs=2)(joblib.delayed(resampled)(targets, predicted, seed) for seed in range(8))
+    by_loky = joblib.Parallel(n_jobs=2)(
+        joblib.delayed(resampled)(targets, predicted, seed) for seed in range(8)
+    )
     assert by_pool == by_loky
     assert abs(np.mean(by_pool) - exact) < 0.05
-    echo = subprocess.run([sys.executable, "-c", f"print({exact!r})"], capture_output=True, text=True, check=True)
+    echo = subprocess.run(
+        [sys.executable, "-c", f"print({exact!r})"], capture_output=True, text=True, check=True
+    )
     return float(echo.stdout)
 
 

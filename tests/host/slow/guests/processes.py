@@ -1,4 +1,4 @@
-"""multiprocessing in each way to start a process, with what goes between them: pipes, queues, locks, shared memory, a manager."""
+"""multiprocessing in each way to start a process, and what goes between: pipes, queues, locks, shared memory, a manager."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +19,9 @@ def train(rows: Any, targets: Any, model: Path) -> None:
     try:
         np.ndarray(table.shape, buffer=shared.buf)[:] = table
         weights = [
-            fitted for number, start in enumerate(STARTS) for fitted in bags(start, number, shared.name, table.shape)
+            fitted
+            for number, start in enumerate(STARTS)
+            for fitted in bags(start, number, shared.name, table.shape)
         ]
     finally:
         shared.close()
@@ -29,10 +31,10 @@ def train(rows: Any, targets: Any, model: Path) -> None:
 
 def bags(start: str, number: int, name: str, shape: tuple[int, ...]) -> list[Any]:
     """Four fits by a pool, an executor, and processes that answer through a queue, in an order that is always the same."""
-    context = multiprocessing.get_context(start)
+    context: Any = multiprocessing.get_context(start)
     seeds = [number * 10 + at for at in range(4)]
     with context.Pool(1) as pool:
-        fitted = pool.starmap(fit, [(name, shape, seed) for seed in seeds[:2]])
+        fitted = list(pool.starmap(fit, [(name, shape, seed) for seed in seeds[:2]]))
     with ProcessPoolExecutor(1, mp_context=context) as executor:
         fitted.append(executor.submit(fit, name, shape, seeds[2]).result())
     queue, lock = context.Queue(), context.Lock()

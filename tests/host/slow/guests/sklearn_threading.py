@@ -18,7 +18,9 @@ def train(rows: Any, targets: Any, model: Path) -> None:
     """Bagged support vectors, boosted trees for what they are unsure of, and clusters for the OpenMP in KMeans."""
     assert {pool["user_api"] for pool in threadpool_info()} >= {"openmp", "blas"}
     with joblib.parallel_config(backend="threading", n_jobs=2):
-        bag = BaggingClassifier(SVC(gamma="scale"), n_estimators=8, random_state=7, n_jobs=2).fit(rows, targets)
+        bag = BaggingClassifier(SVC(gamma="scale"), n_estimators=8, random_state=7, n_jobs=2).fit(
+            rows, targets
+        )
     boosted = HistGradientBoostingClassifier(max_iter=20, random_state=7).fit(rows, targets)
     clusters = KMeans(n_clusters=10, n_init=2, random_state=7).fit(rows)
     assert len(np.unique(clusters.labels_)) == 10
