@@ -1,6 +1,6 @@
 """What the cage costs over `podman run` with defaults: a table on stderr, JSON on stdout (`make bench` keeps it).
 
-    python -m tests.bench [--rounds 7] [--trees 100] [--short]
+    python -m tests.bench [--rounds 7] [--trees 500] [--short]
 
 Every round runs every side (the cage of each runtime, `podman run --rm`, a bare process) at two works: `fit`, a training of
 scikit-learn, and `noop`, a start and nothing more. Rounds are interleaved, and one uncounted round goes before.
@@ -24,7 +24,7 @@ def main() -> int:
     """Run the bench; the exit code."""
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--trees", type=int, default=100, help="size of the training")
+    parser.add_argument("--trees", type=int, default=500, help="size of the training")
     parser.add_argument(
         "--short", action="store_true", help="one round that trains nothing: to see that it works"
     )
