@@ -380,6 +380,12 @@ class NoSpace(OutsideError):
     advice = "Free space on the file system that the message names; what is refused now may be sent again."
 
 
+class WorkspaceOnDisk(OutsideError):
+    code = "workspace-on-disk"
+    is_retried = False
+    advice = "Run the command that the message ends with as root, or let [workspace] root name a folder on a tmpfs."
+
+
 class SlowBody(OutsideError):
     code = "slow-body"
     status = 408
