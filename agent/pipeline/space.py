@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import secrets
+import shlex
 import shutil
 import stat
 from collections.abc import Generator, Iterator
@@ -155,7 +156,7 @@ def require_memory(root: Path) -> None:
     if kind not in IN_MEMORY:
         raise WorkspaceOnDisk(
             f"the workspace {root} lies on {kind}, not in memory: "
-            f"mount -t tmpfs -o size=50%,mode=0700,uid={os.geteuid()},gid={os.getegid()} tmpfs {root}"
+            f"mount -t tmpfs -o size=50%,mode=0700,uid={os.geteuid()},gid={os.getegid()} tmpfs {shlex.quote(str(root))}"
         )
 
 

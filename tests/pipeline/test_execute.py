@@ -704,7 +704,7 @@ def image_nowhere(world: World) -> None:
 
 
 def disk_full(world: World) -> None:
-    world.a.rules(max_model_bytes=1 << 60)
+    world.a.allows(POLICY.replace("8388608", str(1 << 53)))
 
 
 def model_upload_fails(world: World) -> None:
@@ -767,7 +767,7 @@ def test_a_fault_that_passes_costs_an_attempt_and_nothing_else(
     world.storages.datasets.update(before)
     world.a.runtime.is_down = False
     world.a.runtime.add(ALGO, "algo")
-    world.a.rules(max_model_bytes=1 << 20)
+    world.a.allows(POLICY)
     world.settle()
 
     lost = [report.reason for report in world.told(order, ReportState.ATTEMPT)]
