@@ -281,8 +281,14 @@ class JobFailed(JobError):
 
 
 class BadOutput(JobError):
+    """`seen` is in words of the guest's own, a file's name perhaps, which may carry data: no message holds them."""
+
     code = "bad-output"
-    advice = "Leave only regular files and folders within the caps of the container contract."
+    advice = "Leave only regular files and folders within the caps of the container contract; dc-compute log shows which."
+
+    def __init__(self, message: str, seen: str = "") -> None:
+        super().__init__(message)
+        self.seen = seen
 
     @property
     def reason(self) -> str:

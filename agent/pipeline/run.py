@@ -12,12 +12,14 @@ from msgspec.structs import replace
 
 from agent.domain.ceilings import Ceilings
 from agent.domain.chain import TaskKind
-from agent.errors import JobFailed, RuntimeUnavailable
+from agent.domain.jobs import Job
+from agent.errors import BadOutput, JobFailed, RuntimeUnavailable
 from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import Performance, read_performance, take, take_file
 from agent.pipeline.workspace import Workspace, add_pred, output_bytes_needed
-from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec
+from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec, Runtime
+from agent.trust.job_log import seal_log
 
 JOB_LABEL = "dc-compute.job"
 ATTEMPT_LABEL = "dc-compute.attempt"
@@ -170,11 +172,26 @@ def _run(
     with runtime.run(spec) as run:
         outcome = run.wait()
     stage.runs.outcomes[name] = outcome
-    stage.host.ports.ledger.keep_log(job, name, outcome.log)
+    keep_log(job, name, outcome.log, stage.host)
     if outcome.cause == UNKNOWN:  # the host's accident, not the guest's: a guest that ends gives a code
         raise RuntimeUnavailable(f"nobody can tell how run {name!r} ended")
     if outcome.cause is not None:
         raise JobFailed(f"run {name!r} of the {role} image ended with {outcome.cause}", outcome.cause)
     for mount in mounts:
         if mount.is_writable:
-            runtime.reclaim(mount.source)
+            _reclaim(mount.source, name, runtime)
+
+
+def _reclaim(folder: Path, run: str, runtime: Runtime) -> None:
+    try:
+        runtime.reclaim(folder)
+    except BadOutput as cause:
+        raise BadOutput(
+            f"run {run!r} left a set-id file, or folders that lie too deep", str(cause)
+        ) from cause
+
+
+def keep_log(job: Job, run: str, output: bytes, host: Host) -> None:
+    """Keep what a guest said, for this host's operator: sealed, for it may carry data and the ledger lies on a disk."""
+    sealed = seal_log(output, host.key, job=job.id, attempt=job.attempt, run=run)
+    host.ports.ledger.keep_log(job, run, sealed)

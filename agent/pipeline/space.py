@@ -77,7 +77,7 @@ def used_bytes(folder: Path, entries: int | None = None) -> int:
     A guest may be at work below: what cannot be entered, is gone, or comes after so many `entries` is left out.
     """
     sizes: dict[int, int] = {}
-    with suppress(OSError), closing(_files(_open_folder(folder), 0)) as files:
+    with suppress(OSError), closing(_files(open_folder(folder), 0)) as files:
         sizes.update((about.st_ino, about.st_blocks * 512) for about in islice(files, entries))
     return sum(sizes.values())
 
@@ -112,7 +112,7 @@ def _files(folder: int, depth: int) -> Generator[os.stat_result, None, None]:
                     about = entry.stat(follow_symlinks=False)
                     yield about
                     if stat.S_ISDIR(about.st_mode) and depth < MAX_DEPTH:
-                        yield from _files(_open_folder(entry.name, folder), depth + 1)
+                        yield from _files(open_folder(entry.name, folder), depth + 1)
     finally:
         os.close(folder)
 
@@ -126,7 +126,8 @@ def _make(folder: Path, reserve_bytes: int) -> None:
         raise NoSpace(f"the workspace {folder.parent} takes no file: {cause.strerror}") from cause
 
 
-def _open_folder(path: str | Path, within: int | None = None) -> int:
+def open_folder(path: str | Path, within: int | None = None) -> int:
+    """A descriptor of this folder, also below another open one. A link is not followed. Raises: OSError."""
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
 
 

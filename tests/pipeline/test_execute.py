@@ -30,6 +30,7 @@ from agent.ports.storage import BlobKind
 from agent.trust.audit import audit_chain
 from agent.trust.envelope import parse_envelope
 from agent.trust.handoff import parse_handoff
+from agent.trust.job_log import open_log
 from tests.builders import DAY, NOW, changed, dataset, digest_named, key_of, policy_text, preduplet, uuid_of
 from tests.fakes.broker import Ring
 from tests.fakes.ledger import MemoryLedger
@@ -210,7 +211,7 @@ def test_the_next_task_on_the_same_host_is_queued_with_the_receipt(world: World)
     assert world.a.deliveries(DeliveryKind.HANDOFF) == ()
 
 
-def test_the_log_of_a_run_is_kept_for_the_operator_and_leaves_in_no_delivery(world: World) -> None:
+def test_the_log_of_a_run_is_kept_sealed_for_the_operator_and_leaves_in_no_delivery(world: World) -> None:
     def talk(guest: Guest) -> None:
         guest.say("patient 4711")
         append_what_it_sees(guest)
@@ -221,10 +222,32 @@ def test_the_log_of_a_run_is_kept_for_the_operator_and_leaves_in_no_delivery(wor
 
     run_here(world.a)
 
-    ((job, attempt, run, log),) = world.a.ledger.logs(order.order.id)
+    ((job, attempt, run, sealed),) = world.a.ledger.logs(order.order.id)
     assert (job, attempt, run) == (world.a.job(order, 0).id, 1, "train")
-    assert b"patient 4711" in log
+    assert b"4711" not in sealed
+    assert b"patient 4711" in open_log(sealed, world.a.key, job=job, attempt=attempt, run=run)
     assert not any(b"4711" in delivery.body for delivery in world.a.deliveries())
+
+
+def test_what_a_guest_calls_its_files_stands_in_no_event_and_is_kept_sealed(world: World) -> None:
+    def name_it(guest: Guest) -> None:
+        (guest.path("/data/model") / "patient 4711").symlink_to("nowhere")
+
+    world.algo = name_it
+    order = world.order(train=("a1",), test=())
+    world.post(order, world.a)
+
+    run_here(world.a)
+
+    told = repr((world.a.ledger.events(), world.a.jobs(), world.told(order), world.a.deliveries()))
+    opened = {
+        run: open_log(sealed, world.a.key, job=job, attempt=attempt, run=run)
+        for job, attempt, run, sealed in world.a.ledger.logs(order.order.id)
+    }
+    assert world.a.job(order, 0).reason == "output"
+    assert "symbolic link" in told
+    assert "4711" not in told
+    assert b"patient 4711" in opened["refused output"]
 
 
 def test_an_earlier_model_named_by_the_order_is_where_training_starts(world: World) -> None:
