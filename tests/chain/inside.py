@@ -8,7 +8,7 @@ It is told by lines of JSON and answers by lines of JSON; it enters the namespac
                                               -> {"files": n, "bytes": n, "found": [[path, name], …]}
 
 A search takes every regular file below the folder that was changed since then and lies on no file system in memory
-("is_memory": true: on one in memory).
+("anywhere": true: on any).
 """
 
 import json
@@ -41,7 +41,7 @@ def kinds() -> dict[int, str]:
     return found
 
 
-def files(folder: str, of_kind: dict[int, str], is_memory: bool) -> Iterator[tuple[str, os.stat_result]]:
+def files(folder: str, of_kind: dict[int, str], is_anywhere: bool) -> Iterator[tuple[str, os.stat_result]]:
     """Every regular file that lies on such a file system. What cannot be entered was not written by us."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -51,8 +51,8 @@ def files(folder: str, of_kind: dict[int, str], is_memory: bool) -> Iterator[tup
                 if kind in NO_FILES:
                     continue
                 if stat.S_ISDIR(about.st_mode):
-                    yield from files(entry.path, of_kind, is_memory)
-                elif stat.S_ISREG(about.st_mode) and (kind in IN_MEMORY) is is_memory:
+                    yield from files(entry.path, of_kind, is_anywhere)
+                elif stat.S_ISREG(about.st_mode) and (is_anywhere or kind not in IN_MEMORY):
                     yield entry.path, about
 
 
@@ -61,7 +61,7 @@ def search(told: dict[str, Any]) -> dict[str, Any]:
     overlap = max(len(needle) for _, needle in needles)
     found: set[tuple[str, str]] = set()
     count = size = 0
-    for path, about in files(told["search"], kinds(), told.get("is_memory", False)):
+    for path, about in files(told["search"], kinds(), told.get("anywhere", False)):
         if about.st_ctime < told["since"]:
             continue
         found.update((path, name) for name, needle in needles if needle in os.fsencode(path))
