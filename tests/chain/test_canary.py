@@ -128,7 +128,7 @@ class Stage:
     @property
     def workspaces(self) -> Path:
         settings = tomllib.loads((self.hospital.agent.folder / "agent.toml").read_text())
-        return self.hospital.agent.folder / settings["workspace"]["root"]
+        return Path(self.hospital.agent.folder, settings["workspace"]["root"])
 
     def dataset(self, what: str) -> DatasetRef:
         """A sealed dataset with a fresh canary, whose key and shares are among the secrets; none is written here."""
