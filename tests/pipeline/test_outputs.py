@@ -405,7 +405,7 @@ def test_a_folder_of_a_hundred_thousand_files_costs_neither_time_nor_memory() ->
 ACCESS_LIST = struct.pack("<I", 2) + b"".join(
     struct.pack("<HHI", tag, permissions, identity)
     for tag, permissions, identity in (
-        (0x01, 6, 0xFFFFFFFF),
+        (0x01, 7, 0xFFFFFFFF),
         (0x02, 7, 4242),  # a user named by number
         (0x04, 4, 0xFFFFFFFF),
         (0x10, 7, 0xFFFFFFFF),
