@@ -23,6 +23,7 @@ from agent.errors import LedgerUnavailable
 from agent.pipeline.advance import advance
 from agent.pipeline.execute import execute
 from agent.pipeline.resume import sweep
+from agent.pipeline.space import reserved_bytes
 from agent.ports.broker import Queue
 from agent.ports.ledger import DeliveryKind, DeliveryState
 from agent.ports.runtime import Run, RunKind, RunOutcome, RunSpec
@@ -248,6 +249,35 @@ def test_what_a_guest_calls_its_files_stands_in_no_event_and_is_kept_sealed(worl
     assert "symbolic link" in told
     assert "4711" not in told
     assert b"patient 4711" in opened["refused output"]
+
+
+def test_what_no_later_step_needs_takes_no_room_any_more(world: World) -> None:
+    """The archive of the model that came in is gone when it runs, the dataset when the model is packed and sent."""
+    start = world.preduplet("a1", model=archive_of(weights=b"before;"), at="c").order.start_model
+    order = world.order(train=("a1",), test=(), model_start=start)
+    seen: dict[str, set[str]] = {}
+    reserved: dict[str, int] = {}
+
+    def look(when: str) -> None:
+        (folder,) = world.a.workspaces.iterdir()
+        seen[when] = {path.name for path in folder.rglob("*")}
+        reserved[when] = reserved_bytes(folder)
+
+    def learn(guest: Guest) -> None:
+        look("train")
+        append_what_it_sees(guest)
+
+    world.algo = learn
+    world.a.ports(storage=Tapped(world.a.host.ports.storage, before=once("put_blob", lambda: look("sent"))))
+    world.post(order, world.a)
+
+    run_here(world.a)
+
+    assert "model.tar" not in seen["train"]
+    assert dataset("a1").id in seen["train"]
+    assert dataset("a1").id not in seen["sent"]
+    assert "train_pred" not in seen["sent"]
+    assert reserved["sent"] < 1 << 20 < reserved["train"]
 
 
 def test_an_earlier_model_named_by_the_order_is_where_training_starts(world: World) -> None:
