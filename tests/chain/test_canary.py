@@ -23,7 +23,7 @@ from uuid import uuid4
 
 import pytest
 
-from agent.devkit.consortium import Hospital, running
+from agent.devkit.consortium import Hospital, on_podman, running
 from agent.devkit.podman_service import checkout_folders, podman_service, why_not
 from agent.devkit.publishing import publish_dataset
 from agent.devkit.server import now
