@@ -3,7 +3,6 @@
 It is told by lines of JSON and answers by lines of JSON; it enters the namespace at its start and outlives Podman's service.
 
     python -m tests.chain.inside PID          PID: a process of Podman's service
-    {"kill": [pid, …]}                        -> null
     {"search": folder, "needles": {name: [hex, …]}, "since": s}
                                               -> {"files": n, "bytes": n, "found": [[path, name], …]}
 
@@ -13,7 +12,6 @@ A search takes every regular file below the folder that was changed since then a
 
 import json
 import os
-import signal
 import stat
 import sys
 from collections.abc import Iterator
@@ -85,15 +83,7 @@ def main() -> None:
     join(int(sys.argv[1]))
     say("ready")
     for line in sys.stdin:
-        told = json.loads(line)
-        answer = None
-        if "kill" in told:
-            for pid in told["kill"]:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        else:
-            answer = search(told)
-        say(answer)
+        say(search(json.loads(line)))
 
 
 if __name__ == "__main__":
