@@ -40,6 +40,7 @@ PLUMBING = {
     "image_archive",
     "image_layers",
     "image_parts",
+    "image_tree",
     "ledger_schema",
     "migrations",
     "run_log",

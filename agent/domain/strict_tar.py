@@ -6,9 +6,10 @@ the caller's limit before anything is sought or read for it, and memory does not
 may stand twice is for the caller to judge.
 
 A tar here is ustar, GNU or PAX (magic and checksum hold, numbers are plain octal or GNU's base 256), ends with a zero
-block and has nothing but zeros after it. Before a member stand one PAX header, or one GNU long name and one long link, each of
-64 KiB at most. Refused: global headers, sparse members, kinds the caller did not name, content of what is no
-file, names that are not UTF-8, hold control characters, or are not their own normal form.
+block and has nothing but zeros after it. Owners are numbers, 0 to 2^32-2; users' names are not read. Before a member stand
+one PAX header, or one GNU long name and one long link, each of 64 KiB at most. Refused: global headers, sparse members,
+kinds the caller did not name, content of what is no file, names that are not UTF-8, hold control characters, or are not
+their own normal form.
 """
 
 import io
@@ -24,18 +25,19 @@ SKIP_BYTES = 1 << 20
 MAX_EXTENSION_BYTES = 64 << 10
 MAX_NAME_BYTES = 4096
 MAX_DEPTH = 100  # what is looked up for each folder above a member stays cheap
+MAX_ID = (1 << 32) - 2  # the last number is "nobody at all" for the kernel
+MAX_MODE = 0o177777  # some writers put the kind of file above the twelve bits of permission
 
 _ZEROS = bytes(BLOCK_BYTES)
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,5}) ")
 _PAX_NUMBERS = {
-    "size": re.compile(rb"[0-9]{1,18}"),
-    "uid": re.compile(rb"-?[0-9]{1,18}"),
-    "gid": re.compile(rb"-?[0-9]{1,18}"),
+    **dict.fromkeys(("size", "uid", "gid"), re.compile(rb"[0-9]{1,18}")),
     **dict.fromkeys(("mtime", "atime", "ctime"), re.compile(rb"-?[0-9]{1,18}(\.[0-9]{0,30})?")),
 }
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
+_ATTRIBUTES = re.compile(r"(SCHILY\.xattr|LIBARCHIVE\.xattr|SCHILY\.acl|RHT\.security)\..*", re.DOTALL)
 _EXTENSIONS = {_LONG_NAME: "name", _LONG_LINK: "link", _PAX: "PAX"}
 
 
@@ -69,6 +71,11 @@ class Member(Struct, frozen=True):
     size_bytes: int
     link: str  # what a symbolic link says, or the member that a hard link names; "" otherwise
     offset: int  # where its content begins
+    mode: int = 0  # the twelve bits of permission
+    uid: int = 0
+    gid: int = 0
+    mtime_s: int = 0  # whole seconds since 1970, rounded down; any number that fits into 62 bits
+    attributes: tuple[str, ...] = ()  # the PAX keys of its extended attributes and access lists
 
 
 class StrictTar:
@@ -174,7 +181,30 @@ class StrictTar:
             raise BadTar(f"{name!r:.120} unpacks to more than the {self._budget_bytes} bytes that are left")
         self._budget_bytes -= size
         self._left, self._padding = size, -size % BLOCK_BYTES
-        return Member(name, kind, size, link, self._offset)
+        mode, uid, gid = self._permissions(header, pax)
+        mtime = pax.get("mtime", b"").partition(b".")[0]
+        return Member(
+            name,
+            kind,
+            size,
+            link,
+            self._offset,
+            mode,
+            uid,
+            gid,
+            int(mtime) if mtime else _number(header[136:148], is_signed=True) or 0,
+            tuple(key for key in pax if _ATTRIBUTES.fullmatch(key)),
+        )
+
+    def _permissions(self, header: bytes, pax: dict[str, bytes]) -> tuple[int, int, int]:
+        """(mode, uid, gid), without what no kernel would take."""
+        mode, uid, gid = (_number(header[start : start + 8], is_signed=True) for start in (100, 108, 116))
+        uid, gid = int(pax.get("uid", uid or 0)), int(pax.get("gid", gid or 0))
+        if not 0 <= (mode or 0) <= MAX_MODE:
+            self._refuse("a mode that no file has")
+        if not (0 <= uid <= MAX_ID and 0 <= gid <= MAX_ID):
+            self._refuse("an owner that no file has")
+        return (mode or 0) & 0o7777, uid, gid
 
     def _normal(self, raw: bytes, *, is_folder: bool) -> str:
         """A member's name: one "./" before it and, of a folder, one "/" behind it are tar's way of writing."""

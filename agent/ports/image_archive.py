@@ -19,7 +19,7 @@ from agent.domain.ids import Digest, digest_from_hex, digest_of, hex_of, parse_d
 from agent.domain.strict_json import encode, parse
 from agent.domain.strict_tar import BadTar, Kind, Member, StrictTar
 from agent.errors import BadImage, OrderError
-from agent.ports.image_layers import MAX_LAYERS, Budget, Readable, check_layer
+from agent.ports.image_layers import MAX_LAYERS, Budget, Judged, Readable, check_layer
 from agent.ports.image_parts import Content, Part
 
 MAX_ARCHIVE_ENTRIES = 1000
@@ -48,6 +48,13 @@ MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 T = TypeVar("T")
 
 
+class ImageLayer(Struct, frozen=True):
+    """One layer that passed: where its bytes lie in the archive, and what was found in them."""
+
+    content: Member
+    judged: Judged
+
+
 class ImageArchive(Struct, frozen=True, kw_only=True):
     """What an archive holds that passed: the image's id is the digest of its config."""
 
@@ -55,6 +62,7 @@ class ImageArchive(Struct, frozen=True, kw_only=True):
     entrypoint: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     size_bytes: int  # of all layers' content, unpacked
+    layers: tuple[ImageLayer, ...]  # from the lowest up
     parts: tuple[Part, ...]  # all that an engine needs, every byte of it judged
 
 
@@ -136,12 +144,13 @@ def _inspect(members: Mapping[str, Member], file: IO[bytes]) -> ImageArchive:
         raise BadImage("index.json and manifest.json name two different images")
     config_digest, layers, papers = found[0]  # only these layers are judged, and only these papers are sent
     config = reader.config(config_digest)
-    size = reader.check_layers(layers, [_digest(text) for text in config.rootfs.diff_ids])
+    judged = reader.check_layers(layers, [_digest(text) for text in config.rootfs.diff_ids])
     return ImageArchive(
         image_id=config_digest,
         entrypoint=_entrypoint(config),
         env=_env(config),
-        size_bytes=size,
+        size_bytes=sum(layer.judged.size_bytes for layer in judged),
+        layers=judged,
         parts=(*papers, *reader.layer_parts(layers)),
     )
 
@@ -237,20 +246,23 @@ class _Reader:
         _check_annotations(config.config.Labels, "label")
         return config
 
-    def check_layers(self, layers: list[_Layer], diff_ids: list[Digest]) -> int:
-        """Judge every layer and compare it with what config and manifest say. Gives their unpacked bytes, together."""
+    def check_layers(self, layers: list[_Layer], diff_ids: list[Digest]) -> tuple[ImageLayer, ...]:
+        """Judge every layer and compare it with what config and manifest say."""
         if len(layers) != len(diff_ids):
             raise BadImage(f"the manifest has {len(layers)} layers, the config {len(diff_ids)}")
         if not 0 < len(layers) <= MAX_LAYERS:
             raise BadImage(f"the image has {len(layers)} layers, 1 to {MAX_LAYERS} are read")
-        budget = Budget()
+        budget, found = Budget(), []
         for layer, diff_id in zip(layers, diff_ids, strict=True):
-            raw = _HashingFile(Content(self._file, self._member(layer.member)))
-            if check_layer(raw, budget) != diff_id:
+            content = self._member(layer.member)
+            raw = _HashingFile(Content(self._file, content))
+            judged = check_layer(raw, budget)
+            if judged.diff_id != diff_id:
                 raise BadImage(f"layer {layer.member!r:.100} is not what the config names")
             if layer.digest is not None and raw.finish() != layer.digest:
                 raise BadImage(f"layer {layer.member!r:.100} is not what the manifest names")
-        return budget.used_bytes
+            found.append(ImageLayer(content, judged))
+        return tuple(found)
 
     def layer_parts(self, layers: list[_Layer]) -> list[Part]:
         """The layers' files, each once."""

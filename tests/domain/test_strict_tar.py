@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.domain.strict_tar import MAX_EXTENSION_BYTES, BadTar, Kind, StrictTar
+from agent.domain.strict_tar import MAX_EXTENSION_BYTES, BadTar, Kind, Member, StrictTar
 
 END = bytes(1024)
 Change = Callable[[bytearray], object]
@@ -130,6 +130,11 @@ BAD: dict[str, bytes] = {
     "a PAX size with a sign": pax(b"11 size=-1\n") + head("a") + END,
     "a PAX size of nothing": pax(b"8 size=\n") + head("a") + END,
     "a PAX sparse map": pax(b"22 GNU.sparse.major=1\n") + head("a") + END,
+    "a mode beyond all bits": changed(lambda h: h.__setitem__(slice(100, 108), b"0200644\0")) + END,
+    "an owner below zero": head("a", uid=-1) + END,
+    "a group that is nobody at all": head("a", gid=(1 << 32) - 1) + END,
+    "a PAX owner below zero": pax(b"10 uid=-1\n") + head("a") + END,
+    "a PAX group beyond 32 bits": pax(b"18 gid=4294967295\n") + head("a") + END,
     "another character set": pax(b"21 hdrcharset=BINARY\n") + head("a") + END,
 }  # fmt: skip
 
@@ -148,6 +153,27 @@ def test_members_that_cannot_seek_share_one_limit() -> None:
     assert len(read(content, limit_bytes=1200)) == 2
     with pytest.raises(BadTar, match="more than the 599 bytes that are left"):
         read(content, limit_bytes=1199)
+
+
+def members(content: bytes) -> list[Member]:
+    return list(StrictTar(io.BytesIO(content), limit_bytes=1 << 20, kinds=frozenset(Kind)))
+
+
+def test_owner_mode_and_time_are_told_and_a_pax_header_has_the_last_word() -> None:
+    plain = head("a", uid=7, gid=(1 << 32) - 2, mode=0o4755, mtime=12)
+    told = pax(
+        b"12 uid=1000\n",
+        b"12 gid=1001\n",
+        b"13 mtime=5.9\n",
+        b"27 SCHILY.xattr.user.x=abc\n",
+        b"13 comment=x\n",
+    )
+
+    one, two = members(plain + told + plain + END)
+
+    assert (one.uid, one.gid, one.mode, one.mtime_s, one.attributes) == (7, (1 << 32) - 2, 0o4755, 12, ())
+    assert (two.uid, two.gid, two.mode, two.mtime_s) == (1000, 1001, 0o4755, 5)
+    assert two.attributes == ("SCHILY.xattr.user.x",)
 
 
 GOOD = (

@@ -209,6 +209,101 @@ def test_a_layer_with_such_an_entry_is_refused(
         inspected(Image(tar({"a": b"", name: entry})), tmp_path)
 
 
+def attributed(key: str, value: str = "x") -> tarfile.TarInfo:
+    info = tarfile.TarInfo("later")
+    info.pax_headers = {key: value}
+    return info
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "SCHILY.xattr.user.overlay.redirect",
+        "SCHILY.xattr.trusted.overlay.opaque",
+        "SCHILY.xattr.user.containers.override_stat",
+        "SCHILY.xattr.system.posix_acl_access",
+        "LIBARCHIVE.xattr.user.x",
+        "SCHILY.acl.access",
+        "RHT.security.selinux",
+    ],
+)
+def test_attributes_that_a_file_system_or_an_engine_obeys_are_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(BadImage, match=f"has the attribute '{key}'"):
+        inspected(Image(tar({"a": attributed(key)})), tmp_path)
+
+
+def test_file_capabilities_are_an_ordinary_image_s_and_give_nothing_in_the_cage(tmp_path: Path) -> None:
+    layer = tar({"bin/ping": attributed("SCHILY.xattr.security.capability", "\x01\0\0\x02")})
+
+    assert inspected(Image(layer), tmp_path).size_bytes == len(layer)
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        # whiteouts that engines read in different ways, or not at all
+        ([(".wh.", b"")], "no whiteout"),
+        ([("x/.wh..", b"")], "no whiteout"),
+        ([("x/.wh...", b"")], "no whiteout"),
+        ([("x/.wh..wh.plnk", b"")], "no whiteout"),
+        ([("x/.wh..wh..opq.", b"")], "no whiteout"),
+        ([(".wh..wh..opq", b"")], "no one meaning"),
+        ([("x/.wh.a", b"content")], "no empty file"),
+        ([("x/.wh.a", special(tarfile.DIRTYPE))], "no empty file"),
+        ([("x/.wh.a", special(tarfile.SYMTYPE, "a"))], "no empty file"),
+        ([("x/.wh..wh..opq", special(tarfile.DIRTYPE))], "no empty file"),
+        ([(".wh.x/a", b"")], "below a whiteout"),
+        ([(".wh.a", b""), ("b", special(tarfile.LNKTYPE, ".wh.a"))], "a link|to a whiteout"),
+        # what one layer makes and hides at once
+        ([("a", b""), (".wh.a", b"")], "makes 'a' and hides it"),
+        ([(".wh.a", b""), ("a", b"")], "makes 'a' and hides it"),
+        ([("a/b", b""), (".wh.a", b"")], "makes 'a' and hides it"),
+        ([(".wh.a", b""), ("a/b", b"")], "makes 'a' and hides it"),
+        ([(".wh.a", b""), ("a/.wh.b", b"")], "makes 'a' and hides it"),
+        # one name for two things
+        ([("a", b""), ("./a", b"")], "stands twice"),
+        ([("a", b""), ("./a", special(tarfile.DIRTYPE))], "stands twice"),
+        ([("a/b", b""), ("a", b"")], "stands twice"),
+        ([("a", b""), ("a/b", b"")], "stands twice"),
+        ([("x/.wh.a", b""), ("./x/.wh.a", b"")], "stands twice"),
+        # hard links that only some engines can make
+        ([("b", special(tarfile.LNKTYPE, "a"))], "hard link to no file"),
+        ([("a", special(tarfile.DIRTYPE)), ("b", special(tarfile.LNKTYPE, "a"))], "hard link to no file"),
+        ([("a", special(tarfile.SYMTYPE, "c")), ("b", special(tarfile.LNKTYPE, "a"))], "hard link to no file"),
+        ([("b", special(tarfile.LNKTYPE, "b"))], "hard link to no file"),
+        ([("b", special(tarfile.LNKTYPE, "a")), ("a", b"")], "hard link to no file"),
+        # where the cage mounts
+        *(([(name, b"")], "no folder") for name in ("dev", "proc", "sys", "tmp", "data", "hidden_data", "etc")),
+        ([("x/" + "n" * 256, b"")], "a part of over 255 bytes"),
+        ([("x/" + "ü" * 128, b"")], "a part of over 255 bytes"),
+    ],
+)  # fmt: skip
+def test_a_layer_that_engines_could_unpack_in_two_ways_is_refused(
+    tmp_path: Path, entries: list[tuple[str, bytes | tarfile.TarInfo]], words: str
+) -> None:
+    with pytest.raises(BadImage, match=words):
+        inspected(Image(tar(dict(entries))), tmp_path)
+
+
+def test_whiteouts_are_told_apart_and_free_the_place_of_a_link(tmp_path: Path) -> None:
+    budget = image_layers.Budget()
+    image_layers.check_layer(io.BytesIO(tar({"x": special(tarfile.SYMTYPE, "usr")})), budget)
+
+    above = tar({".wh.x": b"", "b/c/.wh..wh..opq": b"", "b/.wh.y": b"", "b/c/new": b""})
+    judged = image_layers.check_layer(io.BytesIO(above), budget)
+
+    assert (judged.hides, judged.empties) == (("b/y", "x"), ("b/c",))
+    image_layers.check_layer(io.BytesIO(tar({"x/a": b""})), budget)
+
+
+def test_the_names_of_links_and_whiteouts_have_a_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_layers, "MAX_LINK_BYTES", 20)
+    layer = tar({"x/.wh." + "a" * 10: b"", "x/.wh." + "b" * 10: b""})
+
+    with pytest.raises(BadImage, match="links and whiteouts"):
+        inspected(Image(layer), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("magic", "name"), [(b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh91A", "bzip2"), (b"\xfd7zXZ\0", "xz")]
 )
@@ -224,6 +319,37 @@ def test_a_gzip_bomb_is_stopped_at_the_cap(tmp_path: Path, monkeypatch: pytest.M
     image = Image(gzip.compress(tar({"zeros": bytes(1 << 22)})))
 
     with pytest.raises(BadImage, match="unpacks to more"):
+        inspected(image, tmp_path)
+
+
+def test_a_layer_that_is_packed_too_well_is_refused_long_before_the_cap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_layers, "FREE_BYTES", 1 << 20)
+    image = Image(gzip.compress(tar({"zeros": bytes(1 << 23)})))
+
+    with pytest.raises(BadImage, match="more than 200 times its size"):
+        inspected(image, tmp_path)
+
+
+def test_gzip_streams_in_a_row_are_one_layer_and_have_a_cap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_layers, "MAX_GZIP_MEMBERS", 100)
+    content = tar({"bin/program": b"#!"})
+    few = b"".join(gzip.compress(content[start : start + 512]) for start in range(0, len(content), 512))
+
+    assert inspected(Image(few), tmp_path).size_bytes == len(content)
+    with pytest.raises(BadImage, match="more than 100 gzip streams"):
+        inspected(Image(few + gzip.compress(b"") * 100), tmp_path)
+
+
+def test_bytes_behind_a_gzip_are_refused(tmp_path: Path) -> None:
+    image = Image(gzip.compress(tar({"bin/program": b"#!"})))
+    image.diff_id = image.diff_id_of_layer()
+    image.layer += bytes(100)
+
+    with pytest.raises(BadImage, match="no readable tar"):
         inspected(image, tmp_path)
 
 
@@ -384,7 +510,7 @@ def test_a_label_may_be_called_as_a_field_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
 def test_an_entry_below_a_link_of_an_earlier_layer_is_refused(kind: bytes) -> None:
     budget = image_layers.Budget()
-    image_layers.check_layer(io.BytesIO(tar({"x": special(kind, "usr")})), budget)
+    image_layers.check_layer(io.BytesIO(tar({"usr": b"", "x": special(kind, "usr")})), budget)
 
     with pytest.raises(BadImage, match="below 'x', which is a link"):
         image_layers.check_layer(io.BytesIO(tar({"x/a": b""})), budget)
