@@ -240,4 +240,6 @@ def _rules(settings: Settings) -> Rules:
         low_disk_bytes=limits.low_disk_bytes,
         max_model_bytes=limits.max_model_bytes,
         max_image_bytes=limits.max_image_bytes,
+        image_age=timedelta(days=limits.image_days),
+        images_bytes=limits.images_bytes,
     )

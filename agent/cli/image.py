@@ -1,4 +1,4 @@
-"""`image add|list`: images of jobs, as archives named by their digest."""
+"""`image add|list|prune`: images of jobs, as archives named by their digest."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,9 +69,44 @@ def list_(context: typer.Context, as_json: JsonFlag = False) -> None:
         print_json(images)
         return
     print_table(
-        ("digest", "size#", "entrypoint"),
-        [(image.digest, size(image.size_bytes), " ".join(image.entrypoint)) for image in images],
+        ("digest", "size#", "used", "entrypoint"),
+        [
+            (image.digest, size(image.size_bytes), moment(image.used_at), " ".join(image.entrypoint))
+            for image in images
+        ],
     )
+
+
+@app.command()
+def prune(
+    context: typer.Context,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every image that no open job names, not only the old ones.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Discard loaded images that are not needed: unused for [limits] image_days, or more than images_bytes together.
+
+    The worker does the same by itself every minute. What goes is fetched from storage again when an order names it.
+    """
+    from agent.pipeline.collect import collect_images
+    from agent.wiring import open_host
+
+    settings = here_of(context).settings
+    with as_owner_of(settings.identity.key), open_host(settings) as host:
+        gone = collect_images(host, is_everything=everything, is_rehearsal=dry_run)
+    if as_json:
+        print_json({"is_rehearsal": dry_run, "images": gone})
+        return
+    print_table(
+        ("digest", "size#", "used", "why"),
+        [
+            (one.image.digest, size(one.image.size_bytes), moment(one.image.used_at), one.reason)
+            for one in gone
+        ],
+    )
+    say(f"{len(gone)} image{'' if len(gone) == 1 else 's'} {'would go' if dry_run else 'discarded'}")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from agent.errors import AgentError, AttemptsSpent, LostRace, NotFound, RuntimeU
 from agent.log import get_logger
 from agent.pipeline.attest import Work, attest_failure
 from agent.pipeline.bells import ring, ring_deliveries, ring_job
+from agent.pipeline.collect import collect_images
 from agent.pipeline.execute import retry
 from agent.pipeline.host import Host, context_of
 from agent.pipeline.phases import Phases
@@ -40,7 +41,8 @@ def sweep(host: Host) -> None:
     for delivery in unrung.deliveries:
         ring(Queue.DELIVERIES, delivery, host)
     host.ports.ledger.forget_nonces(now)
-    _clean(host)  # last: a container service that is away must not keep bells from ringing
+    _clean(host)  # late: a container service that is away must not keep bells from ringing
+    collect_images(host)
 
 
 def _take_over(orphan: Job, host: Host) -> None:

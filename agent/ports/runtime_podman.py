@@ -90,6 +90,14 @@ class PodmanRuntime:
         """As the protocol says."""
         return self._images.images()
 
+    def discard(self, digest: Digest) -> bool:
+        """As the protocol says."""
+        return self._images.discard(digest)
+
+    def clear_images(self) -> int:
+        """As the protocol says."""
+        return self._images.clear()
+
     # -------------------------------------------------------------- runs
 
     @contextlib.contextmanager
@@ -119,6 +127,7 @@ class PodmanRuntime:
                 ceilings=cage.applied_ceilings(spec.ceilings, facts),
                 absent=cage.absent_ceilings(facts),
             )
+            self._images.touch(spec.image)
             with _refusals(CageNotApplied):
                 run.start(applied, spec.ceilings.wall_s)
             _await_filter(pid)
