@@ -137,7 +137,7 @@ def test_every_command_that_prints_data_can_print_json(command: Command) -> None
         "data inspect",
     )
 
-    for name in (*printing, *more, "image add", "image list"):
+    for name in (*printing, *more, "image add", "image list", "image prune"):
         assert "--json" in command(*name.split(), "--help").out, name
 
 

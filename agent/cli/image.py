@@ -11,7 +11,7 @@ from agent.cli.audit import digest_of_file
 from agent.cli.files import as_owner_of
 from agent.cli.here import here_of
 from agent.cli.keys import load_key
-from agent.cli.out import JsonFlag, print_json, print_table, say, size
+from agent.cli.out import JsonFlag, print_json, print_table, say, size, when
 from agent.errors import BadSettings
 from agent.ports.storage import BlobKind
 
@@ -71,7 +71,7 @@ def list_(context: typer.Context, as_json: JsonFlag = False) -> None:
     print_table(
         ("digest", "size#", "used", "entrypoint"),
         [
-            (image.digest, size(image.size_bytes), moment(image.used_at), " ".join(image.entrypoint))
+            (image.digest, size(image.size_bytes), when(image.used_at), " ".join(image.entrypoint))
             for image in images
         ],
     )
@@ -101,10 +101,7 @@ def prune(
         return
     print_table(
         ("digest", "size#", "used", "why"),
-        [
-            (one.image.digest, size(one.image.size_bytes), moment(one.image.used_at), one.reason)
-            for one in gone
-        ],
+        [(one.image.digest, size(one.image.size_bytes), when(one.image.used_at), one.reason) for one in gone],
     )
     say(f"{len(gone)} image{'' if len(gone) == 1 else 's'} {'would go' if dry_run else 'discarded'}")
 

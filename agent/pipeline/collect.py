@@ -39,7 +39,9 @@ class Unneeded(Struct, frozen=True):
     reason: Reason
 
 
-def collect_images(host: Host, *, is_everything: bool = False, is_rehearsal: bool = False) -> tuple[Unneeded, ...]:
+def collect_images(
+    host: Host, *, is_everything: bool = False, is_rehearsal: bool = False
+) -> tuple[Unneeded, ...]:
     """Discard what is not needed, and what interrupted loads left. Gives what went, or what would in a rehearsal.
 
     `is_everything`: whatever no open job names, of any age. Raises: LedgerUnavailable, RuntimeUnavailable.
@@ -48,14 +50,14 @@ def collect_images(host: Host, *, is_everything: bool = False, is_rehearsal: boo
     if not is_rehearsal and (cleared := runtime.clear_images()):
         log.warning("leftover.removed", images=cleared)
         host.ports.ledger.record_event("image.leftovers_removed", now, values={"count": cleared})
-    free_bytes = shutil.disk_usage(host.rules.spool).free
-    chosen = (
-        tuple(Unneeded(image, Reason.ASKED) for image in runtime.images() if image.digest not in host.rules.kept_images)
-        if is_everything
-        else choose(runtime.images(), host.rules, now, free_bytes)
-    )
-    if not chosen or is_rehearsal:
-        needed = needed_images(host) if chosen else frozenset()
+    images = runtime.images()
+    if is_everything:
+        kept = host.rules.kept_images
+        chosen = tuple(Unneeded(image, Reason.ASKED) for image in images if image.digest not in kept)
+    else:
+        chosen = choose(images, host.rules, now, shutil.disk_usage(host.rules.spool).free)
+    if is_rehearsal:
+        needed = needed_images(host)
         return tuple(one for one in chosen if one.image.digest not in needed)
     return tuple(one for one in chosen if _discard(one, host))
 
