@@ -3,6 +3,8 @@
 Adapters are imported where they are opened: the command line asks an agent without loading a database or an engine.
 """
 
+import fcntl
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -11,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from agent.config import Settings
 from agent.domain.ids import Digest, KeyId
-from agent.errors import AgentUnreachable, BadSettings
+from agent.errors import AgentUnreachable, BadSettings, RuntimeUnavailable
 from agent.pipeline.host import Host, Rules
 from agent.ports import Ports
 from agent.ports.broker import Consumer, Handler, Queue
+from agent.ports.builder import Builder
 from agent.ports.client import Client
 from agent.ports.runtime import Runtime
 from agent.ports.storage import Storage
@@ -134,6 +137,34 @@ def make_runtime(settings: Settings, me: KeyId) -> Runtime:
 def runtimes(settings: Settings, me: KeyId) -> tuple[Runtime, ...]:
     """Every container engine that these settings know, the one that runs jobs first."""
     return (make_runtime(settings, me),)
+
+
+@contextmanager
+def open_builder(settings: Settings, me: KeyId) -> Iterator[Builder]:
+    """What builds images here, one build at a time. Raises: RuntimeUnavailable, when another build goes on too."""
+    from agent.ports.builder_layers import LayersBuilder
+    from agent.ports.runtime_podman_build import PodmanSteps
+
+    make_folders(settings)
+    work = settings.paths.spool / "builds"
+    work.mkdir(mode=0o700, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as cause:
+            raise RuntimeUnavailable("another image is being built here") from cause
+        told = settings.runtime
+        steps = PodmanSteps(
+            told.podman_socket,
+            told.seccomp_dir,
+            work,
+            instance=f"build-{me[:INSTANCE_DIGITS]}",
+            pool_size=told.pool_size,
+        )
+        steps.clear()
+        for left in work.glob("build-*"):
+            shutil.rmtree(left)
+        yield LayersBuilder(steps, work, settings.limits.max_image_bytes)
 
 
 def inspect_image(archive: Path, digest: Digest) -> "ImageArchive":

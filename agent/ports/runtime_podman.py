@@ -113,7 +113,7 @@ class PodmanRuntime:
         seccomp, seccomp_digest = self._seccomp(spec)
         with contextlib.ExitStack() as stack:
             container, number = self._create(spec, image, facts, stack)
-            asked = cage.asked_for(spec, image, number, seccomp, facts)
+            asked = self._asked_for(spec, image, number, seccomp, facts)
             pid = self._make(container)
             self._check(container, pid, asked)
             pidfd = _read(lambda: os.pidfd_open(pid))
@@ -211,7 +211,7 @@ class PodmanRuntime:
         labels |= {GIVEN_LABEL + key: value for key, value in spec.labels.items()}
         names = Names(self._container_name(spec.name), labels)
         seccomp_path = str((self._seccomp_dir / f"{spec.kind}.json").resolve())
-        document = body.create_body(spec, image, names, number, seccomp_path, facts)
+        document = self._body(spec, image, names, number, seccomp_path, facts)
         try:
             answer = self._api.post("/containers/create", document)
         except ApiRefusal as refusal:
@@ -243,8 +243,7 @@ class PodmanRuntime:
             config_path = self._api.get(f"/containers/{container}/json")["OCIConfigPath"]
         config = json.loads(self._inside("read", config_path))
         process = _read(lambda: cage_check.read_process(pid, asked.cgroup))
-        differences = cage_check.config_differences(config, asked)
-        differences += cage_check.process_differences(process, asked, own_uid())
+        differences = self._differences(config, process, asked)
         if differences:
             raise CageNotApplied("; ".join(differences)[:1000])
         tmp = _read(lambda: Path(f"/proc/{pid}/root/tmp").stat())
@@ -252,6 +251,16 @@ class PodmanRuntime:
             raise BadImage(
                 f"the image's /tmp has mode {tmp.st_mode & 0o7777:o}: make it 1777 or leave it out"
             )
+
+    # What the steps of a build have otherwise (runtime_podman_build.py).
+    _body = staticmethod(body.create_body)
+    _asked_for = staticmethod(cage.asked_for)
+
+    def _differences(
+        self, config: Mapping[str, Any], process: cage_check.Process, asked: cage_check.Asked
+    ) -> list[str]:
+        differences = cage_check.config_differences(config, asked)
+        return differences + cage_check.process_differences(process, asked, own_uid())
 
     def _free_map(self, pool: range) -> int | None:
         """The lowest id map that no container of any agent on this socket has."""

@@ -1,7 +1,8 @@
-"""A program of its own: does two small things inside Podman's user namespace, where the guests' ids are ours to command.
+"""A program of its own: does three small things inside Podman's user namespace, where the guests' ids are ours to command.
 
     python -I -S runtime_podman_inner.py PID read FILE        writes the file to stdout (Podman hides the effective config)
     python -I -S runtime_podman_inner.py PID reclaim FOLDER   gives everything below the folder to the agent; tells as JSON
+    python -I -S runtime_podman_inner.py PID open FOLDER      makes it its owner's to write (the root of a build's step)
 
 PID is a process of Podman in its user namespace. Entering needs no set-id program and works under no_new_privileges: that
 namespace belongs to the agent's user. It imports nothing of ours, so that it starts in some 20 ms.
@@ -86,6 +87,8 @@ def main(pid: str, what: str, path: str) -> None:
     if what == "read":
         with open(path, "rb") as file:
             sys.stdout.buffer.write(file.read())
+    elif what == "open":
+        os.chmod(path, 0o755)  # noqa: S103 - as the root of any image
     else:
         json.dump(reclaim(path), sys.stdout)
 

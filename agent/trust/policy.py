@@ -3,8 +3,9 @@
 An empty list admits nothing, so an empty policy admits nothing. Nothing here turns a check off.
 
 Shape (TOML): orchestrators = [keyid, …], images = ["sha256:…", …], datasets = [uuid, …] or "*", kinds =
-["learn", "test", "predict"], accept_missing = [name of a ceiling, …], and a table [ceilings] with the maxima
-that differ from the defaults.
+["learn", "test", "predict"], accept_missing = [name of a ceiling, …], allow_build = true or false, a table [ceilings]
+with the maxima that differ from the defaults, and a table [bases] with the digest of the archive that each name of a
+Dockerfile's FROM stands for.
 """
 
 import tomllib
@@ -44,6 +45,8 @@ class _Terms(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     kinds: tuple[TaskKind, ...] = ()  # what may be done with them
     ceilings: Ceilings = DEFAULT_CEILINGS  # the most that one task may use
     accept_missing: tuple[CeilingName, ...] = ()  # ceilings this host cannot enforce, and the operator knows
+    allow_build: bool = False  # whether images are built here from a context with a Dockerfile
+    bases: dict[str, DigestField] = {}  # what FROM may name: the archive that each name stands for
 
 
 class HostPolicy(_Terms, frozen=True, kw_only=True):
@@ -79,6 +82,11 @@ class HostPolicy(_Terms, frozen=True, kw_only=True):
             _require(task.kind, self.kinds, "kinds")
             if self.datasets != EVERY_DATASET:
                 _require(task.dataset.id, self.datasets, "datasets")
+
+    def admit_build(self) -> None:
+        """Return only when this host builds images. Raises: PolicyRefused."""
+        if not self.allow_build:
+            raise PolicyRefused("`allow_build` of policy.toml is not true: this host builds no images")
 
     def ceilings_for(self, limits: Limits) -> Ceilings:
         """The ceilings of a task: what the order asks for, and never more than this host's maximum."""
