@@ -253,8 +253,21 @@ class PodmanRuntime:
             )
 
     # What the steps of a build have otherwise (runtime_podman_build.py).
-    _body = staticmethod(body.create_body)
-    _asked_for = staticmethod(cage.asked_for)
+    def _body(
+        self,
+        spec: RunSpec,
+        image: StoredImage,
+        names: Names,
+        number: int,
+        seccomp_path: str,
+        facts: EngineFacts,
+    ) -> dict[str, Any]:
+        return body.create_body(spec, image, names, number, seccomp_path, facts)
+
+    def _asked_for(
+        self, spec: RunSpec, image: StoredImage, number: int, seccomp: Mapping[str, Any], facts: EngineFacts
+    ) -> cage_check.Asked:
+        return cage.asked_for(spec, image, number, seccomp, facts)
 
     def _differences(
         self, config: Mapping[str, Any], process: cage_check.Process, asked: cage_check.Asked

@@ -92,9 +92,15 @@ class PodmanStep(PodmanRuntime):
         return pid
 
     def _body(
-        self, spec: RunSpec, image: StoredImage, names: Names, number: int, seccomp: str, facts: EngineFacts
+        self,
+        spec: RunSpec,
+        image: StoredImage,
+        names: Names,
+        number: int,
+        seccomp_path: str,
+        facts: EngineFacts,
     ) -> dict[str, Any]:
-        document = body.create_body(spec, image, names, number, seccomp, facts)
+        document = body.create_body(spec, image, names, number, seccomp_path, facts)
         return document | {
             "read_only_filesystem": False,
             "user": f"{self._user}:{self._user}",

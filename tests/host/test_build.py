@@ -4,13 +4,19 @@ import gzip
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
+import time
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from agent.cli import run
 from agent.devkit.images import PYTHON, python_layer
 from agent.errors import BadBuild, CageNotApplied
 from agent.pipeline.outputs import file_digest
@@ -23,6 +29,7 @@ from agent.ports.runtime_podman_build import PodmanStep, PodmanSteps
 from tests.host.podman import (
     CEILINGS,
     PLANTED,
+    ROOT,
     SECCOMP,
     Desk,
     Engine,
@@ -75,7 +82,11 @@ class Workshop:
 
     def is_clean(self) -> bool:
         """Whether nothing lies about: no container, no image, no file."""
-        runtime = PodmanStep(
+        return self.step().leftovers() == () and list(self.work.iterdir()) == []
+
+    def step(self) -> PodmanStep:
+        """A runtime that sees the containers of this workshop's steps."""
+        return PodmanStep(
             self.engine.socket,
             SECCOMP,
             self.work / "none",
@@ -84,7 +95,6 @@ class Workshop:
             work_dir="/",
             user=0,
         )
-        return runtime.leftovers() == () and list(self.work.iterdir()) == []
 
 
 def write_context(
@@ -283,3 +293,81 @@ def test_the_cage_of_a_step_is_read_back_before_it_begins(
     with pytest.raises(CageNotApplied, match=name):
         workshop.build(f'FROM python\nRUN ["{PYTHON}", "-c", "pass"]\n')
     assert workshop.is_clean()
+
+
+BUILDS = """
+import sys
+from pathlib import Path
+from agent.domain.ids import Digest
+from agent.ports.builder import Base
+from agent.ports.builder_layers import LayersBuilder
+from agent.ports.runtime_podman_build import PodmanSteps
+from tests.host.podman import CEILINGS, SECCOMP
+
+socket, work, context, base, digest, instance = sys.argv[1:]
+steps = PodmanSteps(Path(socket), SECCOMP, Path(work), instance=instance, pool_size=3)
+missing = frozenset({"cpu_millis", "memory_bytes"})
+LayersBuilder(steps, Path(work), 1 << 30).build(
+    Path(context), lambda _: Base(Path(base), Digest(digest)), Path(work) / "out.tar", CEILINGS, missing
+)
+"""
+
+
+def test_what_a_killed_build_left_is_cleared_before_the_next_one(workshop: Workshop) -> None:
+    text = f'FROM python\nCOPY mark /opt/\nRUN ["{PYTHON}", "-c", "import time; time.sleep(600)"]\n'
+    context = write_context(workshop.folder / "context.tar.gz", text, {"mark": os.urandom(16)})
+    words = [workshop.engine.socket, workshop.work, context, *probe_archive(), f"build-{os.getpid()}"]
+    step = workshop.step()
+    killed = subprocess.Popen([sys.executable, "-B", "-c", BUILDS, *map(str, words)], cwd=ROOT)
+    try:
+        deadline_s = time.monotonic() + 60
+        while not any(one.is_running for one in step.leftovers()):
+            assert killed.poll() is None
+            assert time.monotonic() < deadline_s
+    finally:
+        killed.kill()
+        killed.wait()
+    assert len(step.leftovers()) == 1
+
+    workshop.steps.clear()
+
+    assert step.leftovers() == ()
+    assert list(workshop.work.glob("step-*")) == []
+
+
+def test_the_command_lists_prunes_and_builds_on_this_host(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    home, out = workshop.folder / "home", workshop.folder / "out.tar"
+    archive, digest = probe_archive()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(workshop.folder))
+    monkeypatch.setenv("DC_COMPUTE_RUNTIME_PODMAN_SOCKET", str(workshop.engine.socket))
+    monkeypatch.setenv("DC_COMPUTE_RUNTIME_POOL_SIZE", "3")
+
+    def command(*words: object) -> Any:
+        code = run(["--home", str(home), *map(str, words), *([] if words == ("init",) else ["--json"])])
+        told = capfd.readouterr()
+        assert code == 0, told.err
+        return json.loads(told.out) if words != ("init",) else None
+
+    command("init")
+    missing = '["cpu_millis", "memory_bytes"]'
+    (home / "policy.toml").write_text(
+        f'allow_build = true\naccept_missing = {missing}\n[bases]\n"python:3" = "{digest}"\n'
+    )
+    text = f'FROM python:3\nRUN ["{PYTHON}", "-c", "open(\'/opt/{os.urandom(8).hex()}\', \'w\')"]\n'
+    context = write_context(workshop.folder / "context.tar.gz", text, {})
+
+    built = command("image", "build", context, "--out", out, "--base", archive)
+    command("image", "add", out, "--no-upload", "--load")
+    (listed,) = command("image", "list")
+    assert command("image", "prune")["images"] == []
+    would_go = command("image", "prune", "--all", "--dry-run")
+    assert [one["digest"] for one in command("image", "list")] == [built["digest"]]
+    gone = command("image", "prune", "--all")
+
+    assert listed["digest"] == built["digest"] == file_digest(out)
+    assert datetime.fromisoformat(listed["used_at"]).tzinfo is not None
+    assert [one["image"]["digest"] for one in would_go["images"]] == [built["digest"]]
+    assert [(one["image"]["digest"], one["reason"]) for one in gone["images"]] == [(built["digest"], "asked")]
+    assert command("image", "list") == []
