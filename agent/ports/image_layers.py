@@ -36,6 +36,7 @@ MAX_RATIO, FREE_BYTES = (
     64 << 20,
 )  # what is beyond the free bytes may not unpack to more than so many times its size
 BLOCK_BYTES = 1 << 20
+PACKED_BYTES = 64 << 10  # read at once: what is left of it is copied at the end of each gzip stream
 
 HIDES, EMPTIES = ".wh.", ".wh..wh..opq"
 # Extended attributes: file systems and engines obey some (user.overlay.redirect, user.containers.override_stat, access
@@ -214,7 +215,7 @@ class Gunzip:
     def read(self, size: int = -1) -> bytes:
         while True:
             if not self._rest:
-                self._rest = self._packed.read(BLOCK_BYTES)
+                self._rest = self._packed.read(PACKED_BYTES)
                 self._packed_bytes += len(self._rest)
             if self._stream.eof and not self._rest:
                 return b""
