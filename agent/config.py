@@ -117,13 +117,16 @@ class RuntimeSection(Struct, frozen=True, kw_only=True):
 class Limits(Struct, frozen=True, kw_only=True):
     """How much it takes on.
 
-    `skew_s`: how far clocks may differ; `lease_s`: how long a silent worker keeps its task.
+    `skew_s`: how far clocks may differ; `lease_s`: how long a silent worker keeps its task. Loaded images leave when unused
+    for `image_days`, and while they take more than `images_bytes` together.
     """
 
     queue_limit: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
     low_disk_bytes: Bytes = 1 << 30
     max_model_bytes: Bytes = 4 << 30
     max_image_bytes: Bytes = 16 << 30
+    image_days: Annotated[int, Meta(ge=1, le=36500)] = 30
+    images_bytes: Bytes = 64 << 30
     skew_s: Annotated[int, Meta(ge=0, le=300)] = 30
     lease_s: Annotated[int, Meta(ge=3, le=3600)] = 60
 

@@ -309,6 +309,11 @@ class AttemptsSpent(JobError):
         return "unknown"
 
 
+class BadBuild(JobError):
+    code = "bad-build"
+    advice = "Mend the Dockerfile or its context; docs/algorithms.md says what this host builds with."
+
+
 class BadImage(JobError):
     code = "bad-image"
     advice = "Save the image as an OCI archive again; the message names the entry that is refused."

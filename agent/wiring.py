@@ -3,6 +3,7 @@
 Adapters are imported where they are opened: the command line asks an agent without loading a database or an engine.
 """
 
+import fcntl
 import os
 import shutil
 import socket
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from agent.config import Settings
 from agent.domain.ids import Digest, KeyId
-from agent.errors import AgentUnreachable, BadSettings
+from agent.errors import AgentUnreachable, BadSettings, RuntimeUnavailable
 from agent.pipeline.host import Host, Rules
 from agent.ports import Ports
 from agent.ports.broker import Consumer, Handler, Queue
+from agent.ports.builder import Builder
 from agent.ports.client import Client
 from agent.ports.runtime import Runtime
 from agent.ports.storage import Storage
@@ -211,6 +213,34 @@ def open_health(settings: Settings, key: SigningKey, roster: Roster, timeout_s: 
         client.close()
 
 
+@contextmanager
+def open_builder(settings: Settings, me: KeyId) -> Iterator[Builder]:
+    """What builds images here, one build at a time. Raises: RuntimeUnavailable, when another build goes on too."""
+    from agent.ports.builder_layers import LayersBuilder
+    from agent.ports.runtime_podman_build import PodmanSteps
+
+    make_folders(settings)
+    work = settings.paths.spool / "builds"
+    work.mkdir(mode=0o700, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as cause:
+            raise RuntimeUnavailable("another image is being built here") from cause
+        told = settings.runtime
+        steps = PodmanSteps(
+            told.podman_socket,
+            told.seccomp_dir,
+            work,
+            instance=f"build-{me[:INSTANCE_DIGITS]}",
+            pool_size=told.pool_size,
+        )
+        steps.clear()
+        for left in work.glob("build-*"):
+            shutil.rmtree(left)
+        yield LayersBuilder(steps, work, settings.limits.max_image_bytes)
+
+
 def inspect_image(archive: Path, digest: Digest) -> "ImageArchive":
     """What an image's archive holds. Raises: BadImage for what no engine should see."""
     from agent.ports.image_archive import inspect
@@ -317,4 +347,6 @@ def _rules(settings: Settings) -> Rules:
         low_disk_bytes=limits.low_disk_bytes,
         max_model_bytes=limits.max_model_bytes,
         max_image_bytes=limits.max_image_bytes,
+        image_age=timedelta(days=limits.image_days),
+        images_bytes=limits.images_bytes,
     )

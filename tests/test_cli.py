@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import sys
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ def test_every_command_that_prints_data_can_print_json(command: Command) -> None
         "data inspect",
     )
 
-    for name in (*printing, *more, "image add", "image list", "doctor"):
+    for name in (*printing, *more, "image add", "image list", "image prune", "image build", "doctor"):
         assert "--json" in command(*name.split(), "--help").out, name
 
 
@@ -494,6 +495,37 @@ def test_a_file_that_is_no_image_is_refused(command: Command, tmp_path: Path) ->
 
     assert (said.code, no_traceback(said)) == (FAILED, True)
     assert "bad-image" in said.err
+
+
+def test_nothing_is_built_while_the_policy_does_not_say_so(command: Command, tmp_path: Path) -> None:
+    command("init")
+    (tmp_path / "context.tar.gz").write_bytes(b"never read")
+
+    said = command("image", "build", tmp_path / "context.tar.gz", "--out", tmp_path / "image.tar")
+
+    assert (said.code, no_traceback(said)) == (FAILED, True)
+    assert "`allow_build` of policy.toml is not true" in said.err
+    assert not (tmp_path / "image.tar").exists()
+
+
+def test_an_image_of_copied_files_is_built_without_any_engine(
+    command: Command, home: Path, tmp_path: Path
+) -> None:
+    command("init")
+    (home / "policy.toml").write_text("allow_build = true\n")
+    with tarfile.open(tmp_path / "context.tar.gz", "w:gz") as context:
+        for name, content in (("Dockerfile", b'FROM scratch\nCOPY a /a\nENTRYPOINT ["/a"]\n'), ("a", b"1")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            context.addfile(member, io.BytesIO(content))
+
+    said = command("image", "build", tmp_path / "context.tar.gz", "--out", tmp_path / "image.tar", "--json")
+
+    assert said.code == OK, said.err
+    assert said.json["digest"] == digest_of((tmp_path / "image.tar").read_bytes())
+    assert said.json["entrypoint"] == ["/a"]
+    again = command("image", "add", tmp_path / "image.tar", "--no-upload", "--json")
+    assert again.json["digest"] == said.json["digest"]
 
 
 # ------------------------------------------------------------------ verify

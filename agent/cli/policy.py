@@ -33,6 +33,8 @@ def show(context: typer.Context, as_json: JsonFlag = False) -> None:
         ("datasets", _lines(policy.datasets)),
         ("kinds", _lines(policy.kinds)),
         ("may be missing", _lines(policy.accept_missing)),
+        ("builds images", "yes" if policy.allow_build else "no"),
+        ("bases", _lines(tuple(f"{name} {digest}" for name, digest in sorted(policy.bases.items())))),
         (
             "ceilings",
             "\n".join(f"{name} {value}" for name, value in msgspec.structs.asdict(policy.ceilings).items()),

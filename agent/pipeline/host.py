@@ -5,7 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from agent.domain.chain import Task, plan
-from agent.domain.ids import KeyId
+from agent.domain.ids import Digest, KeyId
 from agent.domain.jobs import Job
 from agent.domain.orders import MAX_ORDER_BYTES, SignedOrder, parse_order
 from agent.domain.receipts import SignedReceipt
@@ -29,6 +29,9 @@ class Rules:
     low_disk_bytes: int
     max_model_bytes: int
     max_image_bytes: int
+    image_age: timedelta = timedelta(days=30)  # unused for longer, an image leaves
+    images_bytes: int = 64 << 30  # all loaded images together
+    kept_images: frozenset[Digest] = frozenset()  # never collected
 
 
 @dataclass(frozen=True, slots=True)

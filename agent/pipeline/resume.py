@@ -9,6 +9,7 @@ from agent.errors import AgentError, AttemptsSpent, LostRace, NotFound, RuntimeU
 from agent.log import get_logger
 from agent.pipeline.attest import Work, attest_failure
 from agent.pipeline.bells import ring, ring_deliveries, ring_job
+from agent.pipeline.collect import collect_images
 from agent.pipeline.execute import retry
 from agent.pipeline.hold import clear
 from agent.pipeline.host import Host, context_of
@@ -42,7 +43,8 @@ def sweep(host: Host) -> None:
         ring(Queue.DELIVERIES, delivery, host)
     host.ports.ledger.forget_nonces(now)
     clear(host)
-    _clean(host)  # last: a container service that is away must not keep bells from ringing
+    _clean(host)  # late: a container service that is away must not keep bells from ringing
+    collect_images(host)
 
 
 def _take_over(orphan: Job, host: Host) -> None:

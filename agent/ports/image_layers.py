@@ -36,10 +36,14 @@ MAX_RATIO, FREE_BYTES = (
     64 << 20,
 )  # what is beyond the free bytes may not unpack to more than so many times its size
 BLOCK_BYTES = 1 << 20
+PACKED_BYTES = 64 << 10  # read at once: what is left of it is copied at the end of each gzip stream
 
 HIDES, EMPTIES = ".wh.", ".wh..wh..opq"
-# Extended attributes: file systems and engines obey some (user.overlay.*, user.containers.override_stat, access lists).
-ATTRIBUTES_TAKEN = frozenset({"SCHILY.xattr.security.capability"})
+# Extended attributes: file systems and engines obey some (user.overlay.redirect, user.containers.override_stat, access
+# lists). Rootless Podman itself leaves the last two of these in what it saves: hints about inode numbers.
+ATTRIBUTES_TAKEN = frozenset(
+    f"SCHILY.xattr.{name}" for name in ("security.capability", "user.overlay.origin", "user.overlay.impure")
+)
 
 # Where a link would turn a mount of the cage elsewhere: the places themselves, and for the job's folders all below them.
 NO_LINK_AT = frozenset(
@@ -213,14 +217,14 @@ def _uncompressed(raw: Readable, budget: Budget) -> Readable:
     head = raw.read(6)
     whole = _Rejoined(head, raw)
     if head.startswith(b"\x1f\x8b"):
-        return _Gunzip(whole, budget)
+        return Gunzip(whole, budget)
     for magic, name in COMPRESSIONS.items():
         if head.startswith(magic):
             raise BadImage(f"a layer is compressed with {name}: only tar and tar+gzip are read")
     return whole
 
 
-class _Gunzip:
+class Gunzip:
     """What gzip streams in a row unpack to. Each `read` costs at most what it gives, however well it was packed.
 
     Raises: BadImage for a bomb; EOFError when it ends too early; zlib.error for what is no gzip.
@@ -235,7 +239,7 @@ class _Gunzip:
     def read(self, size: int = -1) -> bytes:
         while True:
             if not self._rest:
-                self._rest = self._packed.read(BLOCK_BYTES)
+                self._rest = self._packed.read(PACKED_BYTES)
                 self._packed_bytes += len(self._rest)
             if self._stream.eof and not self._rest:
                 return b""

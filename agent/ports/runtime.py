@@ -6,6 +6,7 @@ docs/contracts/container.md, "The cage", reads back what was really applied, and
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -79,11 +80,12 @@ class Leftover(Struct, frozen=True):
 
 
 class ImageInfo(Struct, frozen=True):
-    """A loaded image: digest of its archive, and what its config says."""
+    """A loaded image: digest of its archive, what its config says, and when it was loaded or ran last (aware UTC)."""
 
     digest: Digest
     size_bytes: int
     entrypoint: tuple[str, ...]
+    used_at: datetime
 
 
 class Enforcement(Struct, frozen=True, kw_only=True):
@@ -121,6 +123,17 @@ class Runtime(Protocol):
 
     def images(self) -> tuple[ImageInfo, ...]:
         """Every image that `load` brought in."""
+        ...
+
+    def discard(self, digest: Digest) -> bool:
+        """Forget the image and give its space back. Whether that is done: False while a container uses it.
+
+        What is not there is discarded already. Another archive of the same image keeps its own.
+        """
+        ...
+
+    def clear_images(self) -> int:
+        """Remove what loads and discards left that were interrupted; how many. One that goes on is let alone."""
         ...
 
     def run(self, spec: RunSpec) -> AbstractContextManager["Run"]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,14 @@ class PodmanRuntime:
         """As the protocol says."""
         return self._images.images()
 
+    def discard(self, digest: Digest) -> bool:
+        """As the protocol says."""
+        return self._images.discard(digest)
+
+    def clear_images(self) -> int:
+        """As the protocol says."""
+        return self._images.clear()
+
     # -------------------------------------------------------------- runs
 
     @contextlib.contextmanager
@@ -95,7 +103,7 @@ class PodmanRuntime:
         seccomp, seccomp_digest = cage.read_seccomp(self._seccomp_dir, spec.kind)
         with contextlib.ExitStack() as stack:
             container, number = self._create(spec, image, facts, stack)
-            asked = cage.asked_for(spec, image, number, seccomp, facts)
+            asked = self._asked_for(spec, image, number, seccomp, facts)
             pid = self._make(container)
             self._check(container, pid, asked)
             pidfd = cage_check.read_back(lambda: os.pidfd_open(pid))
@@ -110,6 +118,7 @@ class PodmanRuntime:
                 engine_code=lambda: self._recorded_code(container),
             )
             stack.callback(run.close)
+            self._images.touch(spec.image)
             watch = RunWatch(spec, pid, facts, self._inside, run.kill)
             applied = cage.applied(self.name, spec, facts, seccomp_digest)
             with _refusals(CageNotApplied):
@@ -198,7 +207,7 @@ class PodmanRuntime:
         labels |= {GIVEN_LABEL + key: value for key, value in spec.labels.items()}
         names = Names(self._container_name(spec.name), labels)
         seccomp_path = str((self._seccomp_dir / f"{spec.kind}.json").resolve())
-        document = body.create_body(spec, image, names, number, seccomp_path, facts)
+        document = self._body(spec, image, names, number, seccomp_path, facts)
         try:
             answer = self._api.post("/containers/create", document)
         except ApiRefusal as refusal:
@@ -230,8 +239,7 @@ class PodmanRuntime:
             config_path = self._api.get(f"/containers/{container}/json")["OCIConfigPath"]
         config = json.loads(self._inside_do("read", config_path)["text"])
         process = cage_check.read_back(lambda: cage_check.read_process(pid, asked.cgroup))
-        differences = cage_check.config_differences(config, asked)
-        differences += cage_check.process_differences(process, asked, os.getuid())
+        differences = self._differences(config, process, asked)
         if differences:
             raise CageNotApplied("; ".join(differences)[:1000])
         tmp = cage_check.read_back(lambda: Path(f"/proc/{pid}/root/tmp").stat())
@@ -239,6 +247,29 @@ class PodmanRuntime:
             raise BadImage(
                 f"the image's /tmp has mode {tmp.st_mode & 0o7777:o}: make it 1777 or leave it out"
             )
+
+    # What the steps of a build have otherwise (runtime_podman_build.py).
+    def _body(
+        self,
+        spec: RunSpec,
+        image: StoredImage,
+        names: Names,
+        number: int,
+        seccomp_path: str,
+        facts: EngineFacts,
+    ) -> dict[str, Any]:
+        return body.create_body(spec, image, names, number, seccomp_path, facts)
+
+    def _asked_for(
+        self, spec: RunSpec, image: StoredImage, number: int, seccomp: Mapping[str, Any], facts: EngineFacts
+    ) -> cage_check.Asked:
+        return cage.asked_for(spec, image, number, seccomp, facts)
+
+    def _differences(
+        self, config: Mapping[str, Any], process: cage_check.Process, asked: cage_check.Asked
+    ) -> list[str]:
+        differences = cage_check.config_differences(config, asked)
+        return differences + cage_check.process_differences(process, asked, os.getuid())
 
     def _free_map(self, pool: range) -> int | None:
         """The lowest id map that no container of any agent on this socket has."""

@@ -54,6 +54,25 @@ class PodmanApi:
         headers = {"Content-Type": "application/x-tar"}
         return self._call("post", path, data=blocks, headers=headers, timeout=LOAD_TIMEOUT_S)
 
+    def download(self, path: str, target: Path, limit_bytes: int, **params: str) -> None:
+        """The body of a GET in a new file. Raises: ApiRefusal, also when it is longer; RuntimeUnavailable; OSError."""
+        self._knock()
+        with contextlib.closing(APIClient(f"http+unix://{self.path}", version=API_VERSION)) as client:
+            with _translated(self.path):
+                answer = client.get(path, params=params, stream=True, timeout=LOAD_TIMEOUT_S)
+                if answer.status_code >= 400:
+                    raise ApiRefusal(answer.status_code, _words(answer.text))
+                blocks = answer.iter_content(1 << 20)
+            with target.open("xb") as file:
+                while True:
+                    with _translated(self.path):
+                        block = next(blocks, b"")
+                    if not block:
+                        return
+                    if file.tell() + len(block) > limit_bytes:
+                        raise ApiRefusal(413, f"Podman gives more than {limit_bytes >> 20} MiB")
+                    file.write(block)
+
     def delete(self, path: str, **params: str) -> None:
         """A DELETE. Raises: ApiRefusal, RuntimeUnavailable."""
         self._call("delete", path, params=params)

@@ -87,19 +87,31 @@ class RuncRuntime:
         """As the protocol says."""
         return self._images.images()
 
+    def discard(self, digest: Digest) -> bool:
+        """As the protocol says."""
+        with self._runs.alone():  # no run is claimed meanwhile
+            if self._runs.uses(digest):
+                return False
+            self._images.discard(digest)
+        return True
+
+    def clear_images(self) -> int:
+        """As the protocol says."""
+        return self._images.clear()
+
     # -------------------------------------------------------------- runs
 
     @contextlib.contextmanager
     def run(self, spec: RunSpec) -> Iterator[ContainerRun]:
         """As the protocol says. Raises RuntimeUnavailable too when every id map stays in use."""
-        image = self._images.stored(spec.image)
-        if image is None:
-            raise BadImage(f"image {hex_of(spec.image)[:12]} is not loaded")
+        self._stored(spec.image)
         facts = self._facts()
         cage.refuse_missing(facts, spec.accept_missing)
         seccomp, seccomp_digest = cage.read_seccomp(self._seccomp_dir, spec.kind)
         with contextlib.ExitStack() as stack:
             folder, known = self._claim(spec, facts, stack)
+            image = self._stored(spec.image)  # once more: from the claim on nobody discards it
+            self._images.touch(spec.image)
             config = self._set_up(spec, image, known.number, seccomp, facts, folder)
             known = self._make(spec, known, folder)
             pidfd = cage_check.read_back(lambda: os.pidfd_open(known.pid))
@@ -139,6 +151,13 @@ class RuncRuntime:
         """Let go of the user namespace; what runs goes on."""
         self._inside.close()
 
+    def _stored(self, digest: Digest) -> StoredImage:
+        """Raises: BadImage when it is not loaded."""
+        stored = self._images.stored(digest)
+        if stored is None:
+            raise BadImage(f"image {hex_of(digest)[:12]} is not loaded")
+        return stored
+
     # -------------------------------------------------------------- what this host can do
 
     def _facts(self) -> EngineFacts:
@@ -160,7 +179,8 @@ class RuncRuntime:
         """A folder for the run, and its id map; `stack` takes all of it away again. Raises: RuntimeUnavailable."""
         pool = cage.map_pool(facts, cage.every_map(facts))
         deadline_s = time.monotonic() + FREE_MAP_WAIT_S
-        while (known := self._runs.claim(spec.name, spec.labels, pool, self._pool_size)) is None:
+        claim = (spec.name, spec.labels, spec.image, pool, self._pool_size)
+        while (known := self._runs.claim(*claim)) is None:
             if time.monotonic() > deadline_s:
                 raise RuntimeUnavailable("all places for runs of this host stay in use")
             time.sleep(0.05)

@@ -1,11 +1,17 @@
 """Images for runc: read first, then unpacked once for each archive into a read-only root that every run shares.
 
-Below `store` each image has a folder of its own, named by its archive's digest, which appears whole: `root` and `image.json`.
+Below `store` each image has a folder of its own, named by its archive's digest, which appears whole and goes whole: `root` and
+`image.json`, whose time is when it was loaded or ran last. A folder with another ending is on its way in or out; when nobody
+holds its lock, that was interrupted.
 """
 
+import contextlib
+import fcntl
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -16,7 +22,7 @@ from agent.ports import image_archive, image_tree
 from agent.ports.cage import StoredImage
 from agent.ports.runtime import ImageInfo
 
-PART = ".part-"
+PART, NOTE = ".part-", "image.json"
 MOUNT_POINTS = (
     "data",
     "dev",
@@ -39,10 +45,7 @@ class RuncImages:
         if known is not None:
             return known
         found = image_archive.inspect(archive, digest)
-        self._store.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = self._store / f"{hex_of(digest)}{PART}{secrets.token_hex(8)}"
-        part.mkdir(mode=0o700)
-        try:
+        with self._part(digest) as part:
             self._unpack(archive, found, part)
             stored = StoredImage(
                 id=hex_of(found.image_id),
@@ -50,17 +53,19 @@ class RuncImages:
                 entrypoint=found.entrypoint,
                 env=dict(found.env),
             )
-            _write(part / "image.json", msgspec.json.encode(stored))
-            if not self._folder(digest).exists():  # else another worker was quicker
+            _write(part / NOTE, msgspec.json.encode(stored))
+            with contextlib.suppress(OSError):  # another worker was quicker
                 part.rename(self._folder(digest))
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-        return _info(digest, stored)
+        return self.image(digest) or _info(digest, stored, 0.0)
 
     def image(self, digest: Digest) -> ImageInfo | None:
         """As `Runtime.image`."""
         stored = self.stored(digest)
-        return None if stored is None else _info(digest, stored)
+        try:
+            used_s = (self._folder(digest) / NOTE).stat().st_mtime
+        except FileNotFoundError:
+            return None
+        return None if stored is None else _info(digest, stored, used_s)
 
     def images(self) -> tuple[ImageInfo, ...]:
         """As `Runtime.images`."""
@@ -68,10 +73,26 @@ class RuncImages:
         found = (self.image(digest_from_hex(name)) for name in names)
         return tuple(info for info in found if info is not None)
 
+    def touch(self, digest: Digest) -> None:
+        """It is used now."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._folder(digest) / NOTE)
+
+    def discard(self, digest: Digest) -> None:
+        """Take it away, which no run may use. Gone already is fine."""
+        leaving = self._store / _part_name(digest)
+        with contextlib.suppress(FileNotFoundError):
+            self._folder(digest).rename(leaving)  # from here on nobody finds it
+            shutil.rmtree(leaving)
+
+    def clear(self) -> int:
+        """As `Runtime.clear_images`."""
+        return sum(self._clear(part) for part in self._store.glob(f"*{PART}*"))
+
     def stored(self, digest: Digest) -> StoredImage | None:
         """What is remembered of this archive's image, None when it is not here."""
         try:
-            return msgspec.json.decode((self._folder(digest) / "image.json").read_bytes(), type=StoredImage)
+            return msgspec.json.decode((self._folder(digest) / NOTE).read_bytes(), type=StoredImage)
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
 
@@ -81,6 +102,35 @@ class RuncImages:
 
     def _folder(self, digest: Digest) -> Path:
         return self._store / hex_of(digest)
+
+    @contextlib.contextmanager
+    def _part(self, digest: Digest) -> Iterator[Path]:
+        """A folder to be filled, locked meanwhile; what is not moved away is removed."""
+        self._store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part = self._store / _part_name(digest)
+        part.mkdir(mode=0o700)
+        lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield part
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            os.close(lock)
+
+    def _clear(self, part: Path) -> bool:
+        """Remove what was interrupted; whether it was."""
+        try:
+            lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(part, ignore_errors=True)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(lock)
+        return True
 
     def _unpack(self, archive: Path, found: image_archive.ImageArchive, part: Path) -> None:
         free = shutil.disk_usage(self._store).free
@@ -101,5 +151,9 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _info(digest: Digest, stored: StoredImage) -> ImageInfo:
-    return ImageInfo(digest, stored.size_bytes, stored.entrypoint)
+def _part_name(digest: Digest) -> str:
+    return f"{hex_of(digest)}{PART}{secrets.token_hex(8)}"
+
+
+def _info(digest: Digest, stored: StoredImage, used_s: float) -> ImageInfo:
+    return ImageInfo(digest, stored.size_bytes, stored.entrypoint, datetime.fromtimestamp(used_s, UTC))

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from agent.domain.ids import Digest
 from agent.errors import RuntimeUnavailable
 from agent.ports import cage_check, run_end
 from agent.ports.container_run import kill
@@ -21,14 +22,15 @@ NOTE = "run.json"
 
 
 class Known(Struct, frozen=True, kw_only=True):
-    """One run. `number`: of its id map. A process is known by its id and when it began, in the kernel's ticks: another one
-    may get the id later. `pid` is the container's first process, `monitor` conmon; 0 before they are there.
+    """One run. `number`: of its id map; `image`: whose root it uses. `pid`: the container's first process; `monitor`: conmon; 0
+    before they are there. A process is known by when it began too, in the kernel's ticks: another one may get its id later.
     """
 
     instance: str
     name: str
     labels: Mapping[str, str]
     number: int
+    image: Digest
     pid: int = 0
     began: int = 0
     monitor: int = 0
@@ -66,23 +68,29 @@ class Runs:
         except (OSError, msgspec.MsgspecError):
             return None
 
-    def claim(self, name: str, labels: Mapping[str, str], pool: range, limit: int) -> Known | None:
+    def claim(
+        self, name: str, labels: Mapping[str, str], image: Digest, pool: range, limit: int
+    ) -> Known | None:
         """A new run with an id map that no other has, None while all are in use or `limit` runs of this agent go on.
 
         Raises: RuntimeUnavailable when a run of this name is there.
         """
-        with self._alone():
+        with self.alone():
             folder = self.folder_of(name)
             if folder.exists():
                 raise RuntimeUnavailable(f"a container named {name} is still there")
             number = self._free_map(pool)
             if number is None or len(self.own()) >= limit:
                 return None
-            known = Known(instance=self._instance, name=name, labels=dict(labels), number=number)
+            known = Known(instance=self._instance, name=name, labels=dict(labels), number=number, image=image)
             folder.mkdir(mode=0o700)
             (folder / "exit").mkdir()
             self.remember(folder, known)
             return known
+
+    def uses(self, image: Digest) -> bool:
+        """Whether a run of any agent uses the image."""
+        return any(known.image == image for known in self._every())
 
     def remember(self, folder: Path, known: Known) -> None:
         """Write it down; a reader sees all of it or what was there before."""
@@ -101,7 +109,7 @@ class Runs:
         return next((number for number in reversed(pool) if number not in taken), None)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
         """One at a time over all agents with this folder."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -7,8 +7,9 @@ if it stood there, a denied one as if it did not. With `hold_unknown` an order t
 on its images is held for it; it runs no sooner for that.
 
 Shape (TOML): orchestrators = [keyid, …], images = ["sha256:…", …], datasets = [uuid, …] or "*", kinds =
-["learn", "test", "predict"], hold_unknown = true or false, accept_missing = [name of a ceiling, …], and a table
-[ceilings] with the maxima that differ from the defaults.
+["learn", "test", "predict"], hold_unknown = true or false, accept_missing = [name of a ceiling, …], allow_build = true or
+false, a table [ceilings] with the maxima that differ from the defaults, and a table [bases] with the digest of the archive
+that each name of a Dockerfile's FROM stands for.
 """
 
 import tomllib
@@ -50,6 +51,8 @@ class _Terms(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     hold_unknown: bool = False  # hold an order for the operator's word on its images, instead of refusing it
     ceilings: Ceilings = DEFAULT_CEILINGS  # the most that one task may use
     accept_missing: tuple[CeilingName, ...] = ()  # ceilings this host cannot enforce, and the operator knows
+    allow_build: bool = False  # whether images are built here from a context with a Dockerfile
+    bases: dict[str, DigestField] = {}  # what FROM may name: the archive that each name stands for
 
 
 class HostPolicy(_Terms, frozen=True, kw_only=True):
@@ -112,6 +115,11 @@ class HostPolicy(_Terms, frozen=True, kw_only=True):
             for image, verdict in verdicts.items()
             if verdict is not Verdict.APPROVED and image not in self.images
         )
+
+    def admit_build(self) -> None:
+        """Return only when this host builds images. Raises: PolicyRefused."""
+        if not self.allow_build:
+            raise PolicyRefused("`allow_build` of policy.toml is not true: this host builds no images")
 
     def ceilings_for(self, limits: Limits) -> Ceilings:
         """The ceilings of a task: what the order asks for, and never more than this host's maximum."""

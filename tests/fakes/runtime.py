@@ -13,7 +13,10 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+
+from msgspec.structs import replace
 
 from agent.domain.ceilings import Ceilings
 from agent.domain.ids import Digest, digest_of, hex_of
@@ -142,8 +145,14 @@ class MemoryRuntime:
 
     name = "memory"
 
-    def __init__(self, programs: Mapping[str, Program], *, absent: tuple[str, ...] = ()) -> None:
-        self._programs, self._absent = dict(programs), absent
+    def __init__(
+        self,
+        programs: Mapping[str, Program],
+        *,
+        absent: tuple[str, ...] = (),
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._programs, self._absent, self._now = dict(programs), absent, now
         self._images: dict[Digest, ImageInfo] = {}
         self._runs: dict[str, tuple[RunSpec, MemoryRun | None]] = {}
         self.specs: list[RunSpec] = []  # every run that was begun, in order
@@ -151,7 +160,7 @@ class MemoryRuntime:
 
     def add(self, digest: Digest, program: str) -> None:
         """An image that is there already, of this program."""
-        self._images[digest] = ImageInfo(digest, 1, (program,))
+        self._images[digest] = ImageInfo(digest, 1, (program,), self._now())
 
     def leave_behind(self, spec: RunSpec) -> None:
         """A container that ended after its agent had died."""
@@ -166,7 +175,7 @@ class MemoryRuntime:
         self._check_up()
         if digest not in self._images:
             found = inspect(archive, digest)
-            self._images[digest] = ImageInfo(digest, found.size_bytes, found.entrypoint)
+            self._images[digest] = ImageInfo(digest, found.size_bytes, found.entrypoint, self._now())
         return self._images[digest]
 
     def image(self, digest: Digest) -> ImageInfo | None:
@@ -176,6 +185,17 @@ class MemoryRuntime:
     def images(self) -> tuple[ImageInfo, ...]:
         self._check_up()
         return tuple(self._images[digest] for digest in sorted(self._images))
+
+    def discard(self, digest: Digest) -> bool:
+        self._check_up()
+        if any(spec.image == digest for spec, _ in self._runs.values()):
+            return False
+        self._images.pop(digest, None)
+        return True
+
+    def clear_images(self) -> int:
+        self._check_up()
+        return 0  # nothing is ever half loaded
 
     @contextmanager
     def run(self, spec: RunSpec) -> Iterator[MemoryRun]:
@@ -187,6 +207,7 @@ class MemoryRuntime:
         if spec.name in self._runs:
             raise RuntimeUnavailable(f"a container named {spec.name} is still there")
         self.specs.append(spec)
+        self._images[spec.image] = replace(self._images[spec.image], used_at=self._now())
         self._runs[spec.name] = (spec, None)  # before its program begins, as with a real engine
         run = MemoryRun(spec, program, self._cage(spec))
         self._runs[spec.name] = (spec, run)

@@ -117,7 +117,7 @@ def open_engine() -> Iterator[Engine]:
     if engine is None:
         runtime_dir, root = checkout_folders()
         name = f"test-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
-        store = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dcc-store-")))
+        store = root.parent / f"{name}-images"  # stays with the storage, whose images bear its name
         engine = Engine(
             stack.enter_context(podman_service(runtime_dir, root, name=name, env={PLANTED: "swordfish"})),
             store,

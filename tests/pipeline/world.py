@@ -168,7 +168,7 @@ class Hospital:
         self.ledger = world.open_ledger(world.root / name)
         self.broker = MemoryBroker()
         self.runtime = MemoryRuntime(
-            {"algo": partial(world.play, "algo"), "problem": partial(world.play, "problem")}
+            {"algo": partial(world.play, "algo"), "problem": partial(world.play, "problem")}, now=world.clock
         )
         self.runtime.add(ALGO, "algo")
         self.runtime.add(PROBLEM, "problem")

@@ -232,8 +232,14 @@ def test_attributes_that_a_file_system_or_an_engine_obeys_are_refused(tmp_path: 
         inspected(Image(tar({"a": attributed(key)})), tmp_path)
 
 
-def test_file_capabilities_are_an_ordinary_image_s_and_give_nothing_in_the_cage(tmp_path: Path) -> None:
-    layer = tar({"bin/ping": attributed("SCHILY.xattr.security.capability", "\x01\0\0\x02")})
+def test_file_capabilities_and_the_hints_that_podman_leaves_are_an_ordinary_image_s(tmp_path: Path) -> None:
+    layer = tar(
+        {
+            "bin/ping": attributed("SCHILY.xattr.security.capability", "\x01\0\0\x02"),
+            "etc/a": attributed("SCHILY.xattr.user.overlay.origin", "\0x"),
+            "etc/b": attributed("SCHILY.xattr.user.overlay.impure", "y"),
+        }
+    )
 
     assert inspected(Image(layer), tmp_path).size_bytes == len(layer)
 

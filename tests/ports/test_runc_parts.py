@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from agent.domain.ids import digest_of
 from agent.errors import BadSettings, CageNotApplied, RuntimeUnavailable
 from agent.ports import cage, cage_check
 from agent.ports.runtime_runc_cgroups import Cgroups, find_cgroups
@@ -17,6 +18,7 @@ from agent.ports.user_namespace import IdRange, subordinate_ids
 from tests.ports.test_podman_body import CEILINGS, IMAGE, ON_V1, ON_V2, SPEC
 
 SECCOMP: dict[str, Any] = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": []}
+ROOT = digest_of(b"an image")
 ON_V1_GIVEN = replace(ON_V1, controllers=frozenset({"cpu", "memory", "pids"}), cgroup_version=1)
 
 
@@ -150,7 +152,7 @@ def test_a_user_without_ids_can_hold_no_cage(tmp_path: Path) -> None:
 def test_no_two_runs_of_any_agent_get_one_id_map(tmp_path: Path) -> None:
     ours, theirs = Runs(tmp_path, "ours"), Runs(tmp_path, "theirs")
 
-    found = [runs.claim(name, {}, range(1, 4), 2) for runs in (ours, theirs) for name in ("a", "b")]
+    found = [runs.claim(name, {}, ROOT, range(1, 4), 2) for runs in (ours, theirs) for name in ("a", "b")]
 
     numbers = [known.number for known in found if known is not None]
     assert numbers == [3, 2, 1]
@@ -160,21 +162,21 @@ def test_no_two_runs_of_any_agent_get_one_id_map(tmp_path: Path) -> None:
 
 def test_an_agent_has_no_more_runs_than_its_pool(tmp_path: Path) -> None:
     runs = Runs(tmp_path, "ours")
-    runs.claim("a", {}, range(1, 9), 1)
+    runs.claim("a", {}, ROOT, range(1, 9), 1)
 
-    assert runs.claim("b", {}, range(1, 9), 1) is None
+    assert runs.claim("b", {}, ROOT, range(1, 9), 1) is None
 
 
 def test_a_name_is_claimed_once(tmp_path: Path) -> None:
     runs = Runs(tmp_path, "ours")
-    runs.claim("a", {}, range(1, 9), 4)
+    runs.claim("a", {}, ROOT, range(1, 9), 4)
 
     with pytest.raises(RuntimeUnavailable, match="named a is still there"):
-        runs.claim("a", {}, range(1, 9), 4)
+        runs.claim("a", {}, ROOT, range(1, 9), 4)
 
 
 def test_another_process_with_the_id_of_one_that_ended_is_not_it() -> None:
-    known = Known(instance="i", name="a", labels={}, number=1, pid=os.getpid(), began=1)
+    known = Known(instance="i", name="a", labels={}, number=1, image=ROOT, pid=os.getpid(), began=1)
 
     assert not known.is_alive()
     known.end()  # and is not killed

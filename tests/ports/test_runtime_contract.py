@@ -1,18 +1,23 @@
 """What every runtime promises, run on the fake, on rootless Podman and on runc, with real containers."""
 
 import shutil
+import tarfile
 import threading
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from agent.devkit import images
 from agent.devkit.images import build_image, program_layer
 from agent.domain.ceilings import Ceilings
 from agent.domain.ids import Digest, digest_of
 from agent.errors import BadImage, BadOutput, CageNotApplied, RuntimeUnavailable
+from agent.pipeline.outputs import file_digest
 from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec, Runtime
 from agent.ports.runtime_podman import PodmanRuntime
 from agent.ports.runtime_runc import RuncRuntime
@@ -177,6 +182,88 @@ def test_an_image_that_was_never_loaded_is_not_fetched_but_refused(stage: Stage)
 
     with pytest.raises(BadImage), stage.runtime.run(spec):
         pass
+
+
+# ------------------------------------------------------------------ images that go
+
+
+@pytest.fixture
+def spare(stage: Stage, tmp_path: Path) -> Digest:
+    """An image that only this test loaded."""
+    with tarfile.open(stage.archive) as whole:
+        layers = [member for member in whole if member.size > 4096]
+        bottom = tmp_path / "bottom.tar"
+        content = whole.extractfile(max(layers, key=lambda one: one.size))
+        assert content is not None
+        bottom.write_bytes(content.read())
+    info = stage.runtime.image(stage.image)
+    assert info is not None
+    source = (Path(images.__file__).parent / "demo_images/probe.py").read_bytes()
+    files = {"/opt/program/probe.py": source, "/opt/mark": uuid.uuid4().bytes}
+    layer = images.Layer(bottom, file_digest(bottom), bottom.stat().st_size)
+    top = program_layer(tmp_path / "spare", files)
+    digest = build_image(
+        tmp_path / "spare.tar", layers=[layer, top], entrypoint=info.entrypoint, env=images.ENV
+    )
+    stage.runtime.load(tmp_path / "spare.tar", digest)
+    return digest
+
+
+def test_a_discarded_image_is_gone_and_can_be_loaded_again(
+    stage: Stage, spare: Digest, tmp_path: Path
+) -> None:
+    assert stage.runtime.discard(spare)
+
+    assert stage.runtime.image(spare) is None
+    assert spare not in {info.digest for info in stage.runtime.images()}
+    with pytest.raises(BadImage), stage.runtime.run(replace(stage.spec("exit", "0"), image=spare)):
+        pass
+    stage.runtime.load(tmp_path / "spare.tar", spare)
+    with stage.runtime.run(replace(stage.spec("exit", "0"), image=spare)) as run:
+        assert run.wait().cause is None
+    assert stage.runtime.discard(spare)
+
+
+def test_an_image_in_use_is_not_discarded_and_its_container_goes_on(stage: Stage, spare: Digest) -> None:
+    before = stage.runtime.image(spare)
+
+    with stage.runtime.run(replace(stage.spec("sleep", "60"), image=spare)) as run:
+        assert not stage.runtime.discard(spare)
+        assert stage.runtime.leftovers()[0].is_running
+        assert stage.runtime.image(spare) is not None
+        run.kill()
+        run.wait()
+
+    after = stage.runtime.image(spare)
+    assert before is not None and after is not None  # noqa: PT018
+    assert after.used_at > before.used_at
+    assert stage.runtime.discard(spare)
+
+
+def test_discarding_what_is_not_there_is_fine(stage: Stage) -> None:
+    assert stage.runtime.discard(STRANGER)
+
+
+def test_an_image_is_used_when_it_is_loaded_and_when_it_runs(stage: Stage, spare: Digest) -> None:
+    began_at = datetime.now(UTC) - timedelta(seconds=60)
+    loaded = stage.runtime.image(spare)
+
+    stage.runtime.load(stage.archive, stage.image)  # another one
+    assert stage.runtime.image(spare) == loaded
+    with stage.runtime.run(replace(stage.spec("exit", "0"), image=spare)) as run:
+        run.wait()
+
+    ran = stage.runtime.image(spare)
+    assert loaded is not None and ran is not None  # noqa: PT018
+    assert began_at < loaded.used_at < ran.used_at <= datetime.now(UTC)
+    stage.runtime.discard(spare)
+
+
+def test_nothing_is_left_to_clear_when_nothing_was_interrupted(stage: Stage) -> None:
+    stage.runtime.clear_images()
+
+    assert stage.runtime.clear_images() == 0
+    assert stage.runtime.image(stage.image) is not None
 
 
 # ------------------------------------------------------------------ how a run ends

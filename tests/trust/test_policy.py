@@ -229,3 +229,30 @@ def test_a_denied_image_runs_nowhere_whatever_the_file_lists(images: list[str]) 
         policy.admit(ORDER, TASKS[:1], ruled(algo=Verdict.DENIED))
     with pytest.raises(ImageDenied, match=ALGO):
         policy.admit_or_hold(ORDER, TASKS[:1], ruled(algo=Verdict.DENIED))
+
+
+# ------------------------------------------------------------------ builds
+
+
+def test_nothing_is_built_unless_the_policy_says_so() -> None:
+    for text in ("", "allow_build = false"):
+        with pytest.raises(PolicyRefused, match=r"`allow_build` of policy\.toml is not true"):
+            HostPolicy.from_toml(text).admit_build()
+
+    HostPolicy.from_toml("allow_build = true").admit_build()
+
+
+def test_bases_are_named_by_digest_only() -> None:
+    digest = "sha256:" + "a" * 64
+
+    policy = HostPolicy.from_toml(f'[bases]\n"python:3.11" = "{digest}"\n')
+
+    assert policy.bases == {"python:3.11": digest}
+    with pytest.raises(BadSettings):
+        HostPolicy.from_toml('[bases]\npython = "registry.example/python"\n')
+
+
+def test_a_base_is_no_image_that_may_run() -> None:
+    policy = HostPolicy.from_toml(f'allow_build = true\n[bases]\na = "sha256:{"a" * 64}"\n')
+
+    assert policy.images == ()

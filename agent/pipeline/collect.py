@@ -1,0 +1,113 @@
+"""Images that nobody needs leave the container engine: those unused for long, and when space is short the longest unused.
+
+An image that an open job of the ledger names stays, however old it is and however full the disk. What is gone is fetched
+again when an order names it.
+"""
+
+import shutil
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from msgspec import Struct
+
+from agent.domain.ids import Digest
+from agent.domain.jobs import JobState
+from agent.log import get_logger
+from agent.pipeline.host import Host, Rules, signed_order
+from agent.ports.ledger import JobQuery
+from agent.ports.runtime import ImageInfo
+
+log = get_logger(__name__)
+
+OPEN = frozenset({JobState.RECEIVED, JobState.HELD, JobState.QUEUED, JobState.RUNNING})
+FRESH = timedelta(minutes=10)  # what was loaded by hand, or for a look at the host, is let alone for so long
+
+
+class Reason(StrEnum):
+    """Why an image goes."""
+
+    AGE = "age"
+    SPACE = "space"
+    ASKED = "asked"  # by the operator
+
+
+class Unneeded(Struct, frozen=True):
+    """An image that may go, and why."""
+
+    image: ImageInfo
+    reason: Reason
+
+
+def collect_images(
+    host: Host, *, is_everything: bool = False, is_rehearsal: bool = False
+) -> tuple[Unneeded, ...]:
+    """Discard what is not needed, and what interrupted loads left. Gives what went, or what would in a rehearsal.
+
+    `is_everything`: whatever no open job names, of any age. Raises: LedgerUnavailable, RuntimeUnavailable.
+    """
+    runtime, now = host.ports.runtime, host.ports.now()
+    if not is_rehearsal and (cleared := runtime.clear_images()):
+        log.warning("leftover.removed", images=cleared)
+        host.ports.ledger.record_event("image.leftovers_removed", now, values={"count": cleared})
+    images = runtime.images()
+    if is_everything:
+        kept = host.rules.kept_images
+        chosen = tuple(Unneeded(image, Reason.ASKED) for image in images if image.digest not in kept)
+    else:
+        chosen = choose(images, host.rules, now, shutil.disk_usage(host.rules.spool).free)
+    if is_rehearsal:
+        needed = needed_images(host)
+        return tuple(one for one in chosen if one.image.digest not in needed)
+    return tuple(one for one in chosen if _discard(one, host))
+
+
+def choose(images: Iterable[ImageInfo], rules: Rules, now: datetime, free_bytes: int) -> tuple[Unneeded, ...]:
+    """The images that are too old, and of the others the longest unused until there is space enough."""
+    known = sorted(images, key=lambda image: (image.used_at, image.digest))
+    used_bytes = sum(image.size_bytes for image in known)
+    chosen = []
+    for image in known:
+        unused = now - image.used_at
+        is_short = used_bytes > rules.images_bytes or free_bytes < rules.low_disk_bytes
+        if image.digest in rules.kept_images or unused < FRESH:
+            continue
+        if unused <= rules.image_age and not is_short:
+            continue
+        chosen.append(Unneeded(image, Reason.AGE if unused > rules.image_age else Reason.SPACE))
+        used_bytes -= image.size_bytes
+        free_bytes += image.size_bytes
+    return tuple(chosen)
+
+
+def needed_images(host: Host) -> frozenset[Digest]:
+    """Every image that the order of an open job names. Raises: LedgerUnavailable."""
+    ledger, needed, orders = host.ports.ledger, set[Digest](), set[str]()
+    query = JobQuery(states=OPEN)
+    while page := ledger.jobs(query):
+        for job in page:
+            if job.order_id not in orders:
+                orders.add(job.order_id)
+                needed.update(signed_order(ledger.order(job.order_id)).order.images)
+        query = JobQuery(states=OPEN, after=page[-1].id)
+    return frozenset(needed)
+
+
+def _discard(one: Unneeded, host: Host) -> bool:
+    """Whether it went. The ledger is asked right before: what is fetched after that finds no image, and fetches it."""
+    image = one.image
+    if image.digest in needed_images(host):
+        return False
+    if not host.ports.runtime.discard(image.digest):
+        log.info("image.in_use", image=image.digest)
+        return False
+    now = host.ports.now()
+    about: dict[str, str | int | float | None] = {
+        "image": image.digest,
+        "reason": one.reason,
+        "size_bytes": image.size_bytes,
+        "unused_s": int((now - image.used_at).total_seconds()),
+    }
+    log.info("image.discarded", **about)
+    host.ports.ledger.record_event("image.discarded", now, values=about)
+    return True
