@@ -1,6 +1,8 @@
 """runc and conmon, called inside the user namespace: one command each way, and what they say as errors of ours."""
 
+import ctypes
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +17,8 @@ from agent.ports.user_namespace import Failed, UserNamespace
 TOOL_TIMEOUT_S = 10.0
 LOG_FACTOR = 2  # conmon's own copy of the log is a stand-in for a dead agent: it keeps the newest part
 LEAST_LOG_BYTES = 1 << 16
+STATFS_BYTES = 256  # more than struct statfs has; its first word is the kind of file system
+IN_MEMORY = {0x01021994, 0x858458F6}  # TMPFS_MAGIC, RAMFS_MAGIC of linux/magic.h
 NOT_STARTABLE = re.compile(
     r'exec: \\?".*(no such file|permission denied|exec format|not found in|is a directory)'
 )
@@ -50,7 +54,8 @@ class Programs:
             "--container-pidfile": folder / "pid",
             "--conmon-pidfile": folder / "conmon.pid",
             "--exit-dir": folder / "exit",
-            "--log-path": f"k8s-file:{folder / 'log'}",
+            # What a guest says may be data: it is written down only where that is memory.
+            "--log-path": f"k8s-file:{folder / 'log'}" if _lies_in_memory(folder) else "none",
             "--log-level": "error",
             "--log-size-max": max(LOG_FACTOR * ceilings.log_bytes, LEAST_LOG_BYTES),
             "--timeout": min(ceilings.wall_s + cage.ORPHAN_GRACE_S, cage.LONGEST_TIMEOUT_S),
@@ -106,6 +111,13 @@ class Programs:
 
     def _env(self) -> dict[str, str]:
         return {"PATH": self._path, **self._cgroups.environment}
+
+
+def _lies_in_memory(folder: Path) -> bool:
+    told = ctypes.create_string_buffer(STATFS_BYTES)
+    if ctypes.CDLL(None).statfs(os.fsencode(folder), told) != 0:
+        return False
+    return ctypes.c_long.from_buffer(told).value in IN_MEMORY
 
 
 def _refusal(words: str, what: str) -> BadImage | CageNotApplied:

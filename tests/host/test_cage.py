@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,17 @@ from agent.ports.runtime_podman import PodmanRuntime
 from agent.ports.runtime_podman_api import PodmanApi
 from agent.ports.runtime_runc import RuncRuntime
 from agent.ports.user_namespace import UserNamespace
-from tests.host.podman import CEILINGS, MIB, PLANTED, SECCOMP, Desk, Engine, image_cache
+from tests.host.podman import (
+    CEILINGS,
+    MIB,
+    PLANTED,
+    SECCOMP,
+    Desk,
+    Engine,
+    image_cache,
+    open_desk,
+    runc_runtime,
+)
 
 pytestmark = pytest.mark.host
 
@@ -605,6 +616,18 @@ def test_a_container_outlives_its_agent_and_is_found_and_removed(desk: Desk) -> 
     assert (found.name, dict(found.labels), found.is_running) == ("orphan", {"job": "a.0"}, True)
     runtime.remove("orphan")
     assert runtime.leftovers() == ()
+
+
+@pytest.mark.parametrize("place", ["/dev/shm", "/var/tmp"])
+def test_what_a_guest_says_is_written_down_only_in_memory(place: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="dcc-runc-", dir=place) as folder:
+        for desk in open_desk(runc_runtime(Path(folder))):
+            with desk.runtime.run(desk.spec("flood", "1")) as running:
+                outcome = running.wait()
+                logs = [path for path in Path(folder).rglob("log") if path.stat().st_size]
+
+    assert outcome.log.startswith(b"HEAD")
+    assert len(logs) == (1 if place == "/dev/shm" else 0)
 
 
 # ------------------------------------------------------------------ what guests leave
