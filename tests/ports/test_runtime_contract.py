@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.devkit.images import build_image, program_layer
 from agent.domain.ceilings import Ceilings
 from agent.domain.ids import Digest, digest_of
 from agent.errors import BadImage, BadOutput, CageNotApplied, RuntimeUnavailable
@@ -17,6 +16,7 @@ from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec, Runtime
 from agent.ports.runtime_podman import PodmanRuntime
 from agent.ports.runtime_runc import RuncRuntime
 from agent.ports.runtime_runc_cgroups import Cgroups
+from agent.selftest.images import build_image, program_layer
 from tests.fakes.runtime import Guest, MemoryRuntime
 from tests.host.podman import CEILINGS, SECCOMP, Desk, open_desk, open_engine, open_runc, probe_archive
 
