@@ -1,4 +1,4 @@
-"""The images of `demo_images/`: a program of ours on the running interpreter. How an image is made: `agent/selftest/images.py`."""
+"""The images of `demo_images/`: a program of ours on the running interpreter. How one is made: agent/selftest/images.py."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -69,6 +69,7 @@ class Entry(Struct, frozen=True):
     link: str | None = None
     is_executable: bool = False
     is_open: bool = False  # a folder for everybody, as /tmp is
+    is_set_id: bool = False  # a program that would run as its owner, root
 
 
 # ------------------------------------------------------------------ layers
@@ -87,13 +88,24 @@ def packages_layer(cache: Path, distributions: Sequence[str]) -> Layer:
     return _cached_layer(cache, _package_entries(distributions), has_sources=False)
 
 
-def program_layer(cache: Path, files: Mapping[str, bytes]) -> Layer:
-    """Small files by absolute path."""
-    return _cached_layer(cache, {path.lstrip("/"): Entry(content) for path, content in files.items()})
+def program_layer(cache: Path, files: Mapping[str, bytes | Entry]) -> Layer:
+    """Small files by absolute path, or whatever else an Entry is."""
+    return _cached_layer(
+        cache,
+        {
+            path.lstrip("/"): content if isinstance(content, Entry) else Entry(content)
+            for path, content in files.items()
+        },
+    )
+
+
+def interpreter() -> Path:
+    """The program of the running interpreter, outside any virtual environment."""
+    return Path(getattr(sys, "_base_executable", sys.executable)).resolve()
 
 
 def _python_entries() -> dict[str, Entry]:
-    executable = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    executable = interpreter()
     stdlib = Path(sysconfig.get_path("stdlib")).resolve()
     entries = {_inside(executable): Entry(executable, is_executable=True)}
     if str(executable) != PYTHON:
@@ -226,7 +238,9 @@ def _key(entries: Mapping[str, Entry], has_sources: bool) -> str:
         content = entry.content
         if isinstance(content, Path):
             about = content.stat()
-            lines.append(f"{name} {about.st_size} {about.st_mtime_ns} {entry.is_executable}")
+            lines.append(
+                f"{name} {about.st_size} {about.st_mtime_ns} {entry.is_executable} {entry.is_set_id}"
+            )
         else:
             lines.append(f"{name} {hashlib.sha256(content or b'').hexdigest()} {entry.link} {entry.is_open}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -260,7 +274,7 @@ def _write_tar(file: IO[bytes], entries: Mapping[str, Entry]) -> Digest:
 
 def _add(tar: tarfile.TarFile, name: str, entry: Entry) -> None:
     info = tarfile.TarInfo(name)
-    info.mode = 0o755 if entry.is_executable else 0o644
+    info.mode = 0o4755 if entry.is_set_id else 0o755 if entry.is_executable else 0o644
     match entry.content:
         case None if entry.link is not None:
             info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.link, 0o777
