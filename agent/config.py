@@ -90,6 +90,9 @@ class Paths(Struct, frozen=True, kw_only=True):
     def roots(self) -> Path:
         """Images as they are unpacked for runc."""
         return self.data / "roots"
+    def selftest(self) -> Path:
+        """Where the image of the self-test's guest stays."""
+        return self.data / "selftest"
 
 
 class Workspaces(Struct, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from agent.selftest.probes_runs import TMP_FILES
 from agent.selftest.scenes import SCENES
 from agent.selftest.stage import Stage
 
+ABSENT = "named absent"
 EXACT_ENDS_SINCE = (6, 15)  # Linux: PIDFD_GET_INFO tells an exit code from a signal
 NOT_TOLD_APART = {"exit-137": "signal:9", "exit-139": "signal:11", "exit-159": "seccomp"}
 
@@ -74,9 +75,19 @@ def _findings(stage: Stage, scene: Scene, probes: list[Probe]) -> Iterator[Findi
         yield Finding(stage.runtime.name, one.name, one.expected, seen[one.name], one.holds(seen[one.name]))
 
 
-def not_there(runtime: Runtime, error: AgentError) -> Finding:
-    """The finding of a runtime that cannot be probed at all."""
-    return Finding(runtime.name, "runtime", "answers", f"{error.code}: {error.detail}", held=False)
+def not_tried(runtime: Runtime, error: AgentError) -> Finding:
+    """The finding of a runtime in which attempts cannot be made."""
+    return Finding(runtime.name, "runtime", "it answers", f"{error.code}: {error.detail}", held=False)
+
+
+def attempt_of(finding: Finding) -> str:
+    """In words, what was attempted."""
+    return next((one.attempt for one in PROBES if one.name == finding.probe), "run a container")
+
+
+def is_named_absent(finding: Finding) -> bool:
+    """Whether nothing on this host enforces the ceiling that it ran against."""
+    return finding.expected.startswith(ABSENT)
 
 
 def _on_this_host(one: Probe, enforcement: Enforcement) -> Probe:
@@ -86,14 +97,13 @@ def _on_this_host(one: Probe, enforcement: Enforcement) -> Probe:
         words = f"{one.expected} or {other}: before Linux 6.15 nobody can tell them apart"
         return replace(one, expected=words, pattern=f"{re.escape(one.expected)}|{re.escape(other)}")
     if one.ceiling == TMP_FILES and "inodes" not in enforcement.means.get("tmp_bytes", ""):
-        return replace(one, expected="named absent: this engine sets no number of files", pattern=".*")
+        return replace(one, expected=f"{ABSENT}: this engine sets no number of files", pattern=".*")
     if one.ceiling in enforcement.absent:
         stand_in = enforcement.means.get(one.ceiling)
-        words = f"named absent: {one.ceiling}" + (
-            f", {stand_in} stands in for each process" if stand_in else ""
-        )
-        stops = r"exit:12|oom|signal:9" if stand_in else ".*"
-        return replace(one, expected=words, pattern=stops)
+        if stand_in is None:
+            return replace(one, expected=f"{ABSENT}: {one.ceiling}", pattern=".*")
+        words = f"{ABSENT}: {one.ceiling}; {stand_in} stands in: exit:12 or oom"
+        return replace(one, expected=words, pattern="exit:12|oom")
     return one
 
 
