@@ -90,6 +90,8 @@ class Paths(Struct, frozen=True, kw_only=True):
     def roots(self) -> Path:
         """Images as they are unpacked for runc."""
         return self.data / "roots"
+
+    @property
     def selftest(self) -> Path:
         """Where the image of the self-test's guest stays."""
         return self.data / "selftest"

@@ -5,7 +5,6 @@ that this one turns the cage into: Podman's create body is changed here. Another
 """
 
 import json
-import os
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -100,7 +99,12 @@ def shared_memory(mount: Document) -> Document:
     folder = Path("/dev/shm/dcc-shared") / mount["destination"].strip("/")
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o777)
-    return {"destination": mount["destination"], "type": "bind", "source": str(folder), "options": ["bind", "rw"]}
+    return {
+        "destination": mount["destination"],
+        "type": "bind",
+        "source": str(folder),
+        "options": ["bind", "rw"],
+    }
 
 
 # ------------------------------------------------------------------ changes of the agent itself
@@ -130,7 +134,7 @@ def long_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def engine_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Believe the engine's code, which tells a death by signal n as 128 + n."""
-    patch_end(monkeypatch, lambda code: run_end.end_of_engine_code(code))
+    patch_end(monkeypatch, run_end.end_of_engine_code)
 
 
 def codes_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +198,9 @@ def any_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def unpack(archive: Path, folder: Path, _: Ceilings) -> None:
         with tarfile.open(archive) as tar:
             for member in tar:
-                if member.isreg() and member.size < MIB:  # what would fill the disk or needs root, a test leaves out
+                if (
+                    member.isreg() and member.size < MIB
+                ):  # what would fill the disk or needs root, a test leaves out
                     tar.extract(member, folder, filter="fully_trusted")
 
     monkeypatch.setattr(leavings, "unpack", unpack)
