@@ -18,6 +18,7 @@ ARCHIVE = "guest.tar"
 OPEN_FOLDER = (
     "/opt/open"  # for everybody, so that nothing but the read-only root keeps a guest from writing there
 )
+OPEN_PROGRAM = "/opt/open/program"
 SET_ID_PROGRAM = "/opt/set-id/python3"
 GUEST_ENV = ENV | {"PYTHONPATH": PROGRAM_ROOT}
 
@@ -46,5 +47,6 @@ def _files() -> dict[str, bytes | Entry]:
     for package in ("agent", "agent/selftest"):  # the guest alone: none of the agent's own code goes in
         files[f"{PROGRAM_ROOT}/{package}/__init__.py"] = b""
     files[OPEN_FOLDER] = Entry(is_open=True)
+    files[OPEN_PROGRAM] = Entry(b"#!/usr/bin/python3\n", is_open=True)
     files[SET_ID_PROGRAM] = Entry(interpreter(), is_set_id=True)
     return files

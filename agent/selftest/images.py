@@ -68,7 +68,7 @@ class Entry(Struct, frozen=True):
     content: bytes | Path | None = None
     link: str | None = None
     is_executable: bool = False
-    is_open: bool = False  # a folder for everybody, as /tmp is
+    is_open: bool = False  # for everybody to write: a folder as /tmp is, or a file
     is_set_id: bool = False  # a program that would run as its owner, root
 
 
@@ -275,6 +275,8 @@ def _write_tar(file: IO[bytes], entries: Mapping[str, Entry]) -> Digest:
 def _add(tar: tarfile.TarFile, name: str, entry: Entry) -> None:
     info = tarfile.TarInfo(name)
     info.mode = 0o4755 if entry.is_set_id else 0o755 if entry.is_executable else 0o644
+    if entry.is_open:
+        info.mode = 0o666
     match entry.content:
         case None if entry.link is not None:
             info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.link, 0o777

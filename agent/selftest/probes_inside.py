@@ -189,8 +189,7 @@ LEAKS = (
 
 WRITES = (
     _inside("root-write", "write to the root file system, where modes allow it", READ_ONLY, "write", "/opt/open/x"),
-    _denied("interpreter-write", "replace the interpreter", "write", "/usr/bin/python3"),
-    _denied("passwd-write", "add a user to /etc/passwd", "write", "/etc/passwd"),
+    _denied("program-write", "replace a program that anybody may write", "write", "/opt/open/program"),
     _denied("sysctl-write", "change a setting of the kernel", "write", "/proc/sys/net/ipv4/ip_default_ttl", "63"),
     _denied("core-pattern-write", "have cores piped to its own program", "write", "/proc/sys/kernel/core_pattern", "|/tmp/x"),
     _denied("sysrq-write", "press the magic key", "write", "/proc/sysrq-trigger", "h"),
