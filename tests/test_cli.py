@@ -109,6 +109,7 @@ def test_every_command_of_the_issue_is_there(command: Command) -> None:
         "log",
         "receipts",
         "verify",
+        "selftest",
         *GROUPS,
     ):
         assert name in words
@@ -137,7 +138,7 @@ def test_every_command_that_prints_data_can_print_json(command: Command) -> None
         "data inspect",
     )
 
-    for name in (*printing, *more, "image add", "image list"):
+    for name in (*printing, *more, "image add", "image list", "selftest"):
         assert "--json" in command(*name.split(), "--help").out, name
 
 
