@@ -2,7 +2,8 @@
 PYTHON := .venv/bin/python
 WORKERS ?= 2
 ARGS ?=
-ROOT_TESTS := tests/pipeline/test_outputs.py tests/trust/test_keys.py tests/api/test_operator.py tests/ports/test_memory_events.py
+ROOT_TESTS := tests/pipeline/test_outputs.py tests/trust/test_keys.py tests/api/test_operator.py \
+	tests/ports/test_memory_events.py tests/test_cli_doctor.py
 SCRIPTS := install.sh .ci/rootless .ci/run
 
 .PHONY: seccomp help
@@ -24,6 +25,25 @@ test: deps ## every test (ARGS='-k words' picks some; WORKERS=0 runs them in one
 	    echo "once more as root: the files with tests that only root can run"; \
 	    there=$$(mktemp -d) && $(PYTHON) -m pytest -q -p no:cacheprovider -rs --basetemp="$$there/t" $(ROOT_TESTS); \
 	    code=$$?; rm -rf "$$there"; exit $$code; fi
+
+# What must be root (a virtual machine) goes first: the closing line of the tests that every machine can run comes last.
+# pytest answers 5 when no test has the words of ARGS.
+.PHONY: test-host
+test-host: deps ## the slow tests of the whole system: real workloads in the cage, a VM with cgroup v2 (as root); minutes
+	@$(PYTHON) -m agent.devkit.workloads
+	@code=0; none=0; [ -z "$(ARGS)" ] || none=5; \
+	if [ ! -d tests/host/vm ]; then :; \
+	elif [ "$$(id -u)" -ne 0 ]; then echo "not run: tests/host/vm, which root must run"; \
+	else there=$$(mktemp -d); \
+	    $(PYTHON) -m pytest -p no:cacheprovider -rs --basetemp="$$there/t" $(ARGS) tests/host/vm || code=$$?; \
+	    rm -rf "$$there"; [ $$code -ne $$none ] || code=0; fi; \
+	slow=0; .ci/rootless $(PYTHON) -m pytest -rs --durations=10 $(ARGS) tests/host/slow || slow=$$?; \
+	[ $$slow -ne $$none ] || slow=0; [ $$code -ne 0 ] || code=$$slow; exit $$code
+
+.PHONY: bench
+bench: deps ## what the cage costs over plain `podman run`: a table, and build/bench.json (ARGS='--rounds 15')
+	@mkdir -p build && .ci/rootless $(PYTHON) -m tests.bench $(ARGS) >build/bench.json.part
+	@mv build/bench.json.part build/bench.json
 
 .PHONY: check
 check: deps ## format, lint, types, layout, shell scripts
@@ -48,7 +68,8 @@ lock: deps ## write the locked versions anew from pyproject.toml
 	@$(COMPILE) pyproject.toml -o requirements.lock
 	@$(COMPILE) pyproject.toml -c requirements.lock --group dev --group demo --group build -o requirements-dev.lock
 	@$(COMPILE) -c requirements-dev.lock --group build -o .ci/build.lock
-	@! grep -nE '://|index-url|find-links' requirements.lock requirements-dev.lock .ci/build.lock
+	@$(COMPILE) -c requirements-dev.lock --group workloads -o requirements-workloads.lock
+	@! grep -nE '://|index-url|find-links' requirements.lock requirements-dev.lock requirements-workloads.lock .ci/build.lock
 
 .PHONY: clean
 seccomp: deps ## write seccomp/*.json anew from seccomp/source.toml

@@ -207,6 +207,11 @@ class PolicyRefused(TrustError):
     advice = "The host's operator decides what runs: ask for the entry that the message names in policy.toml."
 
 
+class ImageDenied(PolicyRefused):
+    code = "image-denied"
+    advice = "The host's operator looked at the named image and said no: ask them why, or issue the order with another."
+
+
 class HandoffSender(TrustError):
     code = "handoff-sender"
     advice = "At position 0 any rostered agent may send; later only the signer of the last receipt."

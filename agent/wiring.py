@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from agent.ports.broker_huey import HueyBroker
     from agent.ports.https import Identity, Timeouts
     from agent.ports.image_archive import ImageArchive
+    from agent.ports.runtime_podman_look import ServiceTold
 
 MakeConsumer = Callable[[Mapping[Queue, Handler]], Consumer]
+AskHealth = Callable[[RosterEntry, str], datetime | None]  # raises AgentUnreachable
 
 
 def now() -> datetime:
@@ -200,6 +202,30 @@ def prover(settings: Settings, runtime: Runtime) -> Prove:
     return prove
 
 
+def look_at_podman(settings: Settings) -> "ServiceTold":
+    """What the service at Podman's socket tells of itself. Raises: RuntimeUnavailable."""
+    from agent.ports.runtime_podman_look import look_at_service
+
+    return look_at_service(settings.runtime.podman_socket)
+
+
+@contextmanager
+def open_health(settings: Settings, key: SigningKey, roster: Roster, timeout_s: float) -> Iterator[AskHealth]:
+    """What asks anybody of the roster, at one of their addresses, for their health and their time, with this agent's TLS."""
+    from agent.ports.https import HttpsClient, Peer, Timeouts
+
+    identity = _identity(settings, key, roster)
+    client = HttpsClient(identity, Timeouts(timeout_s, timeout_s, timeout_s, timeout_s))
+
+    def ask(entry: RosterEntry, url: str) -> datetime | None:
+        return client.check_health(Peer.of(entry, url, AgentUnreachable))
+
+    try:
+        yield ask
+    finally:
+        client.close()
+
+
 def inspect_image(archive: Path, digest: Digest) -> "ImageArchive":
     """What an image's archive holds. Raises: BadImage for what no engine should see."""
     from agent.ports.image_archive import inspect
@@ -256,6 +282,7 @@ def make_folders(settings: Settings) -> None:
 @contextmanager
 def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
     from agent.ports.broker_huey import HueyBroker
+    from agent.ports.images_tar import TarImages
     from agent.ports.ledger_sqlalchemy import open_ledger
     from agent.ports.orchestrators_https import HttpsOrchestrators
     from agent.ports.peers_https import HttpsPeers
@@ -276,7 +303,8 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
         doors.callback(orchestrators.close)
         peers = HttpsPeers(identity, timeouts)
         doors.callback(peers.close)
-        ports = Ports(ledger, broker, storage, orchestrators, peers, make_runtime(settings, key.keyid), now)
+        runtime = make_runtime(settings, key.keyid)
+        ports = Ports(ledger, broker, storage, orchestrators, peers, runtime, TarImages(), now)
         yield Host(key, roster, policy, ports, _rules(settings)), broker
 
 

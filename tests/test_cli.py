@@ -108,7 +108,11 @@ def test_every_command_of_the_issue_is_there(command: Command) -> None:
         "watch",
         "log",
         "receipts",
+        "held",
+        "approve",
+        "deny",
         "verify",
+        "doctor",
         "selftest",
         *GROUPS,
     ):
@@ -134,11 +138,14 @@ def test_every_command_that_prints_data_can_print_json(command: Command) -> None
         "peers sync",
         "policy show",
         "policy check",
+        "held",
+        "approve",
+        "deny",
         "data seal",
         "data inspect",
     )
 
-    for name in (*printing, *more, "image add", "image list", "selftest"):
+    for name in (*printing, *more, "image add", "image list", "doctor", "selftest"):
         assert "--json" in command(*name.split(), "--help").out, name
 
 

@@ -25,7 +25,7 @@ RANKS = {
     "trust": 2,
     "ports": 3,
     "pipeline": 4,
-    "api": 5, "worker": 5, "config": 5, "selftest": 5,
+    "api": 5, "worker": 5, "config": 5, "doctor": 5, "selftest": 5,
     "wiring": 6, "devkit": 6,
     "cli": 7,
 }  # fmt: skip
@@ -315,6 +315,23 @@ def rule_trust_has_no_network_and_only_key_files(house: list[Source]) -> list[st
     return wrong
 
 
+def rule_a_judge_of_the_doctor_looks_at_nothing(house: list[Source]) -> list[str]:
+    """In agent/doctor/, what reads the host is called look or look_*; the rest takes facts and gives lines."""
+    wrong = []
+    for source in house:
+        if source.room != "doctor" or fnmatchcase(source.path, "agent/doctor/look*.py"):
+            continue
+        for line, name in source.imports():
+            if is_module(name, OUTSIDE | DISK | CLOCK) or name.startswith("agent.doctor.look"):
+                wrong.append(f"{source.path}:{line}: imports {name}: a judge is given facts")
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Call) and called_name(node) in {*CLOCK_CALLS, "open"}:
+                wrong.append(
+                    f"{source.path}:{node.lineno}: calls {called_name(node)}(): a judge is given facts"
+                )
+    return wrong
+
+
 def rule_only_outermost_doors_catch_everything(house: list[Source]) -> list[str]:
     wrong = []
     for source in house:
@@ -464,6 +481,11 @@ BREAKS: dict[Rule, list[tuple[str, str]]] = {
         ("agent/trust/a.py", "open('x')"),
         ("agent/trust/keys.py", "import sqlite3"),
     ],
+    rule_a_judge_of_the_doctor_looks_at_nothing: [
+        ("agent/doctor/a.py", "import os"),
+        ("agent/doctor/a.py", "from agent.doctor.look_disk import x"),
+        ("agent/doctor/a.py", "open('x')"),
+    ],
     rule_only_outermost_doors_catch_everything: [
         ("agent/cli.py", "try:\n    f()\nexcept:\n    g()"),
         ("agent/cli.py", "try:\n    f()\nexcept (OSError, Exception):\n    g()"),
@@ -501,6 +523,8 @@ ALLOWED = {
     "agent/ports/runtime_podman.py": "import podman\nfrom . import runtime_podman_body, https, runtime",
     "agent/ports/ledger.py": "from agent.ports.broker import Broker\nfrom agent.domain import jobs",
     "agent/ports/peers_httpx.py": "import httpx\nfrom . import https, peers\nimport agent.trust.x",
+    "agent/doctor/a.py": "import re\nfrom agent.doctor.lines import Check",
+    "agent/doctor/look_a.py": "import os\nfrom agent.doctor.a import Facts\nopen('x')",
     "agent/wiring.py": "from agent.ports.ledger_sqlalchemy import X\nfrom agent.config import Settings",
     "agent/cli_orders.py": "import rich\nfrom agent import __version__, wiring\nfrom agent.cli import app",
     "agent/__main__.py": "from agent.cli import main",

@@ -1,5 +1,7 @@
 """The shipped seccomp profiles are what their source says, allow what real workloads call, and nothing dangerous."""
 
+import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,6 +21,19 @@ NEVER_ALLOWED = {
 }  # fmt: skip
 # Tripwires: who makes one of these is no library that probes.
 DEADLY = {"bpf", "io_uring_setup", "keyctl", "mount", "ptrace", "setns", "unshare", "userfaultfd"}
+
+
+# What x86-64 has and arm64 never had -> the call, allowed too, that its libc makes instead; None where nothing is missing.
+ON_ARM64 = {
+    "access": "faccessat", "alarm": "setitimer", "arch_prctl": None, "chmod": "fchmodat", "dup2": "dup3",
+    "epoll_create": "epoll_create1", "epoll_wait": "epoll_pwait", "fork": "clone", "futimesat": "utimensat",
+    "getpgrp": "getpgid", "ioperm": None, "iopl": None, "link": "linkat", "lstat": "newfstatat", "mkdir": "mkdirat",
+    "modify_ldt": None, "open": "openat", "pause": "ppoll", "pipe": "pipe2", "poll": "ppoll", "readlink": "readlinkat",
+    "rename": "renameat", "rmdir": "unlinkat", "select": "pselect6", "stat": "newfstatat", "symlink": "symlinkat",
+    "time": "clock_gettime", "unlink": "unlinkat", "utime": "utimensat", "utimes": "utimensat", "vfork": "clone",
+}  # fmt: skip
+X86_64, AARCH64 = 0xC000003E, 0xC00000B7  # AUDIT_ARCH_*, as libseccomp names an architecture
+UNKNOWN = -1  # libseccomp numbers a call that another architecture has below that
 
 
 def rules(name: str, action: str) -> list[dict[str, Any]]:
@@ -93,6 +108,11 @@ def test_predict_makes_threads_only() -> None:
     assert not calls("predict") & {"fork", "vfork", "wait4", "socket", "connect"}
 
 
+def test_predict_makes_no_semaphore_so_that_joblib_goes_serial_instead_of_failing() -> None:
+    assert not calls("predict") & {"link", "linkat"}
+    assert calls("problem") >= {"link", "linkat"}
+
+
 @pytest.mark.parametrize("name", SOURCE.profiles)
 def test_no_clone_makes_a_namespace(name: str) -> None:
     new_namespaces = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
@@ -112,3 +132,38 @@ def test_only_training_opens_sockets_and_only_unix_ones() -> None:
 @pytest.mark.parametrize("name", SOURCE.profiles)
 def test_every_entry_of_the_source_says_who_needs_it(name: str) -> None:
     assert all(len(entry.who) > 6 for entry in SOURCE.calls)
+
+
+# ------------------------------------------------------------------ both architectures
+
+
+def libseccomp() -> Callable[[int, str], int]:
+    """(architecture, name of a call) -> its number, as the library numbers it that runc and crun load profiles with."""
+    try:
+        resolve = ctypes.CDLL("libseccomp.so.2").seccomp_syscall_resolve_name_arch
+    except OSError:
+        pytest.skip("libseccomp.so.2, which comes with runc and crun: run install.sh --deps")
+    resolve.argtypes, resolve.restype = [ctypes.c_uint32, ctypes.c_char_p], ctypes.c_int
+    return lambda architecture, name: int(resolve(architecture, name.encode()))
+
+
+def named() -> set[str]:
+    """Every call that a profile or a list of ours names."""
+    seen = (FOLDER / "seen.txt").read_text().split()
+    return {call for entry in SOURCE.calls for call in entry.names} | {*SOURCE.may_fail, *seen}
+
+
+def test_every_call_that_is_named_exists_on_both_architectures_or_has_its_like_there() -> None:
+    number = libseccomp()
+
+    assert number(X86_64, "no_such_call") == number(AARCH64, "no_such_call") == UNKNOWN
+    assert {call for call in named() if number(X86_64, call) < 0} == set()
+    assert {call for call in named() if number(AARCH64, call) == UNKNOWN} == set()
+    assert {call for call in named() if number(AARCH64, call) < 0} <= set(ON_ARM64)
+
+
+@pytest.mark.parametrize("name", SOURCE.profiles)
+def test_what_arm64_calls_in_the_place_of_an_older_call_is_allowed_where_that_is(name: str) -> None:
+    allowed = calls(name)
+
+    assert {new for old, new in ON_ARM64.items() if old in allowed and new is not None} <= allowed

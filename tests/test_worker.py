@@ -60,7 +60,14 @@ def house(tmp_path: Path) -> House:
     ports = made.host.ports
     runtime = MemoryRuntime({})
     with_runtime = type(ports)(
-        ports.ledger, ports.broker, ports.storage, ports.orchestrators, ports.peers, runtime, ports.now
+        ports.ledger,
+        ports.broker,
+        ports.storage,
+        ports.orchestrators,
+        ports.peers,
+        runtime,
+        ports.images,
+        ports.now,
     )
     host = made.host
     made.host = Host(host.key, host.roster, host.policy, with_runtime, host.rules)

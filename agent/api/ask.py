@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import Request
 
-from agent.domain.ids import OrderId, parse_order_id
+from agent.domain.ids import Digest, OrderId, parse_digest, parse_order_id
 from agent.errors import BadQuery, NotFound, UnsignedRequest
 from agent.trust.http_signatures import VerifiedRequest
 
@@ -26,18 +26,23 @@ class Unsigned(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request. `caller` is who signed it; the operator and strangers sign nothing."""
+    """One request. `caller` is who signed it; the operator and strangers sign nothing.
+
+    `uid`: the user at the other end of the operator's socket; None where the kernel does not tell.
+    """
 
     caller: VerifiedRequest | Unsigned
     path: Mapping[str, str]
     query: tuple[tuple[str, str], ...]
     body: bytes = b""
+    uid: int | None = None
 
     @classmethod
     def of(cls, caller: VerifiedRequest | Unsigned, request: Request, body: bytes = b"") -> "Ask":
         """The request as its handler sees it."""
         path = {name: str(value) for name, value in request.path_params.items()}
-        return cls(caller, path, tuple(request.query_params.multi_items()), body)
+        uid = request.scope.get("state", {}).get("peer_uid")
+        return cls(caller, path, tuple(request.query_params.multi_items()), body, uid)
 
     @property
     def is_operator(self) -> bool:
@@ -59,6 +64,14 @@ class Ask:
             return parse_order_id(self.path["id"])
         except ValueError as cause:
             raise NotFound(f"there is no order {self.path['id'][:80]!r}") from cause
+
+    @property
+    def image(self) -> Digest:
+        """The image that the path names. Raises: NotFound when it cannot be one."""
+        try:
+            return parse_digest(self.path["digest"])
+        except ValueError as cause:
+            raise NotFound(f"there is no image {self.path['digest'][:80]!r}") from cause
 
     def query_as(self, kind: type[Q]) -> Q:
         """The query as the fields of `kind`; a field that holds a tuple may stand several times. Raises: BadQuery."""

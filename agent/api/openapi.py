@@ -18,6 +18,8 @@ from agent.trust.http_signatures import BODY_COMPONENTS, REQUEST_COMPONENTS, REQ
 
 REFERENCE = "#/components/schemas/{name}"
 UUID = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+DIGEST = r"^sha256:[0-9a-f]{64}$"
+PATH_PARAMETERS = {"id": ("The order's id.", UUID), "digest": ("The digest of an image's archive.", DIGEST)}
 
 PAYLOADS: tuple[type[Struct], ...] = (
     Learnuplet,
@@ -53,9 +55,11 @@ INTAKE = (
     errors.OrderExpired,
     errors.OrderNotYetValid,
     errors.PolicyRefused,
+    errors.ImageDenied,
     errors.QueueFull,
     errors.NoSpace,
 )
+RULING = (errors.BadQuery, errors.BadJson, errors.BadOrder, errors.NotFound, errors.NotYours)
 HANDOFF = (
     errors.HandoffSender,
     errors.HandoffConflict,
@@ -102,7 +106,7 @@ def errors_of(row: Row) -> tuple[type[AgentError], ...]:
     if row.is_signed:
         may += SIGNED
     if row.takes is not None:
-        may += INTAKE
+        may += RULING if row.who is Who.OPERATOR else INTAKE
     elif row.is_signed:
         may += READING
     if row.who is Who.AGENTS:
@@ -144,7 +148,7 @@ def _successes(row: Row, schemas: dict[type, dict[str, Any]]) -> dict[str, Any]:
             "description": HTTPStatus(status).phrase,
             "content": {media_type: {"schema": schemas[kind]}},
         }
-        if row.takes is not None:
+        if row.takes is not None and row.who is not Who.OPERATOR:
             answers[str(status)]["headers"] = {
                 "Location": {"schema": {"type": "string"}, "description": "The order."}
             }
@@ -166,11 +170,16 @@ def _refusals(row: Row, schemas: dict[type, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
-    if "{id}" not in path:
-        return []
-    schema = {"type": "string", "pattern": UUID}
     return [
-        {"name": "id", "in": "path", "required": True, "description": "The order's id.", "schema": schema}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": words,
+            "schema": {"type": "string", "pattern": pattern},
+        }
+        for name, (words, pattern) in PATH_PARAMETERS.items()
+        if f"{{{name}}}" in path
     ]
 
 

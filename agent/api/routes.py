@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from agent.api import handlers
+from agent.api import handlers, rulings
 from agent.api.ask import Ask, Unsigned
 from agent.api.desk import Desk
 from agent.api.metrics import ROUTE, Metered
@@ -22,8 +22,20 @@ from agent.api.operator import operated
 from agent.api.problems import problem_app
 from agent.api.signed_requests import Call, Endpoint, Guard, signed
 from agent.api.table import Row, Who, get, post
-from agent.api.views import Health, JobPage, JobView, LogView, OrderView, Readiness
+from agent.api.views import (
+    Health,
+    HeldPage,
+    ImageFiles,
+    ImageView,
+    JobPage,
+    JobView,
+    LogView,
+    OrderView,
+    Readiness,
+    RulingView,
+)
 from agent.domain.orders import MAX_ORDER_BYTES
+from agent.errors import NotYours
 from agent.pipeline.host import Host
 from agent.trust.envelope import MAX_FRAME_BYTES, WireEnvelope
 from agent.trust.handoff import MAX_HANDOFF_BYTES, HandoffBody
@@ -38,6 +50,10 @@ TABLE: tuple[Row, ...] = (
     get("/v1/orders/{id}", handlers.get_order, Who.READERS, OrderView),
     get("/v1/orders/{id}/receipts", handlers.get_receipts, Who.ORCHESTRATORS, HandoffBody),
     get("/v1/orders/{id}/log", handlers.get_log, Who.OPERATOR, LogView),
+    get("/v1/held", rulings.get_held, Who.OPERATOR, HeldPage),
+    get("/v1/images/{digest}", rulings.get_image, Who.OPERATOR, ImageView),
+    get("/v1/images/{digest}/files", rulings.get_image_files, Who.OPERATOR, ImageFiles, query=rulings.FilesQuery),
+    post("/v1/rulings", rulings.post_ruling, Who.OPERATOR, rulings.RulingBody, rulings.MAX_RULING_BYTES, RulingView),
     get("/health", handlers.get_health, Who.ANYBODY, Health),
     get("/ready", handlers.get_ready, Who.ANYBODY, Readiness),
     get("/metrics", handlers.get_metrics, Who.ANYBODY, str),
@@ -73,6 +89,8 @@ def operator_app(desk: Desk) -> ASGIApp:
 
 def _signed(row: Row, desk: Desk, guard: Guard) -> Endpoint:
     def handler(call: Call) -> Response:
+        if row.who is Who.OPERATOR:  # here and not in each handler, so that none can forget it
+            raise NotYours(f"{row.path} is answered on the operator's socket only")
         return row.handle(Ask.of(call.caller, call.request, call.body), desk)
 
     return signed(

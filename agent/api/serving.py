@@ -12,6 +12,7 @@ import asyncio
 import signal
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +37,9 @@ IDLE_S = 30  # a connection without a request is closed; clients of ours close t
 STOP_S = 10  # for requests under way when the service stops
 MAX_HEAD_BYTES = 64 << 10
 MAX_CONNECTIONS = 512
+
+PEER = struct.Struct("3i")  # pid, uid, gid: the kernel's struct ucred
+PEER_UID = "peer_uid"
 
 
 def server_tls(certificate: Path, private_key: Path) -> ssl.SSLContext:
@@ -145,6 +149,14 @@ def _config(app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
     )
 
 
+def peer_uid(connection: socket.socket | None) -> int | None:
+    """The user at the other end of a Unix socket, as the kernel saw it connect; None for any other socket."""
+    if connection is None or connection.family != socket.AF_UNIX:
+        return None
+    _, uid, _ = PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
+    return int(uid)
+
+
 class _Server(uvicorn.Server):
     """A server that tells when it has begun, or that it will not."""
 
@@ -171,11 +183,13 @@ class _ImpatientProtocol(H11Protocol):
     What is no HTTP is answered with a problem document, as every refusal is.
     """
 
+    # What handlers find as `request.state.peer_uid`: who the kernel says is at the other end of a Unix socket.
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        self.app_state = {**self.app_state, PEER_UID: peer_uid(transport.get_extra_info("socket"))}
         self._head_timer = self.loop.call_later(HEAD_S, transport.abort)
 
     def data_received(self, data: bytes) -> None:

@@ -22,7 +22,7 @@ class Who(Enum):
     AGENTS = ("an agent, by a signed request", {Role.AGENT})
     READERS = ("an orchestrator or an agent of the chain, by a signed request, or the operator",
                {Role.ORCHESTRATOR, Role.AGENT})  # fmt: skip
-    OPERATOR = ("the operator, on the Unix socket", set(Role))  # the handler refuses whoever signs
+    OPERATOR = ("the operator, on the Unix socket", set(Role))  # `routes` refuses whoever signs
     ANYBODY = ("anybody, unsigned", set[Role]())
 
     def __init__(self, words: str, roles: set[Role]) -> None:

@@ -10,8 +10,10 @@ from typing import Annotated, Literal
 from msgspec import Meta, Raw, Struct
 from msgspec.structs import replace
 
+from agent.domain.approvals import Ruling
 from agent.domain.chain import Task, TaskKind, plan
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
+from agent.domain.images import ImageDescription, ImageEntry
 from agent.domain.jobs import Job, JobState
 from agent.domain.orders import DatasetRef, Learnuplet, SignedOrder
 from agent.domain.receipts import Receipt, SignedReceipt
@@ -85,6 +87,61 @@ class JobPage(Struct, frozen=True):
 
     jobs: tuple[JobView, ...]
     next: JobId | None
+
+
+class ImageState(Struct, frozen=True, kw_only=True):
+    """One image of a held order. `is_read`: a worker looked into its archive; `problem`: why it may not be loaded."""
+
+    role: str
+    digest: Digest
+    is_admitted: bool
+    is_read: bool
+    problem: str | None
+
+
+class HeldJob(Struct, frozen=True, kw_only=True):
+    """An order that waits for the operator: who asks, from whom it came, for what on which dataset, until when."""
+
+    job: JobId
+    order: OrderId
+    position: int
+    task: TaskKind
+    dataset: DatasetRef
+    orchestrator: KeyId
+    sender: KeyId
+    held_since: datetime
+    expires: datetime
+    images: tuple[ImageState, ...]
+
+
+class HeldPage(Struct, frozen=True):
+    """Everything that waits for the operator, oldest first."""
+
+    held: tuple[HeldJob, ...]
+
+
+class ImageView(Struct, frozen=True, kw_only=True):
+    """An image as the operator decides on it. Everything in `description` was written by its author, and may lie."""
+
+    digest: Digest
+    is_listed: bool
+    description: ImageDescription | None
+    rulings: tuple[Ruling, ...]
+    asked_by: tuple[HeldJob, ...]
+
+
+class ImageFiles(Struct, frozen=True):
+    """A page of an image's entries. `next`: the page that follows; null on the last."""
+
+    entries: tuple[ImageEntry, ...]
+    next: int | None
+
+
+class RulingView(Struct, frozen=True):
+    """The operator's word as it stands now, and the jobs it was about, with their states after it."""
+
+    rulings: tuple[Ruling, ...]
+    jobs: dict[JobId, JobState]
 
 
 class RunLog(Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 app.py       the root: global options, exit codes, errors as two lines
 services.py  serve, work, run                        setup.py   init
+doctor.py    doctor
 orders.py    submit, orders, log, receipts           watch.py   watch
 audit.py     verify                                  keys.py, peers.py, policy.py, data.py, image.py
 here.py      which agent is meant: its settings      out.py     tables, JSON, text from outside made harmless

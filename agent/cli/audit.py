@@ -153,6 +153,8 @@ def _cage(receipt: Receipt) -> str:
     if receipt.sandbox is None:
         return "never started"
     absent = f", lacks {' '.join(receipt.sandbox.absent)}" if receipt.sandbox.absent else ""
+    approved = [use for use in receipt.images if use.approved is not None]
+    absent += "".join(f", {use.role} image approved {when(use.approved)[:10]}" for use in approved)
     engine = receipt.sandbox.version.partition(",")[0]
     return (
         engine + absent

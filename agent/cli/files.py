@@ -1,6 +1,7 @@
 """Files that the command writes: whole or not at all, and owned by whoever owns the folder they lie in."""
 
 import os
+import pwd
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,18 +23,32 @@ def make_folder(folder: Path, mode: int = 0o700) -> None:
 
 @contextmanager
 def as_owner_of(path: Path) -> Iterator[None]:
-    """Root acts as the user whose file this is, the service's user; anybody else as themselves."""
+    """Root acts as the user whose file this is, the service's user; anybody else as themselves.
+
+    Programs that are started meanwhile are that user's for good: nothing of root is left to them.
+    """
     about = path.stat() if os.geteuid() == 0 and path.exists() else None
     if about is None or about.st_uid == 0:
         yield
         return
-    os.setegid(about.st_gid)
-    os.seteuid(about.st_uid)
+    before = os.getgroups(), os.getresgid(), os.getresuid()
+    os.setgroups(_groups_of(about.st_uid, about.st_gid))
+    os.setresgid(about.st_gid, about.st_gid, 0)
+    os.setresuid(about.st_uid, about.st_uid, 0)
     try:
         yield
     finally:
-        os.seteuid(0)
-        os.setegid(0)
+        os.setresuid(0, 0, 0)
+        os.setresgid(*before[1])
+        os.setgroups(before[0])
+        os.setresuid(*before[2])
+
+
+def _groups_of(uid: int, gid: int) -> list[int]:
+    try:
+        return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+    except KeyError:
+        return [gid]
 
 
 def write_new(path: Path, data: bytes, mode: int = 0o600) -> bool:

@@ -1,7 +1,7 @@
 """`policy show|check`: what the operator lets run here."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -29,6 +29,7 @@ def show(context: typer.Context, as_json: JsonFlag = False) -> None:
     rows = [
         ("orchestrators", _lines(policy.orchestrators)),
         ("images", _lines(policy.images)),
+        ("others are", "held for your word" if policy.hold_unknown else "refused"),
         ("datasets", _lines(policy.datasets)),
         ("kinds", _lines(policy.kinds)),
         ("may be missing", _lines(policy.accept_missing)),
@@ -52,7 +53,10 @@ def check(
     order: Annotated[Path | None, typer.Argument(help="An order's envelope: would it run here?")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check the policy's file, or an order against it: exit code 1 when a task of it would be refused."""
+    """Check the policy's file, or an order against it: exit code 1 when a task of it would be refused.
+
+    What you approved or denied is in the ledger, not in this file: `dc-compute held IMAGE` tells it.
+    """
     from agent.trust.signed import open_order
     from agent.wiring import read_policy, read_roster
 
@@ -68,28 +72,32 @@ def check(
             )
         return
     signed = open_order(read_file(order, limit_bytes=MAX_FILE_BYTES), read_roster(settings), None)
-    verdicts = []
+    verdicts: list[dict[str, Any]] = []
     for task in plan(signed.order):
+        verdict = {"position": task.position, "kind": task.kind, "dataset": str(task.dataset)}
         try:
-            policy.admit(signed, [task])
-            refusal = None
+            verdicts.append({**verdict, "refusal": None, "held_for": policy.admit_or_hold(signed, [task])})
         except PolicyRefused as error:
-            refusal = error.detail
-        verdicts.append(
-            {"position": task.position, "kind": task.kind, "dataset": str(task.dataset), "refusal": refusal}
-        )
+            verdicts.append({**verdict, "refusal": error.detail, "held_for": ()})
     if as_json:
         print_json({"order": signed.order.id, "tasks": verdicts})
     else:
-        rows = [(v["position"], v["kind"], v["dataset"], v["refusal"] or "runs here") for v in verdicts]
+        rows = [(v["position"], v["kind"], v["dataset"], _verdict(v)) for v in verdicts]
         print_table(("pos#", "task", "dataset", "verdict~"), rows)
     if any(verdict["refusal"] for verdict in verdicts):
         raise typer.Exit(1)
 
 
+def _verdict(told: dict[str, Any]) -> str:
+    if told["held_for"]:
+        return f"waits for your word on {', '.join(told['held_for'])}, unless you approved it"
+    return told["refusal"] or "runs here"
+
+
 def admits_anything(policy: HostPolicy) -> bool:
-    """Whether any order at all could run: no list is empty."""
-    return all((policy.orchestrators, policy.images, policy.datasets, policy.kinds))
+    """Whether any order at all could run: no list is empty, but that of images where others are held."""
+    images = policy.images or policy.hold_unknown
+    return all((policy.orchestrators, images, policy.datasets, policy.kinds))
 
 
 def _lines(entries: tuple[str, ...] | str) -> str:

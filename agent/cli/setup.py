@@ -28,6 +28,7 @@ orchestrators = []   # whose orders run here: key ids of the roster
 images = []          # which images run here: "sha256:…" of their archives, as `dc-compute image add` prints them
 datasets = []        # which of this host's datasets may be used: their uuids, or "*" for every one
 kinds = []           # what may be done with them: "learn", "test", "predict"
+hold_unknown = false # true: an order that lacks nothing but an image waits for `dc-compute approve`, else it is refused
 accept_missing = []  # ceilings that this host cannot enforce and that you do without, e.g. "memory_bytes"
 
 # The most that one task may use; what is not said here has a default that `dc-compute policy show` tells.

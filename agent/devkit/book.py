@@ -306,7 +306,7 @@ def _follow(sql: Connection, order_id: str, reporter: KeyId, told: ReportBody) -
             sql.execute(_DONE, (told.position + 1, told.next_agent or reporter, order_id, told.position))
         case ReportState.FAILED | ReportState.HANDOFF_REFUSED | ReportState.HANDOFF_EXPIRED:
             sql.execute(_FAILED, (told.reason or told.state, order_id))
-        case ReportState.ATTEMPT:
+        case ReportState.ATTEMPT | ReportState.HELD:
             pass
         case _:
             assert_never(told.state)

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -178,12 +178,25 @@ class Consortium:
         return read_settings(party.folder / "server.toml")
 
 
+def on_podman(podman_socket: Path) -> dict[str, str]:
+    """Agents that run jobs with the Podman service at this socket."""
+    return {"engine": "podman", "podman_socket": str(podman_socket)}
+
+
+def on_runc() -> dict[str, str]:
+    """Agents that run jobs with runc; ceilings by cgroup where `DC_COMPUTE_RUNTIME_CGROUP_PARENT` names one."""
+    run_dir = Path(os.environ["XDG_RUNTIME_DIR"]) / "dc-compute-runc"
+    given = os.environ.get("DC_COMPUTE_RUNTIME_CGROUP_PARENT", "")
+    return {"engine": "runc", "run_dir": str(run_dir), "cgroup_parent": given}
+
+
 def found(
-    folder: Path, names: Sequence[str], *, podman_socket: Path, memory: Path, orchestrators: int = 2
+    folder: Path, names: Sequence[str], *, runtime: Mapping[str, str], memory: Path, orchestrators: int = 2
 ) -> Consortium:
     """Make a consortium's keys, certificates, roster and settings below `folder`, which is emptied first.
 
-    `memory`: a folder on tmpfs, where the agents keep workspaces and sockets. The policies admit nothing yet.
+    `runtime`: the section of the agents' settings, see `on_podman` and `on_runc`. `memory`: a folder on tmpfs, where the agents
+    keep workspaces and sockets. The policies admit nothing yet.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, parents=True)
@@ -224,7 +237,7 @@ def found(
     for server in (*desks, *(hospital.storage for hospital in hospitals)):
         _write_server(server, roster)
     for hospital in hospitals:
-        _write_agent(hospital, roster, podman_socket, memory)
+        _write_agent(hospital, roster, runtime, memory)
     return made
 
 
@@ -278,7 +291,7 @@ def _write_server(party: Party, roster: Roster) -> None:
     (party.folder / "server.toml").write_bytes(msgspec.toml.encode(settings))
 
 
-def _write_agent(hospital: Hospital, roster: Roster, podman_socket: Path, memory: Path) -> None:
+def _write_agent(hospital: Hospital, roster: Roster, runtime: Mapping[str, str], memory: Path) -> None:
     party = hospital.agent
     run = memory / hospital.name
     settings = {
@@ -292,7 +305,7 @@ def _write_agent(hospital: Hospital, roster: Roster, podman_socket: Path, memory
         },
         "paths": {"data": "data", "spool": "data/spool"},
         "workspace": {"root": str(run / "work")},
-        "runtime": {"podman_socket": str(podman_socket), "seccomp_dir": str(SECCOMP)},
+        "runtime": {**runtime, "seccomp_dir": str(SECCOMP)},
         "limits": {"max_model_bytes": 64 << 20, "low_disk_bytes": 256 << 20, "lease_s": 15},
         "log": {"format": "json"},
     }

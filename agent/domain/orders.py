@@ -95,6 +95,11 @@ class Learnuplet(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.model_start
 
     @property
+    def roles(self) -> tuple[tuple[str, Digest], ...]:
+        """(role, digest) of every image that runs in this order's tasks."""
+        return (("problem", self.problem_image.digest), ("algo", self.algo_image.digest))
+
+    @property
     def images(self) -> tuple[Digest, ...]:
         """Every image that runs in this order's tasks."""
         return (self.problem_image.digest, self.algo_image.digest)
@@ -124,6 +129,11 @@ class Preduplet(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def start_model(self) -> ModelRef:
         """The model the chain starts from."""
         return self.model
+
+    @property
+    def roles(self) -> tuple[tuple[str, Digest], ...]:
+        """(role, digest) of every image that runs in this order's tasks."""
+        return (("algo", self.algo_image.digest),)
 
     @property
     def images(self) -> tuple[Digest, ...]:

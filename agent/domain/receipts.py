@@ -12,7 +12,16 @@ from typing import Annotated
 from msgspec import Meta, Struct, field
 
 from agent.domain.chain import TaskKind, task_at
-from agent.domain.ids import Digest, DigestField, KeyId, KeyIdField, UuidField, VersionField, hex_of
+from agent.domain.ids import (
+    Digest,
+    DigestField,
+    KeyId,
+    KeyIdField,
+    UuidField,
+    VersionField,
+    hex_of,
+    is_wire_time,
+)
 from agent.domain.orders import SignedOrder
 from agent.domain.strict_json import decode, encode
 from agent.errors import BrokenLink, ReceiptRefused, UnknownPayloadType
@@ -52,11 +61,19 @@ class Output(Struct, frozen=True, forbid_unknown_fields=True):
     size: Count
 
 
-class ImageUse(Struct, frozen=True, forbid_unknown_fields=True):
-    """An image that ran, and in which role (`problem` or `algo`)."""
+class ImageUse(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An image that ran, and in which role (`problem` or `algo`).
+
+    `approved`: when the operator of that host last approved it; absent where its policy's file lists the image.
+    """
 
     role: Text
     digest: DigestField
+    approved: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if self.approved is not None and not is_wire_time(self.approved):
+            raise ValueError("times are RFC 3339 in UTC with Z, whole seconds")
 
 
 class Sandbox(Struct, frozen=True, forbid_unknown_fields=True):

@@ -31,6 +31,7 @@ _MEAN = Context(prec=17)  # as many digits as tell one double from the next
 class ReportState(StrEnum):
     """What a report tells of its place."""
 
+    HELD = "held"  # an image of the order waits for the operator of that host
     STARTED = "started"
     ATTEMPT = "attempt"  # one was lost to something outside; another follows
     DONE = "done"  # with the receipt

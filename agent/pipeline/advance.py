@@ -2,10 +2,11 @@
 
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job, JobState
-from agent.errors import LostRace, OutsideError
+from agent.errors import LostRace, OutsideError, TrustError
 from agent.log import get_logger
 from agent.pipeline.bells import ring_job
 from agent.pipeline.execute import execute
+from agent.pipeline.hold import hold, look_again
 from agent.pipeline.host import Host, context_of
 from agent.pipeline.place import place
 
@@ -16,28 +17,48 @@ LONGEST_REST_S = 60.0
 
 
 def advance(job_id: JobId, host: Host, worker: str, *, may_run: bool = True) -> None:
-    """Place a received job, run a queued one; nothing for any other. Raises: LedgerUnavailable, NotFound.
+    """Place a received job, look at a held one again, run a queued one; nothing for any other.
 
-    A queued job that may not run now stays queued: the sweep rings for it again.
+    A queued job that may not run now stays queued: the sweep rings for it again. Raises: LedgerUnavailable, NotFound.
     """
     job = host.ports.ledger.job(job_id)
     if job.state is JobState.RECEIVED and job.next_agent is None:
         _place(job, host)
+    elif job.state is JobState.HELD:
+        _look_again(job, host)
     elif job.state is JobState.QUEUED and may_run and not _rests(job, host):
         execute(job, host, worker)
 
 
 def _place(job: Job, host: Host) -> None:
     try:
-        placed = place(context_of(job, host), host)
+        context = context_of(job, host)
+        placed = hold(context, host) or place(context, host)
         log.info("order.placed", job=placed.id, state=placed.state, next_agent=placed.next_agent)
     except LostRace:
         return
     except OutsideError as error:
-        rest_s = _rest_s(job, host)
+        rest_s = _ring_again(job, host)
         log.warning("order.not_placed", job=job.id, code=error.code, detail=error.detail, again_in_s=rest_s)
-        if rest_s < LONGEST_REST_S:  # else the sweep rings: a bell of our own beside its would never end
-            ring_job(job, host, delay_s=rest_s)
+
+
+def _look_again(job: Job, host: Host) -> None:
+    try:
+        if look_again(context_of(job, host), host) is None:
+            _ring_again(job, host)
+    except LostRace:
+        return
+    except (OutsideError, TrustError) as error:  # an archive cannot be had, or not the one that was named
+        rest_s = _ring_again(job, host)
+        log.warning("image.not_read", job=job.id, code=error.code, detail=error.detail, again_in_s=rest_s)
+
+
+def _ring_again(job: Job, host: Host) -> float:
+    """Ring after a rest, and say how long it is."""
+    rest_s = _rest_s(job, host)
+    if rest_s < LONGEST_REST_S:  # else the sweep rings: a bell of our own beside its would never end
+        ring_job(job, host, delay_s=rest_s)
+    return rest_s
 
 
 def _rests(job: Job, host: Host) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from agent.domain.approvals import Verdict
 from agent.domain.chain import images_for
 from agent.domain.ids import Digest, KeyId, wire_time
 from agent.domain.jobs import Job, JobEvent
@@ -123,7 +124,9 @@ def _sign(
         model_in=model_in,
         model_out=None if outcome is Outcome.FAILED else model_out,
         outputs=() if output is None else (output,),
-        images=tuple(ImageUse(role, digest) for role, digest in images_for(context.signed.order, task)),
+        images=tuple(
+            _image_use(role, digest, host) for role, digest in images_for(context.signed.order, task)
+        ),
         sandbox=_sandbox(work.runs),
         policy=host.policy.digest,
         attempt=context.job.attempt,
@@ -135,6 +138,15 @@ def _sign(
         score=score,
     )
     return sign_receipt(receipt, host.key)
+
+
+def _image_use(role: str, digest: Digest, host: Host) -> ImageUse:
+    """The image, and when the operator approved it: `policy` is the digest of the file alone, which does not list it."""
+    if digest in host.policy.images:
+        return ImageUse(role, digest)
+    rulings = host.ports.ledger.rulings(image=digest)
+    approved = next((wire_time(r.at) for r in rulings if r.verdict is Verdict.APPROVED), None)
+    return ImageUse(role, digest, approved)
 
 
 def _sandbox(runs: Runs) -> Sandbox | None:

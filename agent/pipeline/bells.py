@@ -20,8 +20,8 @@ def ring(queue: Queue, item: str, host: Host, *, delay_s: float = 0.0) -> None:
 
 
 def ring_job(job: Job, host: Host, *, delay_s: float = 0.0) -> None:
-    """Ring the queue in which this job waits to be placed or run."""
-    queues = PLACE_QUEUES if job.state is JobState.RECEIVED else TASK_QUEUES
+    """Ring the queue in which this job waits to be placed or run; a held one waits to be placed."""
+    queues = PLACE_QUEUES if job.state in {JobState.RECEIVED, JobState.HELD} else TASK_QUEUES
     ring(queues[job.kind], job.id, host, delay_s=delay_s)
 
 

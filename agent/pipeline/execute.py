@@ -50,7 +50,7 @@ def _attempt(context: Context, work: Work, host: Host) -> Done:
     phase = work.phases
     with phase("ask"):
         open_order(context.signed.envelope, host.roster, None)  # a key revoked since intake runs nothing
-        host.policy.admit(context.signed, [context.task])
+        host.policy.admit(context.signed, [context.task], host.ports.ledger.verdict_on)
         info, header = dataset_for(context, host)
         next_agent = None if context.next_task is None else holder_of(context.next_task, host)
     reserve = 2 * info.size + host.rules.max_model_bytes

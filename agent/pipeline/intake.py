@@ -27,6 +27,7 @@ def take_order(envelope: bytes, payload_type: str, sender: KeyId, host: Host) ->
         now=host.ports.now(),
         skew=host.rules.skew,
         recorded_id=host.ports.ledger.digest_of_order,
+        ruled=host.ports.ledger.verdict_on,
     )
     if isinstance(verdict, Repeat):
         return _repeat(verdict, host)
@@ -49,6 +50,7 @@ def take_handoff(body: bytes, sender: KeyId, host: Host) -> Admission:
         recorded_id=host.ports.ledger.digest_of_order,
         now=host.ports.now(),
         skew=host.rules.skew,
+        ruled=host.ports.ledger.verdict_on,
     )
     if isinstance(verdict, Repeat):
         return _repeat(verdict, host)

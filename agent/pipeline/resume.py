@@ -10,6 +10,7 @@ from agent.log import get_logger
 from agent.pipeline.attest import Work, attest_failure
 from agent.pipeline.bells import ring, ring_deliveries, ring_job
 from agent.pipeline.execute import retry
+from agent.pipeline.hold import clear
 from agent.pipeline.host import Host, context_of
 from agent.pipeline.phases import Phases
 from agent.pipeline.run import ATTEMPT_LABEL, JOB_LABEL, Runs
@@ -36,11 +37,12 @@ def sweep(host: Host) -> None:
             _take_over(orphan, host)
         except AgentError as error:  # one that cannot be mended holds up no other
             log.error("task.not_taken_over", job=orphan.id, code=error.code, detail=error.detail)
-    for job in unrung.jobs:
+    for job in (*unrung.jobs, *unrung.held):
         ring_job(job, host)
     for delivery in unrung.deliveries:
         ring(Queue.DELIVERIES, delivery, host)
     host.ports.ledger.forget_nonces(now)
+    clear(host)
     _clean(host)  # last: a container service that is away must not keep bells from ringing
 
 

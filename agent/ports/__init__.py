@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from agent.ports.broker import Broker
+from agent.ports.images import Images
 from agent.ports.ledger import Ledger
 from agent.ports.orchestrators import Orchestrators
 from agent.ports.peers import Peers
@@ -24,4 +25,5 @@ class Ports:
     orchestrators: Orchestrators
     peers: Peers
     runtime: Runtime
+    images: Images
     now: Clock

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import BinaryIO
 
 import httpx
@@ -191,8 +192,11 @@ class HttpsClient:
         with self._sent(peer, "GET", target, body=None, headers=headers, is_transfer=True) as (_, response):
             yield Stream(response.status_code, response.headers, response.iter_raw())
 
-    def check_health(self, peer: Peer) -> None:
-        """Ask for /health, unsigned. Raises: `peer.unavailable`."""
+    def check_health(self, peer: Peer) -> datetime | None:
+        """Ask for /health, unsigned. The time there to the second; None when the answer tells none.
+
+        Raises: `peer.unavailable`.
+        """
         with (
             _translated(peer),
             _deadline(self.timeouts.total_s),
@@ -200,6 +204,7 @@ class HttpsClient:
         ):
             if not got.is_success:
                 raise peer.unavailable(f"{peer} answers {got.status_code} when asked for its health")
+            return _time_told(got)
 
     def verify(self, peer: Peer, answer: Answer) -> None:
         """Refuse an answer that `peer` did not sign for exactly this request, or with another body. Raises: BadAnswer."""
@@ -289,6 +294,15 @@ def _fields_of(body: Body) -> dict[str, str]:
         "Content-Length": str(body.length),
         "Content-Digest": body.digest,
     }
+
+
+def _time_told(response: httpx.Response) -> datetime | None:
+    """The answer's Date (RFC 9110, 6.6.1)."""
+    try:
+        told = parsedate_to_datetime(response.headers.get("date", ""))
+        return told.replace(tzinfo=UTC) if told.tzinfo is None else told.astimezone(UTC)
+    except (ValueError, OverflowError):  # OverflowError: after the last day of all
+        return None
 
 
 def _read(response: httpx.Response, limit_bytes: int, peer: Peer) -> bytes:

@@ -62,6 +62,8 @@ class ImageArchive(Struct, frozen=True, kw_only=True):
     entrypoint: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     size_bytes: int  # of all layers' content, unpacked
+    platform: str  # os/architecture
+    labels: tuple[tuple[str, str], ...]
     layers: tuple[ImageLayer, ...]  # from the lowest up
     parts: tuple[Part, ...]  # all that an engine needs, every byte of it judged
 
@@ -119,21 +121,21 @@ class _Layer(Struct, frozen=True):
     sent_as: str
 
 
-def inspect(archive: Path, digest: Digest) -> ImageArchive:
+def inspect(archive: Path, digest: Digest, budget: Budget | None = None) -> ImageArchive:
     """What the archive holds, after everything in it was found fit to load. Its own digest, `digest`, the caller has checked.
 
-    Raises: BadImage naming what is refused.
+    `budget`: a fresh one, to look on while layers are read. Raises: BadImage naming what is refused.
     """
     try:
         with archive.open("rb") as file:
-            return _inspect(_members(file, archive.stat().st_size), file)
+            return _inspect(_members(file, archive.stat().st_size), file, budget or Budget())
     except (BadTar, OSError, ValueError) as cause:
         if isinstance(cause, FileNotFoundError | PermissionError):
             raise
         raise BadImage(f"image {hex_of(digest)[:12]} is no readable archive: {cause}") from cause
 
 
-def _inspect(members: Mapping[str, Member], file: IO[bytes]) -> ImageArchive:
+def _inspect(members: Mapping[str, Member], file: IO[bytes], budget: Budget) -> ImageArchive:
     is_oci, is_docker = "index.json" in members, "manifest.json" in members
     if not (is_oci or is_docker):
         raise BadImage("neither index.json nor manifest.json is in the archive: it is no image archive")
@@ -144,13 +146,15 @@ def _inspect(members: Mapping[str, Member], file: IO[bytes]) -> ImageArchive:
         raise BadImage("index.json and manifest.json name two different images")
     config_digest, layers, papers = found[0]  # only these layers are judged, and only these papers are sent
     config = reader.config(config_digest)
-    judged = reader.check_layers(layers, [_digest(text) for text in config.rootfs.diff_ids])
+    judged = reader.check_layers(layers, [_digest(text) for text in config.rootfs.diff_ids], budget)
     return ImageArchive(
         image_id=config_digest,
         entrypoint=_entrypoint(config),
         env=_env(config),
         size_bytes=sum(layer.judged.size_bytes for layer in judged),
         layers=judged,
+        platform=f"{config.os}/{config.architecture}",
+        labels=tuple(sorted((config.config.Labels or {}).items())),
         parts=(*papers, *reader.layer_parts(layers)),
     )
 
@@ -246,13 +250,15 @@ class _Reader:
         _check_annotations(config.config.Labels, "label")
         return config
 
-    def check_layers(self, layers: list[_Layer], diff_ids: list[Digest]) -> tuple[ImageLayer, ...]:
+    def check_layers(
+        self, layers: list[_Layer], diff_ids: list[Digest], budget: Budget
+    ) -> tuple[ImageLayer, ...]:
         """Judge every layer and compare it with what config and manifest say."""
         if len(layers) != len(diff_ids):
             raise BadImage(f"the manifest has {len(layers)} layers, the config {len(diff_ids)}")
         if not 0 < len(layers) <= MAX_LAYERS:
             raise BadImage(f"the image has {len(layers)} layers, 1 to {MAX_LAYERS} are read")
-        budget, found = Budget(), []
+        found = []
         for layer, diff_id in zip(layers, diff_ids, strict=True):
             content = self._member(layer.member)
             raw = _HashingFile(Content(self._file, content))

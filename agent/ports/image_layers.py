@@ -11,7 +11,7 @@ import hashlib
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -71,15 +71,30 @@ class Readable(Protocol):
     def read(self, size: int = -1) -> bytes: ...
 
 
+def _ignore(_layer: int, _member: Member) -> None:
+    """Nobody looks on."""
+
+
+def _patient() -> None:
+    """Nobody counts the time."""
+
+
 @dataclass(slots=True)
 class Budget:
-    """What an image's layers took so far, together, and the links they left."""
+    """What an image's layers took so far, together, and the links they left.
+
+    `see` is shown each entry that passed, with its layer's number; `beat` is called for each block. Both may raise BadImage
+    when they have seen enough.
+    """
 
     used_bytes: int = 0
     gzip_members: int = 0
     entries: int = 0
     links: set[str] = field(default_factory=set)
     name_bytes: int = 0
+    layer: int = -1  # the one that is read
+    see: Callable[[int, Member], None] = _ignore
+    beat: Callable[[], None] = _patient
 
     def remember(self, name: str) -> None:
         """Count a name that is kept. Raises: BadImage when there are too many."""
@@ -98,6 +113,7 @@ class Judged(Struct, frozen=True):
 
     diff_id: Digest
     size_bytes: int  # uncompressed
+    entries: int
     hides: tuple[str, ...] = ()
     empties: tuple[str, ...] = ()
 
@@ -112,6 +128,7 @@ class _Content(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
+        self._budget.beat()
         block = self._source.read(BLOCK_BYTES if size < 0 else size)
         self._hash.update(block)
         self._budget.used_bytes += len(block)
@@ -168,15 +185,22 @@ def _translated() -> Iterator[None]:
 
 def check_layer(raw: Readable, budget: Budget) -> Judged:
     """Judge every entry of the layer. Raises: BadImage."""
-    before_bytes = budget.used_bytes
+    before_bytes, before_entries = budget.used_bytes, budget.entries
+    budget.layer += 1
     tar, rules = LayerTar(raw, budget), _Rules(budget)
     for member in tar:
         budget.entries += 1
         if budget.entries > MAX_ENTRIES:
             raise BadImage(f"the image has more than {MAX_ENTRIES} files")
         rules.check(member)
-    diff_id = tar.finish()
-    return Judged(diff_id, budget.used_bytes - before_bytes, tuple(rules.hides), tuple(rules.empties))
+        budget.see(budget.layer, member)
+    return Judged(
+        diff_id=tar.finish(),
+        size_bytes=budget.used_bytes - before_bytes,
+        entries=budget.entries - before_entries,
+        hides=tuple(rules.hides),
+        empties=tuple(rules.empties),
+    )
 
 
 def is_whiteout(name: str) -> bool:

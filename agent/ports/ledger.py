@@ -4,15 +4,17 @@ Every method is one transaction, durable when it returns. Every change of a job 
 `domain.jobs.TRANSITIONS`; who lost the race gets LostRace and stops. Raises everywhere: LedgerUnavailable.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NewType, Protocol
 
 from msgspec import Struct
 
+from agent.domain.approvals import Ruling, Verdict
 from agent.domain.chain import TaskKind
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
+from agent.domain.images import ImageDescription, ImageEntry
 from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
@@ -249,6 +251,42 @@ class Ledger(Protocol):
         """Append one line to the log of events."""
         ...
 
+    # ---- what the operator ruled on images
+
+    def rule(self, ruling: Ruling) -> bool:
+        """Append it with an event `image.<verdict>`, unless it says what the last one on this image says; whether it did."""
+        ...
+
+    def ruling(self, image: Digest) -> Ruling | None:
+        """The last ruling on this image."""
+        ...
+
+    def verdict_on(self, image: Digest) -> Verdict | None:
+        """What the last ruling on this image says."""
+        ...
+
+    def rulings(self, *, image: Digest | None = None, limit: int = 500) -> tuple[Ruling, ...]:
+        """Rulings, of one image or of all, newest first."""
+        ...
+
+    # ---- what images hold that wait for the operator
+
+    def describe(self, description: ImageDescription, listing: Sequence[ImageEntry] = ()) -> None:
+        """Keep what was read of an archive. The first description of an image stays: the archive's digest is its name."""
+        ...
+
+    def description(self, image: Digest) -> ImageDescription | None:
+        """What was read of this archive."""
+        ...
+
+    def listing(self, image: Digest, page: int) -> tuple[ImageEntry, ...]:
+        """The entries of page `page` (from 0, of PAGE_ENTRIES) of a description's listing; none behind its end."""
+        ...
+
+    def forget_descriptions(self, keep: Collection[Digest]) -> int:
+        """Drop the descriptions of all images but these; how many."""
+        ...
+
     # ---- logs of jobs
 
     def keep_log(self, job: Job, run: str, log: bytes) -> None:
@@ -290,7 +328,7 @@ class Ledger(Protocol):
 
     def unrung(self, now: datetime, limit: int) -> "Unrung":
         """What should be ringing now, oldest first, at most `limit` of each: jobs RECEIVED or QUEUED and due (none that waits
-        only for its hand-off), jobs RUNNING whose lease ran out, deliveries that are due and not leased.
+        only for its hand-off), jobs HELD, jobs RUNNING whose lease ran out, deliveries that are due and not leased.
         """
         ...
 
@@ -319,5 +357,6 @@ class Unrung(Struct, frozen=True):
     """What the sweep has to ring or take over."""
 
     jobs: tuple[Job, ...]  # RECEIVED or QUEUED, due
+    held: tuple[Job, ...]  # each looks again whether it was approved, denied or ran out of time
     orphans: tuple[Job, ...]  # RUNNING under a lease that ran out
     deliveries: tuple[DeliveryId, ...]  # pending and due

@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0001"  # the newest revision in migrations/versions
+HEAD: Final = "0002"  # the newest revision in migrations/versions
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -175,6 +175,38 @@ logs = Table(
     UniqueConstraint("job_id", "attempt", "run"),
 )
 Index("logs_by_order", logs.c.order_id, logs.c.seq)
+
+# What the operator decided on images: rows are only ever added, the last one of an image counts.
+rulings = Table(
+    "rulings",
+    metadata,
+    Column("seq", _Key, primary_key=True),
+    Column("image", Text, nullable=False),
+    Column("verdict", Text, nullable=False),
+    Column("at", Moment, nullable=False),
+    Column("uid", BigInteger),
+    Column("reason", Text),
+    sqlite_autoincrement=True,
+)
+Index("rulings_by_image", rulings.c.image, rulings.c.seq)
+
+descriptions = Table(
+    "descriptions",
+    metadata,
+    Column("image", Text, primary_key=True),
+    Column("read_at", Moment, nullable=False),
+    Column("archive_bytes", BigInteger, nullable=False),
+    Column("problem", Text),
+    Column("about", LargeBinary),  # JSON of ImageAbout
+)
+
+listings = Table(
+    "listings",
+    metadata,
+    Column("image", Text, ForeignKey("descriptions.image"), primary_key=True),
+    Column("page", Integer, primary_key=True, autoincrement=False),
+    Column("entries", LargeBinary, nullable=False),  # zlib of the JSON of a list of ImageEntry
+)
 
 # One row that `check` writes to: a disk that is full or read-only shows itself there first.
 probe = Table(

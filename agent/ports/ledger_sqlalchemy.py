@@ -43,7 +43,8 @@ from agent.ports.ledger_schema import (
     probe,
     receipts,
 )
-from agent.ports.ledger_sqlalchemy_file import LedgerFile, migrate, open_file
+from agent.ports.ledger_sqlalchemy_file import migrate, open_file
+from agent.ports.ledger_sqlalchemy_images import ImageRecords
 from agent.ports.ledger_sqlalchemy_rows import Plain, delivery_of, event_of, job_of, order_of, receipt_of
 
 __all__ = ["SqlAlchemyLedger", "migrate", "open_ledger"]
@@ -54,11 +55,8 @@ def open_ledger(path: Path) -> "SqlAlchemyLedger":
     return SqlAlchemyLedger(open_file(path))
 
 
-class SqlAlchemyLedger:
+class SqlAlchemyLedger(ImageRecords):
     """See `ledger.Ledger`. Threads and processes share it freely."""
-
-    def __init__(self, file: LedgerFile) -> None:
-        self._file = file
 
     # ---- intake
 
@@ -299,6 +297,7 @@ class SqlAlchemyLedger:
         is_awake = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now)
         waiting = {JobState.RECEIVED, JobState.QUEUED}
         due = _merged(waiting, [is_here, is_awake], limit, newest_first=False)
+        held = select(jobs).where(jobs.c.state == JobState.HELD).order_by(jobs.c.seq).limit(limit)
         lapsed = select(jobs).where(jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= now)
         is_free = or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until <= now)
         unsent = select(deliveries.c.id).where(text(IS_PENDING), deliveries.c.next_try_at <= now, is_free)
@@ -307,6 +306,7 @@ class SqlAlchemyLedger:
             ids = tx.execute(unsent.order_by(deliveries.c.next_try_at, deliveries.c.seq).limit(limit))
             return Unrung(
                 jobs=tuple(job_of(row) for row in tx.execute(due).mappings()),
+                held=tuple(job_of(row) for row in tx.execute(held).mappings()),
                 orphans=tuple(job_of(row) for row in orphans.mappings()),
                 deliveries=tuple(DeliveryId(found) for found in ids.scalars()),
             )

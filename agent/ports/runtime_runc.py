@@ -271,12 +271,22 @@ def _add_mount_points(root: Path, targets: list[str]) -> None:
         fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for name in target.strip("/").split("/"):
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(name, 0o755, dir_fd=fd)
+                is_new = _make_folder(name, fd)
                 below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                if is_new:
+                    os.fchmod(below, 0o755)
                 os.close(fd)
                 fd = below
         except OSError as cause:
             raise BadImage(f"the image has something else than a folder at {target}") from cause
         finally:
             os.close(fd)
+
+
+def _make_folder(name: str, fd: int) -> bool:
+    """Whether it was not there yet."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=fd)
+    except FileExistsError:
+        return False
+    return True

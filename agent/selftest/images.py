@@ -80,12 +80,15 @@ def python_layer(cache: Path) -> Layer:
     return _cached_layer(cache, _python_entries())
 
 
-def packages_layer(cache: Path, distributions: Sequence[str]) -> Layer:
+def packages_layer(
+    cache: Path, distributions: Sequence[str], *, site: Path | None = None, has_sources: bool = False
+) -> Layer:
     """These installed distributions with what they require, below PACKAGES_ROOT: libraries and byte code, no sources.
 
-    Raises: importlib.metadata.PackageNotFoundError when one is not installed.
+    `site`: the packages folder of another environment of this very interpreter. `has_sources`: for packages that read their
+    own source, as torch does. Raises: importlib.metadata.PackageNotFoundError when one is not installed.
     """
-    return _cached_layer(cache, _package_entries(distributions), has_sources=False)
+    return _cached_layer(cache, _package_entries(distributions, site), has_sources=has_sources)
 
 
 def program_layer(cache: Path, files: Mapping[str, bytes | Entry]) -> Layer:
@@ -119,14 +122,14 @@ def _python_entries() -> dict[str, Entry]:
     return entries | _usr_merge()
 
 
-def _package_entries(distributions: Sequence[str]) -> dict[str, Entry]:
+def _package_entries(distributions: Sequence[str], site: Path | None = None) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
-    for distribution in _with_requirements(distributions):
+    for distribution in _with_requirements(distributions, site):
         for file in distribution.files or ():
             if ".." not in file.parts and not NOT_IN_PACKAGES.fullmatch(file.as_posix()):
                 entries[f"{PACKAGES_ROOT.lstrip('/')}/{file.as_posix()}"] = Entry(Path(str(file.locate())))
     binaries = [entry.content for entry in entries.values() if _is_library(entry.content)]
-    root = Path(str(importlib.metadata.distribution(distributions[0]).locate_file(""))).resolve()
+    root = Path(str(_distribution(distributions[0], site).locate_file(""))).resolve()
     return entries | _shared_libraries(binaries, below=root)
 
 
@@ -136,19 +139,39 @@ def _files_below(root: Path, pruned: re.Pattern[str]) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names if not pruned.fullmatch(name))
 
 
-def _with_requirements(names: Iterable[str]) -> list[importlib.metadata.Distribution]:
-    """The distributions of these names and of everything they require that is installed; extras are left out."""
+def _with_requirements(
+    names: Iterable[str], site: Path | None = None
+) -> list[importlib.metadata.Distribution]:
+    """The distributions of these names and of everything they require here; extras are left out.
+
+    What is required under a condition (another system, an older Python) may be missing.
+    """
     found: dict[str, importlib.metadata.Distribution] = {}
-    wanted = list(names)
+    wanted = [(name, False) for name in names]
     while wanted:
-        name = re.sub(r"[-_.]+", "-", wanted.pop()).lower()
+        name, is_conditional = wanted.pop()
+        name = re.sub(r"[-_.]+", "-", name).lower()
         if name in found:
             continue
-        found[name] = importlib.metadata.distribution(name)
+        try:
+            found[name] = _distribution(name, site)
+        except importlib.metadata.PackageNotFoundError:
+            if is_conditional:
+                continue
+            raise
         for requirement in found[name].requires or ():
             if "extra ==" not in requirement and (match := re.match(r"[A-Za-z0-9._-]+", requirement)):
-                wanted.append(match[0])
+                wanted.append((match[0], ";" in requirement))
     return [found[name] for name in sorted(found)]
+
+
+def _distribution(name: str, site: Path | None) -> importlib.metadata.Distribution:
+    """An installed distribution of the running environment, or of the one whose packages lie in `site`."""
+    if site is None:
+        return importlib.metadata.distribution(name)
+    for distribution in importlib.metadata.distributions(name=name, path=[str(site)]):
+        return distribution
+    raise importlib.metadata.PackageNotFoundError(name)
 
 
 def _is_library(content: bytes | Path | None) -> bool:

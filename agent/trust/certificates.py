@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -101,3 +102,44 @@ def _alternative(name: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
         return x509.DNSName(name)
+
+
+# ------------------------------------------------------------------ reading
+
+
+class CertificateView(Struct, frozen=True):
+    """What a server's certificate says: host names and addresses, and from when to when it holds (aware UTC)."""
+
+    names: tuple[str, ...]
+    not_before: datetime
+    not_after: datetime
+
+    def is_for(self, host: str) -> bool:
+        """Whether it names this host; one leading `*` stands for one label, as clients read it."""
+        wanted = host.strip("[]").lower()
+        above = wanted.partition(".")[2]
+        return any(
+            name.lower() == wanted or (name[:2] == "*." and above == name[2:].lower()) for name in self.names
+        )
+
+
+def read_certificate(pem: bytes) -> CertificateView:
+    """What the first certificate of a chain says. Raises: ValueError when it is none."""
+    certificate = x509.load_pem_x509_certificates(pem)[0]
+    try:
+        told = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        names: tuple[str, ...] = ()  # clients do not look at the subject any more
+    else:
+        addresses = (str(address) for address in told.get_values_for_type(x509.IPAddress))
+        names = (*told.get_values_for_type(x509.DNSName), *addresses)
+    return CertificateView(names, certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+
+
+def is_key_of(private_key: bytes, certificate: bytes) -> bool:
+    """Whether this is the private key of the first certificate of a chain, both PEM. Raises: ValueError when one is none."""
+    try:
+        key = serialization.load_pem_private_key(private_key, password=None)
+    except (TypeError, UnsupportedAlgorithm) as cause:  # TypeError: it is encrypted
+        raise ValueError("it is encrypted, or of a kind that nobody knows") from cause
+    return key.public_key() == x509.load_pem_x509_certificates(certificate)[0].public_key()

@@ -14,8 +14,9 @@ The rulebook (docs/contracts/chain.md, "Hand-off"), in this order, each check wi
     HandoffConflict, OrderConflict
 (3) The time: the order's own window, give or take the one skew; the orchestrator's key holds now.
     OrderNotYetValid, OrderExpired, KeyNotValid
-(4) The host's policy admits the orchestrator, the images, and the kind and dataset of the next task.
-    PolicyRefused
+(4) The host's policy admits the orchestrator, the images, and the kind and dataset of the next task. Images that only
+    lack the operator's word are no refusal where the policy holds such orders: nothing runs before that word.
+    PolicyRefused, ImageDenied
 (5) Each receipt is signed by an agent whose key held when the task finished; it is for this order, its place
     and the task there, and done; its signer is one that storage names for that task's dataset.
     BadSignature, UnknownKey, WrongRole, KeyNotValid, ReceiptRefused
@@ -35,6 +36,7 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Raw, Struct
 
+from agent.domain.approvals import VerdictOn, no_word
 from agent.domain.chain import Task, plan
 from agent.domain.ids import Digest, KeyId, OrderId
 from agent.domain.orders import MAX_TASKS, DatasetRef, SignedOrder, check_window
@@ -146,10 +148,12 @@ def verify_handoff(
     recorded_id: RecordedId,
     now: datetime,
     skew: timedelta,
+    ruled: VerdictOn = no_word,
 ) -> VerifiedHandoff | Repeat:
     """The hand-off in this body, all of it verified, or the news that it was taken before.
 
-    `sender`: who signed the request. `me`: this agent. Raises: what the rulebook above names, check by check.
+    `sender`: who signed the request. `me`: this agent. `ruled`: what the operator decided on an image.
+    Raises: what the rulebook above names, check by check.
     """
     parsed = parse_handoff(body)
     _check_sender(sender, parsed, roster, now)  # (0)
@@ -159,7 +163,7 @@ def verify_handoff(
         return repeat
     task = plan(order.order)[parsed.position]
     _check_time(order, roster, now, skew)  # (3)
-    policy.admit(order, [task])  # (4)
+    policy.admit_or_hold(order, [task], ruled)  # (4)
     receipts = _open_receipts(order, parsed, roster, locate)  # (5)
     _check_links(order, receipts)  # (6)
     _check_lies_here(task, me, locate)  # (7)
@@ -176,6 +180,7 @@ def verify_order(
     recorded_id: RecordedId,
     now: datetime,
     skew: timedelta,
+    ruled: VerdictOn = no_word,
 ) -> SignedOrder | Repeat:
     """The order that an orchestrator sent itself, verified, or the news that it was taken before.
 
@@ -189,7 +194,7 @@ def verify_order(
     if repeat is not None:
         return repeat
     _check_time(order, roster, now, skew)  # (3)
-    policy.admit(order, plan(order.order)[:1])  # (4)
+    policy.admit_or_hold(order, plan(order.order)[:1], ruled)  # (4)
     return order
 
 

@@ -148,6 +148,15 @@ def decode_base64(text: str) -> bytes:
 # ------------------------------------------------------------------ key files
 
 
+def is_private(path: Path) -> bool:
+    """Whether `SigningKey.load` would find this file open to its owner alone. What it holds is not looked at."""
+    try:
+        _read_private_file(path)
+    except BadSettings:
+        return False
+    return True
+
+
 def _read_private_file(path: Path) -> bytes:
     try:
         # O_NONBLOCK: a fifo must be refused, not waited for.

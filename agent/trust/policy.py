@@ -2,9 +2,13 @@
 
 An empty list admits nothing, so an empty policy admits nothing. Nothing here turns a check off.
 
+What the operator ruled on an image counts beside the list `images`, and beside nothing else: an approved digest is as
+if it stood there, a denied one as if it did not. With `hold_unknown` an order that lacks nothing but the operator's word
+on its images is held for it; it runs no sooner for that.
+
 Shape (TOML): orchestrators = [keyid, …], images = ["sha256:…", …], datasets = [uuid, …] or "*", kinds =
-["learn", "test", "predict"], accept_missing = [name of a ceiling, …], and a table [ceilings] with the maxima
-that differ from the defaults.
+["learn", "test", "predict"], hold_unknown = true or false, accept_missing = [name of a ceiling, …], and a table
+[ceilings] with the maxima that differ from the defaults.
 """
 
 import tomllib
@@ -14,11 +18,12 @@ from typing import Annotated, Any, Final, Literal, Self
 import msgspec
 from msgspec import Meta, Struct
 
+from agent.domain.approvals import Verdict, VerdictOn, no_word
 from agent.domain.ceilings import DEFAULT_CEILINGS, Ceilings
 from agent.domain.chain import Task, TaskKind
 from agent.domain.ids import Digest, DigestField, KeyIdField, UuidField, digest_of
 from agent.domain.orders import Limits, SignedOrder
-from agent.errors import BadSettings, PolicyRefused
+from agent.errors import BadSettings, ImageDenied, PolicyRefused
 
 EVERY_DATASET: Final = "*"
 
@@ -42,6 +47,7 @@ class _Terms(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     images: tuple[DigestField, ...] = ()  # problem and algo images, by the digest of their archive
     datasets: tuple[UuidField, ...] | Literal["*"] = ()  # which of this host's datasets may be used
     kinds: tuple[TaskKind, ...] = ()  # what may be done with them
+    hold_unknown: bool = False  # hold an order for the operator's word on its images, instead of refusing it
     ceilings: Ceilings = DEFAULT_CEILINGS  # the most that one task may use
     accept_missing: tuple[CeilingName, ...] = ()  # ceilings this host cannot enforce, and the operator knows
 
@@ -63,22 +69,49 @@ class HostPolicy(_Terms, frozen=True, kw_only=True):
             raise BadSettings(f"the policy: {cause}") from cause
         return cls(**msgspec.structs.asdict(terms), digest=digest_of(text.encode("utf-8")))
 
-    def admit(self, order: SignedOrder, tasks: Iterable[Task]) -> None:
+    def admit(self, order: SignedOrder, tasks: Iterable[Task], ruled: VerdictOn = no_word) -> None:
         """Return only when this host may run these tasks of this order.
 
-        `tasks` are those that would run here: the policy of another host judges the others.
-        Raises: PolicyRefused, naming what the operator would have to add to which list.
+        `tasks` are those that would run here: the policy of another host judges the others. `ruled` tells what the
+        operator decided on an image. Raises: ImageDenied; PolicyRefused, naming what the operator would have to add to
+        which list.
+        """
+        for image in self._unruled(order, tuple(tasks), ruled):
+            _require(image, self.images, "images")
+
+    def admit_or_hold(
+        self, order: SignedOrder, tasks: Iterable[Task], ruled: VerdictOn = no_word
+    ) -> tuple[Digest, ...]:
+        """The images on which this order waits for the operator's word; none when it may run as `admit` says.
+
+        Raises: ImageDenied; PolicyRefused when it lacks anything else, or when unknown images are not held here.
+        """
+        unknown = self._unruled(order, tuple(tasks), ruled)
+        if unknown and not self.hold_unknown:
+            _require(unknown[0], self.images, "images")
+        return unknown
+
+    def _unruled(self, order: SignedOrder, judged: tuple[Task, ...], ruled: VerdictOn) -> tuple[Digest, ...]:
+        """The order's images that are neither listed nor approved, when nothing else is wrong with it.
+
+        Raises: ImageDenied, PolicyRefused.
         """
         _require(order.signer, self.orchestrators, "orchestrators")
-        for image in order.order.images:
-            _require(image, self.images, "images")
-        judged = tuple(tasks)
+        verdicts = {image: ruled(image) for image in order.order.images}
+        for image, verdict in verdicts.items():
+            if verdict is Verdict.DENIED:
+                raise ImageDenied(f"the operator of this host denied image {image}")
         if not judged:
             raise PolicyRefused(f"order {order.order.id} was brought without a task to judge")
         for task in judged:
             _require(task.kind, self.kinds, "kinds")
             if self.datasets != EVERY_DATASET:
                 _require(task.dataset.id, self.datasets, "datasets")
+        return tuple(
+            image
+            for image, verdict in verdicts.items()
+            if verdict is not Verdict.APPROVED and image not in self.images
+        )
 
     def ceilings_for(self, limits: Limits) -> Ceilings:
         """The ceilings of a task: what the order asks for, and never more than this host's maximum."""

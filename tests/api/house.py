@@ -20,6 +20,7 @@ from agent.api.routes import network_app, open_desk, operator_app
 from agent.pipeline.host import Host, Rules
 from agent.ports import Ports
 from agent.ports.broker import Queue
+from agent.ports.images import Images
 from agent.ports.runtime import Runtime
 from agent.trust.http_signatures import HttpRequest, content_digest, sign_request
 from agent.trust.keys import SigningKey
@@ -157,7 +158,8 @@ def open_house(folder: Path, *, hospital: str = "a", policy: HostPolicy | None =
         storage=MemoryStorage(storages, key.keyid),
         orchestrators=MemoryOrchestratorsPort(MemoryOrchestrators(world.roster, clock), key.keyid),
         peers=MemoryPeersPort(MemoryPeers({}), key.keyid),
-        runtime=cast(Runtime, None),  # the API never asks it
+        runtime=cast(Runtime, None),  # the API never asks it, nor the next
+        images=cast(Images, None),
         now=clock,
     )
     told: dict[str, Any] = {

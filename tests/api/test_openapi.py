@@ -12,9 +12,11 @@ from agent.api.openapi import PAYLOADS, describe, errors_of
 from agent.api.problems import Problem
 from agent.api.routes import TABLE
 from agent.api.table import Row, Who
+from agent.domain.images import ImageDescription
 from agent.domain.jobs import JobState
 from agent.errors import AgentError
 from tests.api.house import House, open_house
+from tests.builders import NOW
 
 METHODS = {"get", "post", "put", "delete", "patch"}
 
@@ -120,10 +122,13 @@ def test_a_problem_is_what_errors_are_answered_with(house: House) -> None:
 def test_every_answer_of_a_route_has_the_shape_that_is_described(house: House) -> None:
     order = house.world.order()
     house.operator.post("/v1/learnuplets", order.envelope)
+    image = order.order.images[0]
+    house.ledger.describe(ImageDescription(image=image, read_at=NOW, archive_bytes=1, problem="no tar"))
 
     for row in TABLE:
         if row.method == "GET" and row.path != "/metrics":
-            answer = house.operator.get(row.path.replace("{id}", order.order.id))
+            path = row.path.replace("{id}", order.order.id).replace("{digest}", image)
+            answer = house.operator.get(path)
             kind = row.gives[answer.status_code]
             assert msgspec.json.decode(answer.content, type=kind) is not None
 

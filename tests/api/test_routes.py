@@ -12,7 +12,7 @@ from agent.trust.handoff import MAX_HANDOFF_BYTES
 from agent.trust.keys import SigningKey
 from agent.trust.roster import Role
 from tests.api.house import House, open_house
-from tests.builders import uuid_of
+from tests.builders import digest_named, uuid_of
 
 ROUTES = {
     ("POST", "/v1/learnuplets"): Who.ORCHESTRATORS,
@@ -22,6 +22,10 @@ ROUTES = {
     ("GET", "/v1/orders/{id}"): Who.READERS,
     ("GET", "/v1/orders/{id}/receipts"): Who.ORCHESTRATORS,
     ("GET", "/v1/orders/{id}/log"): Who.OPERATOR,
+    ("GET", "/v1/held"): Who.OPERATOR,
+    ("GET", "/v1/images/{digest}"): Who.OPERATOR,
+    ("GET", "/v1/images/{digest}/files"): Who.OPERATOR,
+    ("POST", "/v1/rulings"): Who.OPERATOR,
     ("GET", "/health"): Who.ANYBODY,
     ("GET", "/ready"): Who.ANYBODY,
     ("GET", "/metrics"): Who.ANYBODY,
@@ -44,7 +48,20 @@ def house(tmp_path: Path) -> House:
 
 
 def target_of(row: Row) -> str:
-    return row.path.replace("{id}", uuid_of("nothing"))
+    return row.path.replace("{id}", uuid_of("nothing")).replace("{digest}", digest_named("nothing"))
+
+
+@pytest.mark.parametrize("row", [row for row in TABLE if row.who is Who.OPERATOR], ids=lambda row: row.path)
+@pytest.mark.parametrize("role", Role)
+def test_what_is_the_operator_s_nobody_of_the_network_calls(house: House, row: Row, role: Role) -> None:
+    body = (
+        None if row.takes is None else b'{"target": "%s", "verdict": "approved"}' % digest_named("x").encode()
+    )
+
+    answer = house.call(KEYS[role](house), row.method, target_of(row), body)
+
+    assert (answer.status_code, answer.json()["code"]) == (403, "not-yours")
+    assert house.ledger.rulings() == ()
 
 
 def test_the_table_is_what_the_contract_says() -> None:

@@ -3,15 +3,16 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from agent.devkit.consortium import Consortium, Hospital, found, in_an_hour
+from agent.devkit.consortium import Consortium, Hospital, found, in_an_hour, on_podman, on_runc
 from agent.devkit.issuing import issue
+from agent.devkit.podman_service import why_no_runc
 from agent.devkit.server import now
 from agent.devkit.waiting import wait_for
 from agent.domain.ids import Digest, OrderId, wire_time
@@ -29,6 +30,17 @@ ORDER_TIMEOUT_S = 240.0
 def engine() -> Iterator[Engine]:
     """The Podman service of this test process."""
     yield from open_engine()
+
+
+@pytest.fixture(params=["podman", "runc"])
+def runtime(request: pytest.FixtureRequest) -> Mapping[str, str]:
+    """What runs the jobs of a town's agents."""
+    if request.param == "podman":
+        engine: Engine = request.getfixturevalue("engine")
+        return on_podman(engine.socket)
+    if lacking := why_no_runc():
+        pytest.skip(f"runc's containers need {lacking}")
+    return on_runc()
 
 
 @dataclass(frozen=True)
@@ -85,12 +97,12 @@ class Town:
         wait_for(lambda: book.result(signed.order.id) is not None, what, timeout_s=ORDER_TIMEOUT_S)
 
 
-def make_town(engine: Engine, names: tuple[str, ...], guests: tuple[str, ...]) -> Iterator[Town]:
+def make_town(runtime: Mapping[str, str], names: tuple[str, ...], guests: tuple[str, ...]) -> Iterator[Town]:
     """A consortium of these hospitals, not started, whose policies admit these guests; gone with the test."""
     folder = Path(tempfile.mkdtemp(prefix="dcc-town-", dir=image_cache().parent))
     memory = Path(tempfile.mkdtemp(prefix="dct-", dir=os.environ["XDG_RUNTIME_DIR"]))
     try:
-        consortium = found(folder / "t", names, podman_socket=engine.socket, memory=memory)
+        consortium = found(folder / "t", names, runtime=runtime, memory=memory)
         town = Town(consortium)
         consortium.admit([town.image(guest) for guest in guests], accept_missing=GAPS)
         yield town

@@ -3,7 +3,7 @@
 import os
 import signal
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,12 +12,11 @@ from agent.devkit.consortium import running
 from agent.devkit.waiting import wait_for
 from agent.domain.reports import ReportState
 from tests.chain.conftest import ORDER_TIMEOUT_S, Town, make_town
-from tests.host.podman import Engine
 
 
 @pytest.fixture
-def town(engine: Engine) -> Iterator[Town]:
-    yield from make_town(engine, ("A",), ("slow",))
+def town(runtime: Mapping[str, str]) -> Iterator[Town]:
+    yield from make_town(runtime, ("A",), ("slow",))
 
 
 @pytest.mark.chain

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -13,15 +13,14 @@ import pytest
 from agent.devkit.consortium import Party, running
 from agent.domain.reports import ReportState
 from tests.chain.conftest import Town, make_town
-from tests.host.podman import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 ORDERS = 50
 
 
 @pytest.fixture
-def town(engine: Engine) -> Iterator[Town]:
-    yield from make_town(engine, ("A",), ("noop",))
+def town(runtime: Mapping[str, str]) -> Iterator[Town]:
+    yield from make_town(runtime, ("A",), ("noop",))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import os
 import tarfile
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,26 @@ def test_packages_come_without_sources_and_tests(tmp_path: Path) -> None:
     assert "opt/packages/msgspec/json.pyc" in inside
     assert any(name.startswith("opt/packages/msgspec/_core") for name in inside)
     assert not [name for name in inside if name.endswith((".py", ".pyi")) or "/tests/" in name]
+
+
+def test_packages_may_come_from_another_environment_and_with_sources(tmp_path: Path) -> None:
+    about = tmp_path / "site/elsewhere-1.0.dist-info"
+    about.mkdir(parents=True)
+    (tmp_path / "site/elsewhere.py").write_text("x = 1\n")
+    (about / "METADATA").write_text(
+        'Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\nRequires-Dist: colorama; sys_platform == "win32"\n'
+    )
+    (about / "RECORD").write_text("elsewhere.py,,\nelsewhere-1.0.dist-info/METADATA,,\n")
+
+    inside = names(packages_layer(tmp_path, ["elsewhere"], site=tmp_path / "site").path)
+    with_sources = names(
+        packages_layer(tmp_path, ["elsewhere"], site=tmp_path / "site", has_sources=True).path
+    )
+
+    assert {"opt/packages/elsewhere.pyc", "opt/packages/elsewhere-1.0.dist-info/METADATA"} <= set(inside)
+    assert "opt/packages/elsewhere.py" in set(with_sources) - set(inside)
+    with pytest.raises(PackageNotFoundError):
+        packages_layer(tmp_path, ["msgspec"], site=tmp_path / "site")
 
 
 def test_the_base_layer_has_what_python_needs(tmp_path: Path) -> None:

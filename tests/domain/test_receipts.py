@@ -11,6 +11,7 @@ from agent.domain.ids import digest_of, hex_of
 from agent.domain.orders import ModelRef
 from agent.domain.receipts import (
     MAX_RECEIPT_BYTES,
+    ImageUse,
     Outcome,
     Output,
     Receipt,
@@ -264,3 +265,20 @@ def test_one_changed_byte_anywhere_in_a_receipt_breaks_the_next_link() -> None:
 def test_scores_are_told_by_test_dataset() -> None:
     assert final_scores(CHAIN) == {uuid_of("c"): "0.875"}
     assert final_scores(()) == {}
+
+
+def test_an_image_that_the_policy_lists_says_nothing_of_an_approval() -> None:
+    listed = replace(receipt(ORDER), images=(ImageUse("algo", digest_named("algo")),))
+    approved = replace(listed, images=(ImageUse("algo", digest_named("algo"), listed.finished),))
+
+    assert b"approved" not in receipt_payload(listed)
+    assert parse_receipt(receipt_payload(approved)) == approved
+
+
+def test_the_moment_of_an_approval_is_written_as_every_time_is() -> None:
+    use = ImageUse("algo", digest_named("algo"), receipt(ORDER).finished)
+    payload = receipt_payload(replace(receipt(ORDER), images=(use,)))
+    before, after = payload.split(b'"approved":"')
+
+    with pytest.raises(BadOrder, match="RFC 3339"):
+        parse_receipt(before + b'"approved":"' + after.replace(b'Z"', b'.5Z"', 1))

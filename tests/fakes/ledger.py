@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
@@ -10,8 +10,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from agent.domain.approvals import Ruling, Verdict
 from agent.domain.chain import TaskKind
 from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
+from agent.domain.images import PAGE_ENTRIES, ImageDescription, ImageEntry
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
 from agent.domain.receipts import SignedReceipt
 from agent.errors import HandoffConflict, LedgerUnavailable, LostRace, NotFound, OrderConflict, QueueFull
@@ -47,6 +49,8 @@ class _Books:
     nonces: dict[tuple[KeyId, str], datetime] = field(default_factory=dict)
     events: list[EventRecord] = field(default_factory=list)
     logs: dict[tuple[JobId, int, str], bytes] = field(default_factory=dict)
+    rulings: list[Ruling] = field(default_factory=list)
+    descriptions: dict[Digest, tuple[ImageDescription, tuple[ImageEntry, ...]]] = field(default_factory=dict)
 
     def draft(self) -> "_Books":
         """A copy to write in: nothing of it counts when the transaction raises."""
@@ -237,6 +241,49 @@ class MemoryLedger:
         with self._writing() as books:
             _tell(books, name, now, order_id, position, values or {})
 
+    # ---- images
+
+    def rule(self, ruling: Ruling) -> bool:
+        with self._writing() as books:
+            if self.verdict_on(ruling.image) is ruling.verdict:
+                return False
+            books.rulings.append(ruling)
+            values: dict[str, Plain] = {"image": ruling.image, "uid": ruling.uid, "reason": ruling.reason}
+            _tell(books, f"image.{ruling.verdict}", ruling.at, None, None, values)
+            return True
+
+    def ruling(self, image: Digest) -> Ruling | None:
+        return next(iter(self.rulings(image=image)), None)
+
+    def verdict_on(self, image: Digest) -> Verdict | None:
+        last = self.ruling(image)
+        return None if last is None else last.verdict
+
+    def rulings(self, *, image: Digest | None = None, limit: int = 500) -> tuple[Ruling, ...]:
+        with self._reading() as books:
+            found = [ruling for ruling in reversed(books.rulings) if image in {None, ruling.image}]
+            return tuple(found[:limit])
+
+    def describe(self, description: ImageDescription, listing: Sequence[ImageEntry] = ()) -> None:
+        with self._writing() as books:
+            books.descriptions.setdefault(description.image, (description, tuple(listing)))
+
+    def description(self, image: Digest) -> ImageDescription | None:
+        with self._reading() as books:
+            return books.descriptions[image][0] if image in books.descriptions else None
+
+    def listing(self, image: Digest, page: int) -> tuple[ImageEntry, ...]:
+        with self._reading() as books:
+            entries = books.descriptions[image][1] if image in books.descriptions else ()
+            return entries[page * PAGE_ENTRIES : (page + 1) * PAGE_ENTRIES]
+
+    def forget_descriptions(self, keep: Collection[Digest]) -> int:
+        with self._writing() as books:
+            over = [image for image in books.descriptions if image not in keep]
+            for image in over:
+                del books.descriptions[image]
+            return len(over)
+
     # ---- logs of jobs
 
     def keep_log(self, job: Job, run: str, log: bytes) -> None:
@@ -301,10 +348,12 @@ class MemoryLedger:
     def unrung(self, now: datetime, limit: int) -> Unrung:
         with self._reading() as books:
             due = [job for job in books.jobs.values() if _is_job_due(job, now)]
+            held = [job for job in books.jobs.values() if job.state is JobState.HELD]
             lapsed = [job for job in books.jobs.values() if job.lease_until and job.lease_until <= now]
             unsent = [delivery for delivery in books.deliveries.values() if _is_due(delivery, now)]
         return Unrung(
             jobs=tuple(due[:limit]),
+            held=tuple(held[:limit]),
             orphans=tuple(sorted(lapsed, key=lambda job: job.lease_until or now)[:limit]),
             deliveries=tuple(d.id for d in sorted(unsent, key=lambda d: d.next_try_at)[:limit]),
         )

@@ -137,10 +137,12 @@ def open_desk(runtime: Runtime) -> Iterator[Desk]:
     """A workspace in memory with the probe image loaded; emptied afterwards, whatever guests left."""
     root = Path(tempfile.mkdtemp(prefix="dcc-desk-", dir="/dev/shm"))
     archive, image = probe_archive()
-    runtime.load(archive, image)
+    before = os.umask(0o077)  # as the services have it
     try:
+        runtime.load(archive, image)
         yield Desk(runtime, image, root)
     finally:
+        os.umask(before)
         for leftover in runtime.leftovers():
             runtime.remove(leftover.name)
         with suppress(BadOutput):
@@ -158,12 +160,18 @@ def open_runc() -> Iterator[RuncRuntime]:
         yield runc_runtime(Path(folder))
 
 
-def runc_runtime(folder: Path, instance: str | None = None) -> RuncRuntime:
-    """A runtime whose runs and images lie in this folder."""
+def runc_kept() -> RuncRuntime:
+    """A runtime whose images stay from run to run, as Podman's do: big ones are unpacked once."""
+    folder = Path(os.environ["XDG_RUNTIME_DIR"]) / "dcc-runc"
+    return runc_runtime(folder, store=Path.home() / ".local/share/dc-compute-dev/roots")
+
+
+def runc_runtime(folder: Path, instance: str | None = None, store: Path | None = None) -> RuncRuntime:
+    """A runtime whose runs, and images unless `store` says otherwise, lie in this folder."""
     return RuncRuntime(
         folder / "run",
         SECCOMP,
-        folder / "images",
+        store or folder / "images",
         instance=instance or f"test-{uuid.uuid4()}",
         cgroups=find_cgroups(os.environ.get("DC_COMPUTE_RUNTIME_CGROUP_PARENT", ""), os.environ),
         pool_size=3,

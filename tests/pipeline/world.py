@@ -34,6 +34,7 @@ from agent.pipeline.intake import take_handoff, take_order
 from agent.pipeline.resume import sweep
 from agent.ports import Ports
 from agent.ports.broker import Handler, Queue
+from agent.ports.images_tar import TarImages
 from agent.ports.ledger import Admission, Delivery, DeliveryId, DeliveryKind, DeliveryState, JobQuery, Ledger
 from agent.ports.runtime import RunKind
 from agent.ports.storage import BlobKind
@@ -184,6 +185,7 @@ class Hospital:
                 orchestrators=MemoryOrchestratorsPort(world.orchestrators, self.keyid),
                 peers=MemoryPeersPort(world.peers, self.keyid),
                 runtime=self.runtime,
+                images=TarImages(),
                 now=world.clock,
             ),
             rules=Rules(

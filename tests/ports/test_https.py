@@ -16,7 +16,7 @@ import pytest
 from agent.api.serving import listen, url_of
 from agent.domain.ids import digest_of
 from agent.errors import BadAnswer, BlobMissing, DigestMismatch, PeerUnavailable, StorageUnavailable
-from agent.ports.https import Timeouts
+from agent.ports.https import HttpsClient, Peer, Timeouts
 from agent.ports.peers_https import HttpsPeers
 from agent.ports.storage import BlobKind, DatasetInfo
 from agent.ports.storage_https import HttpsStorage
@@ -85,6 +85,44 @@ def request_heard(request: bytes) -> HttpRequest:
     )
     host = dict(headers)["host"]
     return HttpRequest(method, f"https://{host}{target}", headers)
+
+
+def time_told_by(town: Town, answers: bytes) -> datetime | None:
+    """What time it is at a peer that answers so when asked for its health."""
+    reserve(town, "agent-b")
+    entry = town.roster.find(B)
+    assert entry is not None
+    client = HttpsClient(town.identity("agent-a"), town.timeouts)
+    try:
+        with rude_server(town, "agent-b", lambda line, heard: line.sendall(answers)):
+            return client.check_health(Peer.of(entry, entry.agent_url, PeerUnavailable))
+    finally:
+        client.close()
+
+
+# ------------------------------------------------------------------ the time there
+
+
+@pytest.mark.parametrize(
+    ("date", "expected"),
+    [
+        ("Sun, 01 Mar 2026 12:00:00 GMT", NOW),
+        ("Sun, 01 Mar 2026 13:00:00 +0100", NOW),
+        ("Sun, 01 Mar 2026 12:00:00 -0000", NOW),
+        ("Fri, 31 Dec 9999 23:00:00 -1200", None),
+        ("yesterday", None),
+        ("", None),
+    ],
+)
+def test_an_answer_about_health_tells_the_time_there(
+    town: Town, date: str, expected: datetime | None
+) -> None:
+    assert time_told_by(town, answer(b"{}", 200, date=date)) == expected
+
+
+def test_a_peer_that_is_not_well_is_unavailable(town: Town) -> None:
+    with pytest.raises(PeerUnavailable, match="503"):
+        time_told_by(town, answer(b"{}", 503))
 
 
 # ------------------------------------------------------------------ what is sent

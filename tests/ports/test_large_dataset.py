@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from agent.devkit.consortium import found
+from agent.devkit.consortium import found, on_podman
 from agent.devkit.publishing import publish_dataset
 from agent.domain.orders import DatasetRef
 from agent.trust.seal import make_seal, parse_header, read_preamble
@@ -24,7 +24,7 @@ def test_512_mib_are_fetched_checked_and_opened_while_memory_grows_by_less_than_
     tmp_path: Path,
 ) -> None:
     town = found(
-        tmp_path / "t", ("A",), podman_socket=tmp_path / "none", memory=tmp_path / "m", orchestrators=1
+        tmp_path / "t", ("A",), runtime=on_podman(tmp_path / "none"), memory=tmp_path / "m", orchestrators=1
     )
     hospital, dataset = town.hospitals[0], DatasetRef(str(uuid4()), "1")
     plain, sealed, opened = tmp_path / "plain", tmp_path / "sealed", tmp_path / "opened"

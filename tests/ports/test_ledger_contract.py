@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agent.domain.approvals import Ruling, Verdict
 from agent.domain.chain import TaskKind
-from agent.domain.ids import JobId, OrderId, digest_of, job_id
+from agent.domain.ids import Digest, JobId, OrderId, digest_of, job_id
+from agent.domain.images import PAGE_ENTRIES, ImageAbout, ImageDescription, ImageEntry, ImageLayer
 from agent.domain.jobs import FINAL, TRANSITIONS, IllegalMove, Job, JobEvent, JobState
 from agent.errors import HandoffConflict, LostRace, NotFound, OrderConflict, QueueFull
 from agent.ports.ledger import DeliveryId, DeliveryKind, DeliveryState, JobQuery, Ledger, Successor
@@ -833,3 +836,118 @@ def test_the_sweep_takes_the_oldest_up_to_its_limit(ledger: Ledger) -> None:
 def test_a_ledger_can_prove_that_it_writes(ledger: Ledger) -> None:
     ledger.check()
     ledger.check()
+
+
+# ------------------------------------------------------------------ rulings on images, and what archives hold
+
+IMAGE, OTHER_IMAGE = digest_of(b"image"), digest_of(b"another image")
+
+
+def ruling(verdict: Verdict, seconds: int = 0, image: Digest = IMAGE, **more: Any) -> Ruling:
+    return Ruling(image=image, verdict=verdict, at=at(seconds), **more)
+
+
+def test_nobody_ruled_on_an_image_at_first(ledger: Ledger) -> None:
+    assert (ledger.ruling(IMAGE), ledger.verdict_on(IMAGE), ledger.rulings()) == (None, None, ())
+
+
+def test_the_last_word_on_an_image_counts_and_all_are_kept(ledger: Ledger) -> None:
+    approved = ruling(Verdict.APPROVED, 1, uid=1000, reason="read it")
+    denied = ruling(Verdict.DENIED, 2)
+    another = ruling(Verdict.APPROVED, 3, OTHER_IMAGE, uid=0)
+
+    assert [ledger.rule(word) for word in (approved, denied, another)] == [True, True, True]
+
+    assert ledger.ruling(IMAGE) == denied
+    assert ledger.verdict_on(IMAGE) is Verdict.DENIED
+    assert ledger.verdict_on(OTHER_IMAGE) is Verdict.APPROVED
+    assert ledger.rulings() == (another, denied, approved)
+    assert ledger.rulings(image=IMAGE) == (denied, approved)
+    assert ledger.rulings(limit=1) == (another,)
+
+
+def test_the_same_word_again_is_not_recorded_again(ledger: Ledger) -> None:
+    ledger.rule(ruling(Verdict.APPROVED, 1, uid=1))
+
+    assert not ledger.rule(ruling(Verdict.APPROVED, 2, uid=2))
+
+    assert ledger.ruling(IMAGE) == ruling(Verdict.APPROVED, 1, uid=1)
+    assert ledger.rule(ruling(Verdict.DENIED, 3))
+    assert ledger.rule(ruling(Verdict.APPROVED, 4))
+    assert event_names(ledger) == ["image.approved", "image.denied", "image.approved"]
+
+
+def test_a_ruling_is_an_event_with_who_and_why(ledger: Ledger) -> None:
+    ledger.rule(ruling(Verdict.DENIED, 1, uid=7, reason="opens sockets"))
+
+    (event,) = ledger.events()
+
+    assert (event.name, event.at) == ("image.denied", at(1))
+    assert event.values == {"image": IMAGE, "uid": 7, "reason": "opens sockets"}
+
+
+ABOUT = ImageAbout(
+    image_id=digest_of(b"config"),
+    platform="linux/amd64",
+    entrypoint=("/bin/run", "\x1b[2J"),
+    env=(("PATH", "/bin"),),
+    labels=(("by", "a stranger"),),
+    size_bytes=1 << 40,
+    layers=(ImageLayer(digest=digest_of(b"layer"), size_bytes=10, entries=3),),
+    entries=3,
+    set_ids=1,
+    is_cut=False,
+)
+
+
+def entry(number: int) -> ImageEntry:
+    return ImageEntry(
+        layer=0, path=f"bin/{number}", kind="file", size_bytes=number, mode=0o4755, link="\u202e"
+    )
+
+
+def test_what_was_read_of_an_archive_comes_back_page_by_page(ledger: Ledger) -> None:
+    described = ImageDescription(image=IMAGE, read_at=NOW, archive_bytes=5, about=ABOUT)
+    listing = [entry(number) for number in range(PAGE_ENTRIES + 1)]
+
+    ledger.describe(described, listing)
+
+    assert ledger.description(IMAGE) == described
+    assert ledger.listing(IMAGE, 0) == tuple(listing[:PAGE_ENTRIES])
+    assert ledger.listing(IMAGE, 1) == tuple(listing[PAGE_ENTRIES:])
+    assert ledger.listing(IMAGE, 2) == ledger.listing(OTHER_IMAGE, 0) == ()
+    assert ledger.description(OTHER_IMAGE) is None
+
+
+def test_the_first_description_of_an_archive_stays(ledger: Ledger) -> None:
+    refused = ImageDescription(image=IMAGE, read_at=NOW, archive_bytes=5, problem="a device")
+    ledger.describe(refused)
+
+    ledger.describe(ImageDescription(image=IMAGE, read_at=at(9), archive_bytes=5, about=ABOUT), [entry(1)])
+
+    assert ledger.description(IMAGE) == refused
+    assert ledger.listing(IMAGE, 0) == ()
+
+
+def test_descriptions_are_dropped_but_those_to_keep(ledger: Ledger) -> None:
+    for image in (IMAGE, OTHER_IMAGE):
+        ledger.describe(ImageDescription(image=image, read_at=NOW, archive_bytes=5, about=ABOUT), [entry(1)])
+
+    assert ledger.forget_descriptions({IMAGE}) == 1
+
+    assert ledger.description(IMAGE) is not None
+    assert ledger.description(OTHER_IMAGE) is None
+    assert ledger.listing(OTHER_IMAGE, 0) == ()
+    assert ledger.forget_descriptions({IMAGE}) == 0
+
+
+def test_held_jobs_are_rung_apart_from_those_that_wait_for_a_worker(ledger: Ledger) -> None:
+    held = ledger.move(received(ledger, "held"), JobEvent.HOLD, NOW)
+    waiting = received(ledger, "waiting")
+
+    unrung = ledger.unrung(at(1), 10)
+
+    assert (unrung.held, unrung.jobs) == ((held,), (waiting,))
+    again = ledger.move(held, JobEvent.APPROVE, at(2))
+    assert ledger.unrung(at(3), 10).held == ()
+    assert set(ledger.unrung(at(3), 10).jobs) == {again, waiting}

@@ -12,7 +12,8 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from agent.domain.ids import job_id
+from agent.domain.approvals import Ruling, Verdict
+from agent.domain.ids import digest_of, job_id
 from agent.domain.jobs import JobState
 from agent.errors import LedgerUnavailable
 from agent.ports import ledger_sqlalchemy_file
@@ -93,6 +94,9 @@ def test_a_ledger_of_the_first_revision_opens(tmp_path: Path) -> None:
         assert ledger.job(job_id(order.order.id, 0)).state is JobState.RECEIVED
         assert ledger.admit(arrival(order), at(1), max_attempts=3, queue_limit=10).is_repeat
         received(ledger, "another")
+        ruling = Ruling(image=digest_of(b"image"), verdict=Verdict.APPROVED, at=at(2), uid=0)
+        assert ledger.rule(ruling)
+        assert ledger.rulings() == (ruling,)
 
 
 def test_a_ledger_of_a_newer_program_is_refused_and_left_alone(tmp_path: Path) -> None:

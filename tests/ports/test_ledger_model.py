@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from agent.domain.approvals import Ruling, Verdict
 from agent.domain.chain import TaskKind
-from agent.domain.ids import Digest
+from agent.domain.ids import Digest, digest_of
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState
 from agent.errors import AgentError
 from agent.ports.ledger import DeliveryId, DeliveryState, JobQuery, Ledger, NewDelivery, Successor
@@ -260,6 +261,12 @@ class TwoLedgers(RuleBasedStateMachine):
             limit=limit,
         )
         self.same(lambda ledger: ledger.jobs(query))
+
+    @rule(verdict=st.sampled_from(Verdict), image=st.sampled_from(NAMES))
+    def rule_on_an_image(self, verdict: Verdict, image: str) -> None:
+        word = Ruling(image=digest_of(image.encode()), verdict=verdict, at=at(self.clock))
+        self.same(lambda ledger: ledger.rule(word))
+        self.same(lambda ledger: ledger.rulings())
 
     @invariant()
     def both_tell_the_same(self) -> None:

@@ -5,11 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import asdict
 
+from agent.domain.approvals import Verdict, VerdictOn
 from agent.domain.ceilings import DEFAULT_CEILINGS, Ceilings
 from agent.domain.chain import TaskKind, plan
 from agent.domain.ids import digest_of
 from agent.domain.orders import Limits
-from agent.errors import BadSettings, PolicyRefused
+from agent.errors import BadSettings, ImageDenied, PolicyRefused
 from agent.trust.policy import HostPolicy
 from tests.builders import (
     consortium,
@@ -102,7 +103,8 @@ def test_the_digest_is_that_of_the_exact_text() -> None:
 @pytest.mark.parametrize(
     "rest",
     [
-        "hold_unknown = true\n",
+        "hold_unknown = 'yes'\n",
+        "run_unknown = true\n",
         "digest = 'sha256:00'\n",
         "accept_missing = ['network']\n",
         "accept_missing = 'memory_bytes'\n",
@@ -168,3 +170,62 @@ def test_an_order_can_lower_a_ceiling_and_never_raise_one(maxima: Ceilings, aske
     wanted = {name: value for name, value in asdict(asked).items() if value is not None}
     for name, maximum in asdict(maxima).items():
         assert given_[name] == min(maximum, wanted.get(name, maximum))
+
+
+# ------------------------------------------------------------------ the operator's word
+
+PROBLEM, ALGO = ORDER.order.images
+HOLDS = "hold_unknown = true\n"
+
+
+def ruled(**verdicts: Verdict) -> VerdictOn:
+    """What the operator said of `algo` and `problem`."""
+    told = {{"algo": ALGO, "problem": PROBLEM}[name]: verdict for name, verdict in verdicts.items()}
+    return told.get
+
+
+def test_unknown_images_are_refused_unless_the_policy_holds_them() -> None:
+    with pytest.raises(PolicyRefused, match="images"):
+        policy_for(ORDER, images=[PROBLEM]).admit_or_hold(ORDER, TASKS[:1])
+
+    assert policy_for(ORDER, images=[PROBLEM], rest=HOLDS).admit_or_hold(ORDER, TASKS[:1]) == (ALGO,)
+    assert policy_for(ORDER, images=[], rest=HOLDS).admit_or_hold(ORDER, TASKS[:1]) == (PROBLEM, ALGO)
+    assert policy_for(ORDER, rest=HOLDS).admit_or_hold(ORDER, TASKS[:1]) == ()
+
+
+def test_holding_admits_nothing_to_run() -> None:
+    with pytest.raises(PolicyRefused, match=ALGO):
+        policy_for(ORDER, images=[PROBLEM], rest=HOLDS).admit(ORDER, TASKS[:1])
+
+
+@pytest.mark.parametrize("name", ["orchestrators", "datasets", "kinds"])
+def test_an_order_that_lacks_another_term_is_not_held(name: str) -> None:
+    with pytest.raises(PolicyRefused, match=name):
+        policy_for(ORDER, images=[], rest=HOLDS, **{name: []}).admit_or_hold(ORDER, TASKS[:1])
+
+
+@pytest.mark.parametrize("rest", ["", HOLDS])
+def test_an_approved_image_counts_as_if_it_were_listed(rest: str) -> None:
+    policy = policy_for(ORDER, images=[PROBLEM], rest=rest)
+
+    policy.admit(ORDER, TASKS[:1], ruled(algo=Verdict.APPROVED))
+
+    assert policy.admit_or_hold(ORDER, TASKS[:1], ruled(algo=Verdict.APPROVED)) == ()
+
+
+@pytest.mark.parametrize("name", ["orchestrators", "datasets", "kinds"])
+def test_an_approval_stands_for_no_other_term(name: str) -> None:
+    with pytest.raises(PolicyRefused, match=name):
+        policy_for(ORDER, **{name: []}).admit(
+            ORDER, TASKS[:1], ruled(algo=Verdict.APPROVED, problem=Verdict.APPROVED)
+        )
+
+
+@pytest.mark.parametrize("images", [[PROBLEM, ALGO], [PROBLEM]], ids=["listed", "not listed"])
+def test_a_denied_image_runs_nowhere_whatever_the_file_lists(images: list[str]) -> None:
+    policy = policy_for(ORDER, images=images, rest=HOLDS)
+
+    with pytest.raises(ImageDenied, match=ALGO):
+        policy.admit(ORDER, TASKS[:1], ruled(algo=Verdict.DENIED))
+    with pytest.raises(ImageDenied, match=ALGO):
+        policy.admit_or_hold(ORDER, TASKS[:1], ruled(algo=Verdict.DENIED))

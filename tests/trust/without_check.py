@@ -32,7 +32,7 @@ WITHOUT: dict[str, dict[Any, dict[str, Any]]] = {
     "1": {handoff: {"open_order": _order_as_told}},
     "2": {handoff: {"_find_repeat": _nothing}},
     "3": {handoff: {"_check_time": _nothing}},
-    "4": {HostPolicy: {"admit": _nothing}},
+    "4": {HostPolicy: {"admit_or_hold": _nothing}},
     "5": {handoff: {"open_receipt": _receipt_as_told, "check_place": _nothing, "check_holder": _nothing}},
     "6": {handoff: {"_check_links": _nothing}},
     "7": {handoff: {"_check_lies_here": _nothing}},

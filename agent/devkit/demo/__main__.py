@@ -1,16 +1,21 @@
-"""`python -m agent.devkit.demo`: the whole walk on this machine. Exit code 0 only when everything promised was seen."""
+"""`python -m agent.devkit.demo [--runc]`: the whole walk on this machine. Exit code 0 only when all that is promised was seen.
 
+Jobs run in Podman, or with --runc in containers that no daemon makes.
+"""
+
+import contextlib
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from agent.devkit.consortium import NotStarted, found, running
+from agent.devkit.consortium import NotStarted, found, on_podman, on_runc, running
 from agent.devkit.demo.attacks import attack
 from agent.devkit.demo.data import SPLITS, write_splits
 from agent.devkit.demo.guests import demo_images
 from agent.devkit.demo.show import Show
 from agent.devkit.demo.story import Scene, cage, predict, score, train, verify
-from agent.devkit.podman_service import NoPodman, checkout_folders, podman_service
+from agent.devkit.podman_service import NoPodman, checkout_folders, podman_service, why_no_runc
 from agent.errors import AgentError
 from agent.log import LogLevel, configure
 
@@ -18,12 +23,15 @@ from agent.log import LogLevel, configure
 ACCEPTED_GAPS = ("memory_bytes", "cpu_millis", "pids")
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Tell the story; the exit code."""
+    if arguments not in ([], ["--runc"]):
+        sys.stderr.write("usage: python -m agent.devkit.demo [--runc]\n")
+        return 2
     configure(LogLevel.ERROR)
     show = Show()
     try:
-        tell(show)
+        tell(show, is_on_runc=bool(arguments))
     except (AgentError, NoPodman, NotStarted) as error:
         show.say(f"[red]the demo stopped:[/red] {error}")
         return 1
@@ -34,7 +42,7 @@ def main() -> int:
     return 0 if show.is_complete else 1
 
 
-def tell(show: Show) -> None:
+def tell(show: Show, *, is_on_runc: bool) -> None:
     """Everything, in order."""
     cache = Path.home() / ".cache" / "dc-compute-demo"
     memory = Path(os.environ["XDG_RUNTIME_DIR"]) / "dcd"
@@ -42,10 +50,9 @@ def tell(show: Show) -> None:
     images = demo_images(cache / "images")
     for image in images:
         show.say(f"{image.name:11} {image.archive.stat().st_size >> 20:4} MiB  {image.digest}")
-    runtime_dir, root = checkout_folders()
-    with podman_service(runtime_dir, root, name="demo") as podman_socket:
+    with _runtime(is_on_runc) as runtime:
         show.chapter("Three hospitals, each a storage and an agent, and two orchestrators: eight programs")
-        consortium = found(cache / "run", ("A", "B", "C"), podman_socket=podman_socket, memory=memory)
+        consortium = found(cache / "run", ("A", "B", "C"), runtime=runtime, memory=memory)
         consortium.admit([image.digest for image in images], accept_missing=ACCEPTED_GAPS)
         with running(consortium):
             scene = Scene(consortium, images, write_splits(cache / "run" / "plain"), show)
@@ -56,6 +63,19 @@ def tell(show: Show) -> None:
             verify(scene, signed)
             predict(scene, signed)
             attack(scene, signed)
+
+
+@contextlib.contextmanager
+def _runtime(is_on_runc: bool) -> Iterator[Mapping[str, str]]:
+    """What runs the jobs. Raises: NoPodman when it cannot run here."""
+    if is_on_runc:
+        if lacking := why_no_runc():
+            raise NoPodman(f"containers need {lacking}")
+        yield on_runc()
+        return
+    runtime_dir, root = checkout_folders()
+    with podman_service(runtime_dir, root, name="demo") as podman_socket:
+        yield on_podman(podman_socket)
 
 
 def settle_in(scene: Scene) -> None:
@@ -76,4 +96,4 @@ def settle_in(scene: Scene) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,114 @@
+"""`doctor`: looks at this host as the agent's user would meet it, and says line by line what is well and what to mend.
+
+Whom it looks at is in `doctor_patient.py`, how in `doctor_sections.py`; what a line says is decided in `agent/doctor/`.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import typer
+from msgspec import Struct
+
+from agent.cli import doctor_sections as sections
+from agent.cli.doctor_patient import STRANGE, Patient, meet, owner_file
+from agent.cli.files import as_owner_of
+from agent.cli.here import here_of
+from agent.cli.out import JsonFlag, clean, console, print_json
+from agent.doctor.lines import Check, State
+from agent.errors import AgentError
+
+Section = Callable[[Patient], Iterable[Check]]
+
+# What is looked at, in this order. One more section is one more function here; what it cannot read, it raises or says.
+SECTIONS: list[Section] = [
+    sections.look_at_versions,
+    sections.look_at_user_ids,
+    sections.look_at_kernel_settings,
+    sections.look_at_ceilings,
+    sections.look_at_podman,
+    sections.look_at_memory,
+    sections.look_at_files,
+    sections.look_at_trust,
+    sections.look_at_clock,
+    sections.look_at_disk,
+    sections.look_at_others,
+    sections.look_at_units,
+]
+
+
+class Report(Struct, frozen=True):
+    """What `--json` prints."""
+
+    checks: list[Check]
+
+
+# ------------------------------------------------------------------ the command
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command."""
+    app.command()(doctor)
+
+
+def doctor(context: typer.Context, as_json: JsonFlag = False) -> None:
+    """Look at this host and tell what is well, what is not, and the command that mends it.
+
+    As root, or as the agent's user. Nothing is changed. Exit code 1 when a line fails.
+    """
+    here = here_of(context)
+    owned, is_root = owner_file(here.settings), os.geteuid() == 0
+    checks: list[Check] = []
+    with as_owner_of(owned):
+        patient = meet(here, owned, by_root=is_root)
+        for lines in examine(patient):
+            checks += lines
+            if not as_json:
+                show(lines)
+    if as_json:
+        print_json(Report(checks))
+    else:
+        show_sum(checks)
+    if any(check.state is State.FAIL for check in checks):
+        raise typer.Exit(1)
+
+
+def examine(patient: Patient) -> Iterator[list[Check]]:
+    """The lines of each section. One that meets what nobody foresaw gives a note, and the next one begins."""
+    for section in SECTIONS:
+        try:
+            yield list(section(patient))
+        except STRANGE as cause:
+            why = cause.detail if isinstance(cause, AgentError) else f"{type(cause).__name__}: {cause}"[:200]
+            name = section.__name__.removeprefix("look_at_").replace("_", " ")
+            yield [Check(name, name, State.NOTE, f"cannot tell: {why}")]
+
+
+# ------------------------------------------------------------------ printing
+
+STYLES = {State.OK: "green", State.WARN: "yellow", State.FAIL: "bold red", State.NOTE: "dim"}
+
+
+def show(lines: Sequence[Check]) -> None:
+    """The lines of a section, whole: a command is there to be copied."""
+    from rich.text import Text
+
+    width = max((len(line.name) for line in lines), default=0)
+    group = None
+    for line in lines:
+        if line.group != group:
+            group = line.group
+            console().print(Text(clean(group), style="bold"), soft_wrap=True)
+        text = Text(f"  {line.state:<4} ", style=STYLES[line.state])
+        text.append(f" {clean(line.name):<{width}}  {clean(line.seen)}", style="default")
+        console().print(text, soft_wrap=True)
+        if line.mend is not None and line.state is not State.OK:
+            console().print(Text(f"        → {clean(line.mend)}"), soft_wrap=True)
+
+
+def show_sum(checks: Sequence[Check]) -> None:
+    """How many of each."""
+    from rich.text import Text
+
+    told = {state: sum(1 for check in checks if check.state is state) for state in State}
+    words = f"{told[State.FAIL]} failed, {told[State.WARN]} to mend, {told[State.NOTE]} not judged, {told[State.OK]} well"
+    console().print(Text(words, style="bold"), soft_wrap=True)
