@@ -286,8 +286,14 @@ class JobFailed(JobError):
 
 
 class BadOutput(JobError):
+    """`seen` is in words of the guest's own, a file's name perhaps, which may carry data: no message holds them."""
+
     code = "bad-output"
-    advice = "Leave only regular files and folders within the caps of the container contract."
+    advice = "Leave only regular files and folders within the caps of the container contract; dc-compute log shows which."
+
+    def __init__(self, message: str, seen: str = "") -> None:
+        super().__init__(message)
+        self.seen = seen
 
     @property
     def reason(self) -> str:
@@ -383,6 +389,12 @@ class NoSpace(OutsideError):
     code = "no-space"
     status = 507
     advice = "Free space on the file system that the message names; what is refused now may be sent again."
+
+
+class WorkspaceOnDisk(OutsideError):
+    code = "workspace-on-disk"
+    is_retried = False
+    advice = "Run the command that the message ends with as root, or let [workspace] root name a folder on a tmpfs."
 
 
 class SlowBody(OutsideError):

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
-from pathlib import Path
 from types import FrameType
 
 from agent.domain.ids import JobId
@@ -25,6 +24,7 @@ from agent.pipeline.deliver import deliver
 from agent.pipeline.gate import Gate, Prove
 from agent.pipeline.host import Host
 from agent.pipeline.resume import sweep
+from agent.pipeline.space import require_memory
 from agent.ports.broker import Consumer, Handler, Queue
 from agent.ports.ledger import DeliveryId
 
@@ -122,7 +122,7 @@ def work(
 
     No task runs before `prove` found nothing; all other work goes on. When a handler had not ended, the caller should leave
     the process: its lease runs out and another worker takes the task over.
-    Raises: LedgerUnavailable when the ledger cannot be written at the start.
+    Raises: LedgerUnavailable when the ledger cannot be written at the start; WorkspaceOnDisk when plaintext would lie there.
     """
     stop = stop or Stop()
     leases = Leases(host)
@@ -150,6 +150,7 @@ def handlers(host: Host, leases: Leases, gate: Gate) -> dict[Queue, Handler]:
     """What each queue's bell does."""
 
     def go_on(item: str) -> None:
+        require_memory(host.rules.workspace_root)  # a mount can vanish; what waits then waits on
         with leases.name() as name:
             advance(JobId(item), host, name, may_run=gate.is_open)
 
@@ -179,38 +180,16 @@ def try_gate(gate: Gate) -> bool:
 
 
 def check_start(host: Host) -> None:
-    """Look at what a worker stands on, and say what is amiss. Raises: LedgerUnavailable."""
+    """Look at what a worker stands on, and say what is amiss. Raises: LedgerUnavailable, WorkspaceOnDisk."""
     host.ports.ledger.check()
     root = host.rules.workspace_root
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    kind = file_system_of(root)
-    if kind not in {"tmpfs", "ramfs"}:
-        log.warning(
-            "workspace.not_in_memory",
-            root=str(root),
-            file_system=kind,
-            advice="Dataset plaintext lies there while a task runs: mount a tmpfs, or set [workspace] root.",
-        )
+    require_memory(root)
     try:
         left = host.ports.runtime.leftovers()
         log.info("runtime.found", runtime=host.ports.runtime.name, containers=len(left))
     except RuntimeUnavailable as error:
         log.error("runtime.not_found", detail=error.detail, advice=error.advice)
-
-
-def file_system_of(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
-    """The kind of file system that `folder` lies on, by /proc/self/mountinfo; "unknown" without that file."""
-    try:
-        lines = mounts.read_text().splitlines()
-    except OSError:
-        return "unknown"
-    real = folder.resolve()
-    kinds: dict[Path, str] = {}
-    for line in lines:  # a later mount on the same folder covers the earlier one
-        about, _, source = line.partition(" - ")
-        mount_point = about.split(" ")[4].encode().decode("unicode_escape")
-        kinds[Path(mount_point)] = source.split(" ")[0]
-    return next((kinds[path] for path in (real, *real.parents) if path in kinds), "unknown")
 
 
 def _guarded(queue: Queue, handle: Handler) -> Handler:

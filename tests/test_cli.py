@@ -32,6 +32,7 @@ from agent.domain.ids import digest_of, job_id
 from agent.domain.jobs import JobEvent, JobState
 from agent.domain.strict_json import encode
 from agent.trust.certificates import CertificateAuthority
+from agent.trust.job_log import seal_log
 from agent.trust.keys import SigningKey
 from agent.trust.roster import Role, Roster, RosterEntry, sign_roster
 from tests.api.house import House, open_house
@@ -677,13 +678,19 @@ def test_an_unknown_order_is_1(command: Command, house: House) -> None:
 def test_a_job_s_log_cannot_steer_the_terminal(command: Command, house: House, order_file: Path) -> None:
     command("submit", order_file)
     job = house.ledger.job(job_id(ORDER, 0))
-    house.ledger.keep_log(job, "train", b"line 1\n\x1b[2Jline 2\x07\n")
+    printed = b"line 1\n\x1b[2Jline 2\x07\n"
+    house.ledger.keep_log(
+        job, "train", seal_log(printed, house.host.key, job=job.id, attempt=job.attempt, run="train")
+    )
+    house.ledger.keep_log(job, "again", b"in clear")
 
     said = command("log", ORDER)
 
     assert "line 1\n" in said.out
     assert "\x1b" not in said.out
     assert "\\x1b[2Jline 2\\x07" in said.out
+    assert "not shown: the output was not sealed" in said.out
+    assert "in clear" not in said.out
 
 
 def finish(house: House) -> None:

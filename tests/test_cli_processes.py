@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,6 +108,14 @@ def service(home: Path, name: str, *events: str) -> Iterator[Running]:
         finally:
             process.terminate()
             process.wait(SOON_S)
+
+
+@pytest.fixture(autouse=True)
+def workspace_in_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No worker starts on another: what a user's own agent has below XDG_RUNTIME_DIR."""
+    with tempfile.TemporaryDirectory(prefix="dcc-work-", dir="/dev/shm") as folder:
+        monkeypatch.setenv("DC_COMPUTE_WORKSPACE_ROOT", folder)
+        yield
 
 
 @pytest.fixture

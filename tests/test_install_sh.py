@@ -170,7 +170,7 @@ def test_a_unit_runs_its_command_unprivileged_behind_the_walls(unit: str, comman
         f"RestrictNamespaces={'user' if unit == 'worker' else 'yes'}",  # the worker's helper enters Podman's
         "SystemCallArchitectures=native",
         "UMask=0077",
-        "LimitCORE=0",
+        "LimitCORE=1",
     } <= lines
 
 

@@ -4,8 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,12 +20,13 @@ from agent.domain.chain import TaskKind
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import Learnuplet
-from agent.errors import LedgerUnavailable, RuntimeUnavailable
+from agent.errors import LedgerUnavailable, RuntimeUnavailable, WorkspaceOnDisk
+from agent.pipeline import space
 from agent.pipeline.gate import Breach, Gate, GateState, Prove, standing
 from agent.pipeline.host import Host
 from agent.ports.broker import Handler, Queue
 from agent.ports.ledger import Arrival
-from agent.worker import Leases, Stop, check_start, file_system_of, handlers, work
+from agent.worker import Leases, Stop, check_start, handlers, work
 from tests.api.house import House, open_house
 from tests.builders import NOW
 from tests.fakes.runtime import MemoryRuntime
@@ -55,8 +57,15 @@ class Hands:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    made = open_house(tmp_path, lease=timedelta(seconds=0.3))
+def memory() -> Iterator[Path]:
+    """A folder in memory: no worker starts on another."""
+    with tempfile.TemporaryDirectory(prefix="dcc-worker-", dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def house(tmp_path: Path, memory: Path) -> House:
+    made = open_house(tmp_path, lease=timedelta(seconds=0.3), workspace_root=memory)
     ports = made.host.ports
     runtime = MemoryRuntime({})
     with_runtime = type(ports)(
@@ -214,8 +223,8 @@ def test_a_worker_starts_without_its_container_engine_and_says_so(house: House) 
     check_start(house.host)
 
 
-def test_the_workspace_s_folder_is_made_for_the_agent_alone(house: House, tmp_path: Path) -> None:
-    root = tmp_path / "run" / "work"
+def test_the_workspace_s_folder_is_made_for_the_agent_alone(house: House, memory: Path) -> None:
+    root = memory / "run" / "work"
     rules = house.host.rules
     told = {name: getattr(rules, name) for name in rules.__slots__} | {"workspace_root": root}
     host = Host(house.host.key, house.host.roster, house.host.policy, house.host.ports, type(rules)(**told))
@@ -225,18 +234,28 @@ def test_the_workspace_s_folder_is_made_for_the_agent_alone(house: House, tmp_pa
     assert root.stat().st_mode & 0o777 == 0o700
 
 
-def test_the_kind_of_file_system_is_that_of_the_deepest_mount(tmp_path: Path) -> None:
-    mounts = tmp_path / "mountinfo"
-    mounts.write_text(
-        "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
-        "23 22 0:20 / /run rw,nosuid shared:5 - tmpfs tmpfs rw\n"
-        "24 23 0:21 / /run/user\\0401 rw - fuse x rw\n"
-    )
+def on_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(space, "file_system_of", lambda _root: "ext4")
 
-    assert file_system_of(Path("/usr/nowhere"), mounts) == "ext4"
-    assert file_system_of(Path("/run/dc-compute/work"), mounts) == "tmpfs"
-    assert file_system_of(Path("/run/user 1/x"), mounts) == "fuse"
-    assert file_system_of(Path("/"), tmp_path / "missing") == "unknown"
+
+def test_a_worker_whose_workspace_lies_on_a_disk_does_not_start(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_disk(monkeypatch)
+
+    with pytest.raises(WorkspaceOnDisk, match="mount -t tmpfs"):
+        work(house.host, Hands, tuple, grace_s=1, stop=Stop())
+
+
+def test_a_workspace_that_lost_its_memory_begins_no_task_and_costs_no_attempt(
+    house: House, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queued = house.ledger.move(job, JobEvent.ENQUEUE, NOW)
+    on_a_disk(monkeypatch)
+
+    handlers(house.host, Leases(house.host), proved(house.host))[Queue.LEARN_TASKS](queued.id)
+
+    assert house.ledger.job(job.id) == queued
 
 
 # ------------------------------------------------------------------ the gate

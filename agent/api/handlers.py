@@ -130,7 +130,7 @@ def get_log(ask: Ask, desk: Desk) -> Response:
     if not ask.is_operator:
         raise NotYours("a job's log may carry data: it stays on the operator's socket")
     record, _, _ = _order_for(ask, desk.host)
-    return json_answer(view_log(desk.host.ports.ledger.logs(record.id)))
+    return json_answer(view_log(desk.host.ports.ledger.logs(record.id), desk.host.key))
 
 
 def get_health(_ask: Ask, desk: Desk) -> Response:

@@ -18,8 +18,11 @@ from agent.domain.jobs import Job, JobState
 from agent.domain.orders import DatasetRef, Learnuplet, SignedOrder
 from agent.domain.receipts import Receipt, SignedReceipt
 from agent.domain.strict_json import encode
+from agent.errors import BadSeal
 from agent.ports.ledger import OrderRecord
 from agent.trust.handoff import HandoffBody
+from agent.trust.job_log import open_log
+from agent.trust.keys import SigningKey
 
 Kind = Literal["learnuplet", "preduplet"]
 
@@ -145,12 +148,16 @@ class RulingView(Struct, frozen=True):
 
 
 class RunLog(Struct, frozen=True, kw_only=True):
-    """The capped output of one container. `text`: as UTF-8, other bytes as \\xNN; written by the guest, so it may lie."""
+    """The capped output of one container. `text`: as UTF-8, other bytes as \\xNN; written by the guest, so it may lie.
+
+    `unopened`: why the text is not there though an output was kept.
+    """
 
     job: JobId
     attempt: int
     run: str
     text: str
+    unopened: str | None = None
 
 
 class LogView(Struct, frozen=True):
@@ -241,14 +248,17 @@ def view_receipts(record: OrderRecord, receipts: Sequence[SignedReceipt]) -> byt
     return encode({"order": Raw(record.envelope), "receipts": [Raw(r.envelope) for r in receipts]})
 
 
-def view_log(logs: Iterable[tuple[JobId, int, str, bytes]]) -> LogView:
-    """The outputs as text."""
-    return LogView(
-        tuple(
-            RunLog(job=job, attempt=attempt, run=run, text=output.decode("utf-8", errors="backslashreplace"))
-            for job, attempt, run, output in logs
-        )
-    )
+def view_log(logs: Iterable[tuple[JobId, int, str, bytes]], key: SigningKey) -> LogView:
+    """The outputs as text, opened with the agent's key. One that does not open says why and hides no other."""
+    return LogView(tuple(_run_log(job, attempt, run, sealed, key) for job, attempt, run, sealed in logs))
+
+
+def _run_log(job: JobId, attempt: int, run: str, sealed: bytes, key: SigningKey) -> RunLog:
+    try:
+        output = open_log(sealed, key, job=job, attempt=attempt, run=run)
+    except BadSeal as refusal:
+        return RunLog(job=job, attempt=attempt, run=run, text="", unopened=refusal.detail)
+    return RunLog(job=job, attempt=attempt, run=run, text=output.decode("utf-8", errors="backslashreplace"))
 
 
 def _agents(here: Mapping[int, Job], told: Mapping[int, Receipt], me: KeyId) -> dict[int, KeyId]:

@@ -11,10 +11,12 @@ here.py      which agent is meant: its settings      out.py     tables, JSON, te
 import sys
 
 from agent.cli.app import run
+from agent.process import keep_memory_private
 
 __all__ = ["main", "run"]
 
 
 def main() -> None:
-    """The entry point."""
+    """The entry point. Most commands hold a key for a moment, `serve` and `work` for weeks."""
+    keep_memory_private()
     sys.exit(run(sys.argv[1:]))

@@ -227,6 +227,9 @@ def show_log(
         return
     for run in view.runs:
         say(f"── {run.job} · attempt {run.attempt} · {run.run}")
+        if run.unopened is not None:
+            say(f"not shown: {run.unopened}")
+            continue
         sys.stdout.write(clean(run.text, keeps_lines=True).rstrip("\n") + "\n")
     if not view.runs:
         say("no container of this order has written anything on this host")

@@ -26,6 +26,7 @@ from agent.domain.orders import MAX_ORDER_BYTES, DatasetRef, Learnuplet, Order, 
 from agent.domain.strict_json import decode, encode, parse
 from agent.errors import AgentError, BadSettings, NotFound
 from agent.log import LogLevel, configure
+from agent.process import keep_memory_private
 
 Command = Callable[[ServerSettings, argparse.Namespace], object]
 
@@ -180,4 +181,5 @@ def _read(path: Path) -> bytes:
 
 
 if __name__ == "__main__":
+    keep_memory_private()
     sys.exit(main())

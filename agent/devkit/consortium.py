@@ -38,6 +38,7 @@ from agent.trust.seal import make_seal
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
+OUTPUT_BYTES = 64 << 20  # each task reserves a few times as much memory
 SECCOMP = Path(__file__).resolve().parents[2] / "seccomp"
 
 
@@ -118,7 +119,7 @@ class Consortium:
                 "datasets": "*",
                 "kinds": ["learn", "test", "predict"],
                 "accept_missing": list(accept_missing),
-                "ceilings": {"wall_s": wall_s},
+                "ceilings": {"wall_s": wall_s, "output_bytes": OUTPUT_BYTES},
             }
         )
         for hospital in self.hospitals:

@@ -7,21 +7,23 @@ from agent.domain.jobs import Job, JobEvent
 from agent.domain.orders import is_expired
 from agent.domain.reports import ReportState
 from agent.domain.retries import dice, rest_between_attempts
-from agent.errors import AgentError, LostRace
+from agent.errors import AgentError, BadOutput, LostRace
 from agent.log import get_logger
 from agent.pipeline.attest import Done, Work, attest, attest_failure, reason_of
 from agent.pipeline.bells import ring_deliveries, ring_job, ring_successor
-from agent.pipeline.fetch import dataset_for, fetch
+from agent.pipeline.fetch import dataset_for, fetch, model_for
 from agent.pipeline.host import Context, Host, context_of
 from agent.pipeline.phases import Phases
 from agent.pipeline.place import expire, holder_of
 from agent.pipeline.publish import publish
 from agent.pipeline.report import report
-from agent.pipeline.run import Runs, run_task
-from agent.pipeline.workspace import workspace
+from agent.pipeline.run import Runs, keep_log, run_task
+from agent.pipeline.workspace import bytes_needed, workspace
 from agent.trust.signed import open_order
 
 log = get_logger(__name__)
+
+REFUSED_OUTPUT = "refused output"  # beside the outputs of the runs: what was seen of it, for the operator
 
 
 def execute(job: Job, host: Host, worker: str) -> None:
@@ -53,12 +55,18 @@ def _attempt(context: Context, work: Work, host: Host) -> Done:
         host.policy.admit(context.signed, [context.task], host.ports.ledger.verdict_on)
         info, header = dataset_for(context, host)
         next_agent = None if context.next_task is None else holder_of(context.next_task, host)
-    reserve = 2 * info.size + host.rules.max_model_bytes
+        model = model_for(context, host)
+    reserve = bytes_needed(
+        context.task.kind,
+        dataset_bytes=header.header.size,
+        model_bytes=0 if model is None else model.size,
+        ceilings=host.policy.ceilings_for(context.signed.order.limits),
+    )
     with workspace(
         context.job, host.rules.workspace_root, host.ports.runtime, reserve_bytes=reserve
     ) as space:
         with phase("fetch"):
-            inputs = fetch(context, info, header, space, host)
+            inputs = fetch(context, info, header, model, space, host)
         with phase("run"):
             results = run_task(context, inputs, space, work.runs, host)
         with phase("publish"):
@@ -90,6 +98,8 @@ def _end_badly(context: Context, work: Work, error: AgentError, host: Host) -> J
     """The job back in the queue when the cause may pass and attempts are left, else FAILED with a receipt."""
     job = context.job
     log.warning("task.attempt_failed", job=job.id, attempt=job.attempt, code=error.code, detail=str(error))
+    if isinstance(error, BadOutput) and error.seen:
+        keep_log(job, REFUSED_OUTPUT, error.seen.encode(errors="backslashreplace"), host)
     host.ports.ledger.record_event(
         "attempt.failed",
         host.ports.now(),

@@ -11,42 +11,28 @@ from typing import BinaryIO
 
 from msgspec.structs import replace
 
-from agent.domain.ceilings import Ceilings
-from agent.domain.chain import images_for
+from agent.domain.chain import TaskKind, images_for
 from agent.domain.ids import Digest, KeyId
 from agent.domain.receipts import next_link
+from agent.errors import TooLarge
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import unpack
 from agent.pipeline.workspace import Workspace, add_pred, set_modes, workspace
-from agent.ports.storage import DatasetInfo
+from agent.ports.storage import BlobInfo, DatasetInfo
 from agent.trust.seal import Opener, SignedHeader, check_use, parse_header
 from agent.trust.shares import ShareKeyPair, ShareRequest, share_info, unwrap_data_key
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the runs of a task need. `data`: a folder with the one dataset file and an empty `pred`."""
+    """What the runs of a task need. `data`: a folder with the one dataset file and an empty `pred`.
+
+    `model`: a folder with the earlier model, or an empty one; the guest's own to write in when it learns.
+    """
 
     images: dict[str, Digest]  # by role
     data: Path
-    model_archive: Path | None
-    model_ceilings: Ceilings  # the host's own: an order limits what its tasks leave, not what they start from
-
-    def model_writable(self, space: Workspace) -> Path:
-        """A folder of the guest's own with the earlier model, or an empty one."""
-        folder = space.writable("model")
-        if self.model_archive is not None:
-            unpack(self.model_archive, folder, self.model_ceilings)
-            set_modes(folder, writable=True)
-        return folder
-
-    def model_readable(self, space: Workspace) -> Path:
-        """A folder with the model, for the guest to read."""
-        folder = space.readable("model")
-        if self.model_archive is not None:
-            unpack(self.model_archive, folder, self.model_ceilings)
-            set_modes(folder, writable=False)
-        return folder
+    model: Path
 
 
 def dataset_for(context: Context, host: Host) -> tuple[DatasetInfo, SignedHeader]:
@@ -61,7 +47,28 @@ def dataset_for(context: Context, host: Host) -> tuple[DatasetInfo, SignedHeader
     return info, signed
 
 
-def fetch(context: Context, info: DatasetInfo, header: SignedHeader, space: Workspace, host: Host) -> Inputs:
+def model_for(context: Context, host: Host) -> BlobInfo | None:
+    """What storage says of the model the task starts from; None when it starts from nothing.
+
+    Raises: BlobMissing, StorageUnavailable; TooLarge for a model over what this host takes.
+    """
+    _, digest = next_link(context.signed, context.receipts)
+    if digest is None:
+        return None
+    info = host.ports.storage.blob(digest, near=_maker_of(digest, context))
+    if info.size > host.rules.max_model_bytes:
+        raise TooLarge(f"{digest} has {info.size} bytes, the limit is {host.rules.max_model_bytes}")
+    return info
+
+
+def fetch(
+    context: Context,
+    info: DatasetInfo,
+    header: SignedHeader,
+    model: BlobInfo | None,
+    space: Workspace,
+    host: Host,
+) -> Inputs:
     """Everything the task's runs need, in the workspace.
 
     Raises: OutsideError by the ports; TrustError for a header, share or dataset that does not hold; BadImage; BadOutput for a
@@ -69,13 +76,12 @@ def fetch(context: Context, info: DatasetInfo, header: SignedHeader, space: Work
     """
     order, task = context.signed.order, context.task
     images = {role: _image(digest, context, host) for role, digest in images_for(order, task)}
-    model_archive = _model(context, space, host)
+    model_folder = _model(context, model, space, host)
     data_key = _data_key(context, header, host)
     data = space.readable("data")
     _open_dataset(info, header, data_key, data / task.dataset.id, space, host)
     add_pred(data)
-    model_ceilings = replace(host.policy.ceilings, output_bytes=host.rules.max_model_bytes)
-    return Inputs(images, data, model_archive, model_ceilings)
+    return Inputs(images, data, model_folder)
 
 
 def _image(digest: Digest, context: Context, host: Host) -> Digest:
@@ -89,15 +95,19 @@ def _image(digest: Digest, context: Context, host: Host) -> Digest:
     return digest
 
 
-def _model(context: Context, space: Workspace, host: Host) -> Path | None:
-    """The archive of the model the task starts from: at the storage of the agent that made it, or that the order names."""
-    _, digest = next_link(context.signed, context.receipts)
-    if digest is None:
-        return None
-    target = space.private("model.tar")
-    near = _maker_of(digest, context)
-    host.ports.storage.fetch_blob(digest, target, limit_bytes=host.rules.max_model_bytes, near=near)
-    return target
+def _model(context: Context, model: BlobInfo | None, space: Workspace, host: Host) -> Path:
+    """The folder of the model the task starts from. Its archive is gone once it is unpacked: both take room."""
+    is_learning = context.task.kind is TaskKind.LEARN
+    folder = space.writable("model") if is_learning else space.readable("model")
+    if model is not None:
+        archive = space.private("model.tar")
+        near = _maker_of(model.digest, context)
+        host.ports.storage.fetch_blob(model.digest, archive, limit_bytes=model.size, near=near)
+        # The host's own ceilings: an order limits what its tasks leave, not what they start from.
+        unpack(archive, folder, replace(host.policy.ceilings, output_bytes=max(1, model.size)))
+        space.drop(archive)
+        set_modes(folder, writable=is_learning)
+    return folder
 
 
 def _maker_of(model: Digest, context: Context) -> KeyId | None:

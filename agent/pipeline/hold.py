@@ -28,7 +28,7 @@ from agent.pipeline.phases import Phases
 from agent.pipeline.place import expire
 from agent.pipeline.report import report
 from agent.pipeline.run import Runs
-from agent.pipeline.workspace import check_space
+from agent.pipeline.space import require_free
 from agent.ports.ledger import JobQuery
 
 log = get_logger(__name__)
@@ -161,7 +161,7 @@ def read(image: Digest, host: Host) -> ImageDescription | None:
         with _shelf(host.rules.spool) as shelf:
             if shelf is None:
                 return None
-            check_space(host.rules.spool, host.rules.low_disk_bytes)
+            require_free(host.rules.spool, host.rules.low_disk_bytes)
             return _read(image, shelf / "image", host)
     except OSError as cause:
         raise NoSpace(f"the spool cannot hold an archive: {cause.strerror}") from cause

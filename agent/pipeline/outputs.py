@@ -10,7 +10,8 @@ import os
 import shutil
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -21,12 +22,15 @@ from agent.domain.ids import Digest, digest_from_hex
 from agent.domain.strict_json import decode
 from agent.domain.strict_tar import BadTar, Kind, Member, StrictTar
 from agent.errors import AgentError, BadOutput
+from agent.pipeline.space import open_folder
 from agent.pipeline.workspace import set_modes
 
 MAX_PERFORMANCE_BYTES = 1 << 20
 MAX_DEPTH = 16
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 1024  # far below what the system takes: the workspace stands before it
+MAX_HOLE_BYTES = 1 << 20  # of all files together: a formatted container may have some, a bomb is made of them
+CAPABILITIES = "security.capability"
 
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
@@ -42,23 +46,30 @@ class Performance(Struct, frozen=True, forbid_unknown_fields=True):
 def inspect(folder: Path, ceilings: Ceilings) -> tuple[str, ...]:
     """Relative names of every regular file below `folder`, sorted, after refusing everything that is not plain.
 
-    Raises: BadOutput for links, devices, fifos, sockets, hard links, set-id bits, sparse files, names that are not UTF-8, too
-    long or not printable, depth over 16, and more bytes or files than the ceilings.
+    Memory and time are bounded by the ceilings, however much lies there.
+    Raises: BadOutput for links, devices, fifos, sockets, hard links, set-id bits, file capabilities, more than 1 MiB of holes,
+    names that are not UTF-8, too long or not printable, depth over 16, and more bytes or files than the ceilings.
     """
     names: list[str] = []
-    total = entries = 0
-    for name, info in _walk(folder):
-        entries += 1
-        if entries > ceilings.output_files:
-            raise BadOutput(f"more than {ceilings.output_files} files and folders were left")
-        _check_name(name)
-        if stat.S_ISDIR(info.st_mode):
-            continue
-        _check_file(name, info)
-        total += info.st_size
-        if total > ceilings.output_bytes:
-            raise BadOutput(f"more than {ceilings.output_bytes} bytes were left")
-        names.append(name)
+    total = entries = holes = 0
+    with closing(_walk(folder)) as found:
+        for name, info in found:
+            entries += 1
+            if entries > ceilings.output_files:
+                raise BadOutput(f"more than {ceilings.output_files} files and folders were left")
+            _check_name(name)
+            if stat.S_ISDIR(info.st_mode):
+                continue
+            _check_file(folder, name, info)
+            total += info.st_size
+            if total > ceilings.output_bytes:
+                raise BadOutput(f"more than {ceilings.output_bytes} bytes were left")
+            holes += _hole_bytes(info)
+            if holes > MAX_HOLE_BYTES:
+                raise BadOutput(
+                    f"sparse files with over {MAX_HOLE_BYTES} bytes of holes were left", repr(name)
+                )
+            names.append(name)
     return tuple(sorted(names))
 
 
@@ -69,6 +80,9 @@ def take(folder: Path, target: Path, ceilings: Ceilings) -> tuple[str, ...]:
     """
     names = inspect(folder, ceilings)
     os.rename(folder, target)
+    for parent, _, files in os.walk(target):
+        for name in (".", *files):
+            strip_attributes(os.path.join(parent, name))
     set_modes(target, writable=False)
     return names
 
@@ -82,7 +96,18 @@ def take_file(folder: Path, name: str, target: Path, ceilings: Ceilings) -> None
     if names != (name,):
         raise BadOutput(f"exactly one file named {name!r} was expected, {len(names)} were left")
     os.rename(folder / name, target)
+    strip_attributes(target)
     os.chmod(target, 0o644)
+
+
+def strip_attributes(path: str | Path) -> None:
+    """Take access lists and other extended attributes off what a guest made; the host's own labels stay.
+
+    `path` is the agent's own by now, and no link.
+    """
+    for attribute in os.listxattr(path):
+        if not attribute.startswith("security."):  # SELinux and its like label every file
+            os.removexattr(path, attribute)
 
 
 def pack(folder: Path, names: tuple[str, ...], target: Path) -> Digest:
@@ -113,7 +138,7 @@ def unpack(archive: Path, folder: Path, ceilings: Ceilings) -> None:
                 _check_name(member.name)
                 _unpack_member(source, member, folder)
     except BadTar as cause:
-        raise BadOutput(f"the model is not a tar archive that is taken: {cause}") from cause
+        raise BadOutput("the model is not a tar archive that is taken", str(cause)) from cause
 
 
 def read_performance(folder: Path, datasets: frozenset[str], ceilings: Ceilings) -> Performance:
@@ -134,7 +159,7 @@ def read_performance(folder: Path, datasets: frozenset[str], ceilings: Ceilings)
             path.read_bytes(), Performance, limit_bytes=MAX_PERFORMANCE_BYTES, what="performance.json"
         )
     except AgentError as cause:
-        raise BadOutput(str(cause)) from cause
+        raise BadOutput("performance.json is not strict JSON of the contract's shape", str(cause)) from cause
     values = (told.perf, *told.train_perf.values(), *told.test_perf.values())
     if not all(math.isfinite(value) for value in values):
         raise BadOutput("performance.json holds a number that is not finite")
@@ -149,45 +174,62 @@ def file_digest(path: Path) -> Digest:
         return digest_from_hex(hashlib.file_digest(content, "sha256").hexdigest())
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """(relative name, lstat) of everything below `folder`, walked by descriptors so that no link is followed."""
-    skip = len(str(folder)) + 1
-    for parent, folders, files, descriptor in os.fwalk(folder, follow_symlinks=False, onerror=_refuse):
-        below = parent[skip:]
-        if below.count("/") + 1 > MAX_DEPTH:
+def _walk(folder: Path) -> Generator[tuple[str, os.stat_result], None, None]:
+    """(relative name, lstat) of everything below `folder`, one after the other, by descriptors so that no link is followed."""
+    try:
+        yield from _walk_open(open_folder(folder), "", 1)
+    except OSError as cause:
+        raise BadOutput(f"an output folder cannot be read: {cause.strerror}") from cause
+
+
+def _walk_open(folder: int, below: str, depth: int) -> Generator[tuple[str, os.stat_result], None, None]:
+    """What lies in this open folder, then what lies in each of its folders. Closes it."""
+    try:
+        if depth > MAX_DEPTH + 1:
             raise BadOutput(f"folders nest deeper than {MAX_DEPTH}")
-        for name in (*folders, *files):
-            info = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-            yield (f"{below}/{name}" if below else name), info
+        folders: list[str] = []  # the caller counts entries and stops: nothing lists a whole folder
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                info = entry.stat(follow_symlinks=False)
+                yield below + entry.name, info
+                if stat.S_ISDIR(info.st_mode):
+                    folders.append(entry.name)
+        for name in folders:
+            yield from _walk_open(open_folder(name, folder), f"{below}{name}/", depth + 1)
+    finally:
+        os.close(folder)
 
 
-def _refuse(error: OSError) -> None:
-    raise BadOutput(f"an output folder cannot be read: {error.strerror}") from error
+def _hole_bytes(info: os.stat_result) -> int:
+    """How much of a file is not there, in whole pages: a file system may keep a little content beside its blocks."""
+    return max(0, info.st_size - info.st_blocks * 512) // 4096 * 4096
 
 
 def _check_name(name: str) -> None:
     parts = name.split("/")
+    seen = f"{name!r:.120}"
     if name.startswith("/") or any(part in {"", ".", ".."} for part in parts) or len(parts) > MAX_DEPTH:
-        raise BadOutput(f"the name {name!r:.120} is refused")
+        raise BadOutput(f"a name is refused: it leads elsewhere, or deeper than {MAX_DEPTH}", seen)
     try:
         raw = name.encode("utf-8")
     except UnicodeEncodeError as cause:
-        raise BadOutput(f"the name {name!r:.120} is not UTF-8") from cause
+        raise BadOutput("a name is not UTF-8", seen) from cause
     if not name.isprintable():
-        raise BadOutput(f"the name {name!r:.120} holds characters that cannot be printed")
+        raise BadOutput("a name holds characters that cannot be printed", seen)
     if len(raw) > MAX_PATH_BYTES or max(len(part) for part in raw.split(b"/")) > MAX_NAME_BYTES:
-        raise BadOutput(f"the name {name!r:.120} is too long")
+        raise BadOutput("a name is too long", seen)
 
 
-def _check_file(name: str, info: os.stat_result) -> None:
+def _check_file(folder: Path, name: str, info: os.stat_result) -> None:
+    seen = f"{name!r:.120}"
     if not stat.S_ISREG(info.st_mode):
-        raise BadOutput(f"{name!r} is a {_kind(info.st_mode)}, not a regular file")
+        raise BadOutput(f"a {_kind(info.st_mode)} was left, not a regular file", seen)
     if info.st_nlink != 1:
-        raise BadOutput(f"{name!r} is a hard link")
+        raise BadOutput("a hard link was left", seen)
     if info.st_mode & _SET_ID:
-        raise BadOutput(f"{name!r} has a set-id bit")
-    if info.st_blocks * 512 + (1 << 20) < info.st_size:
-        raise BadOutput(f"{name!r} is sparse")
+        raise BadOutput("a file with a set-id bit was left", seen)
+    if CAPABILITIES in os.listxattr(folder / name, follow_symlinks=False):
+        raise BadOutput("a file with capabilities was left", seen)
 
 
 def _kind(mode: int) -> str:
@@ -211,4 +253,4 @@ def _unpack_member(source: StrictTar, member: Member, folder: Path) -> None:
         with path.open("xb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
     except (FileExistsError, NotADirectoryError) as cause:
-        raise BadOutput(f"the model holds {member.name!r:.120} twice") from cause
+        raise BadOutput("the model holds a name twice", f"{member.name!r:.120}") from cause

@@ -10,7 +10,7 @@ from agent.errors import BadOutput
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import file_digest, pack
 from agent.pipeline.run import Results
-from agent.pipeline.workspace import Workspace
+from agent.pipeline.workspace import Workspace, packed_bytes_needed
 from agent.ports.storage import BlobKind
 
 
@@ -29,6 +29,8 @@ def _prepare(context: Context, results: Results, space: Workspace) -> tuple[Path
     if results.model is not None:
         if not results.model_files:
             raise BadOutput("the training left no model: no file under /data/model")
+        content_bytes = sum((results.model / name).stat().st_size for name in results.model_files)
+        space.keep_only(packed_bytes_needed(content_bytes, len(results.model_files)))
         archive = space.private("model_out.tar")
         return archive, "model", BlobKind.MODEL, pack(results.model, results.model_files, archive)
     if results.performance is not None:

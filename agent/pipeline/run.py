@@ -12,12 +12,14 @@ from msgspec.structs import replace
 
 from agent.domain.ceilings import Ceilings
 from agent.domain.chain import TaskKind
-from agent.errors import JobFailed, RuntimeUnavailable
+from agent.domain.jobs import Job
+from agent.errors import BadOutput, JobFailed, RuntimeUnavailable
 from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import Performance, read_performance, take, take_file
-from agent.pipeline.workspace import Workspace, add_pred
-from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec
+from agent.pipeline.workspace import Workspace, add_pred, output_bytes_needed
+from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec, Runtime
+from agent.trust.job_log import seal_log
 
 JOB_LABEL = "dc-compute.job"
 ATTEMPT_LABEL = "dc-compute.attempt"
@@ -81,17 +83,18 @@ def _learn(stage: _Stage) -> Results:
     space, inputs = stage.space, stage.inputs
     untargeted = space.readable("untargeted_test")
     add_pred(untargeted)
-    model = inputs.model_writable(space)
+    train_pred, test_pred = space.writable("train_pred"), space.writable("test_pred")
     mounts = (
         Mount(inputs.data, "/data/train"),
-        Mount(space.writable("train_pred"), "/data/train/pred", is_writable=True),
+        Mount(train_pred, "/data/train/pred", is_writable=True),
         Mount(untargeted, "/data/test"),
-        Mount(space.writable("test_pred"), "/data/test/pred", is_writable=True),
-        Mount(model, "/data/model", is_writable=True),
+        Mount(test_pred, "/data/test/pred", is_writable=True),
+        Mount(inputs.model, "/data/model", is_writable=True),
     )
     _run(stage, "train", RunKind.TRAIN, "algo", ("-V", "/data", "-T", "train"), mounts)
+    space.drop(inputs.data, train_pred, test_pred)  # before the model is packed: that takes room
     taken = space.private("model")
-    names = take(model, taken, stage.ceilings)
+    names = take(inputs.model, taken, stage.ceilings)
     return Results(model=taken, model_files=names)
 
 
@@ -126,9 +129,10 @@ def _predict_on(stage: _Stage, data: Path) -> Path:
     mounts = (
         Mount(data, "/data/test"),
         Mount(left, "/data/test/pred", is_writable=True),
-        Mount(stage.inputs.model_readable(stage.space), "/data/model"),
+        Mount(stage.inputs.model, "/data/model"),
     )
     _run(stage, "predict", RunKind.PREDICT, "algo", ("-V", "/data", "-T", "predict"), mounts)
+    stage.space.drop(stage.inputs.model)
     prediction = stage.space.private("prediction")
     take_file(left, stage.dataset, prediction, stage.ceilings)
     return prediction
@@ -136,6 +140,7 @@ def _predict_on(stage: _Stage, data: Path) -> Path:
 
 def _perf(stage: _Stage, untargeted: Path, prediction: Path) -> Performance:
     (untargeted / "pred" / stage.dataset).hardlink_to(prediction)
+    stage.space.keep_only(output_bytes_needed(stage.ceilings))
     left = stage.space.writable("perf")
     mounts = (
         Mount(stage.inputs.data, "/hidden_data/test"),
@@ -167,11 +172,26 @@ def _run(
     with runtime.run(spec) as run:
         outcome = run.wait()
     stage.runs.outcomes[name] = outcome
-    stage.host.ports.ledger.keep_log(job, name, outcome.log)
+    keep_log(job, name, outcome.log, stage.host)
     if outcome.cause == UNKNOWN:  # the host's accident, not the guest's: a guest that ends gives a code
         raise RuntimeUnavailable(f"nobody can tell how run {name!r} ended")
     if outcome.cause is not None:
         raise JobFailed(f"run {name!r} of the {role} image ended with {outcome.cause}", outcome.cause)
     for mount in mounts:
         if mount.is_writable:
-            runtime.reclaim(mount.source)
+            _reclaim(mount.source, name, runtime)
+
+
+def _reclaim(folder: Path, run: str, runtime: Runtime) -> None:
+    try:
+        runtime.reclaim(folder)
+    except BadOutput as cause:
+        raise BadOutput(
+            f"run {run!r} left a set-id file, or folders that lie too deep", str(cause)
+        ) from cause
+
+
+def keep_log(job: Job, run: str, output: bytes, host: Host) -> None:
+    """Keep what a guest said, for this host's operator: sealed, for it may carry data and the ledger lies on a disk."""
+    sealed = seal_log(output, host.key, job=job.id, attempt=job.attempt, run=run)
+    host.ports.ledger.keep_log(job, run, sealed)

@@ -1,4 +1,7 @@
-"""The memory-backed folder of one attempt: made, reserved, and gone afterwards, also after a crash."""
+"""The memory-backed folder of one attempt: made with its bytes reserved, and gone afterwards, also after a crash.
+
+How much a task needs is worked out here too (`bytes_needed`); whether it is there, in `space.py`.
+"""
 
 import errno
 import os
@@ -8,19 +11,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import assert_never
 
+from agent.domain.ceilings import Ceilings
+from agent.domain.chain import TaskKind
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job
 from agent.errors import BadOutput, LostRace, NoSpace
+from agent.pipeline.space import FOLDER_NAME, lower_reservation, reserve, used_bytes
 from agent.ports.runtime import Runtime
-
-# Exact, for what bears such a name and is not in use is removed.
-_FOLDER_NAME = re.compile(
-    r"(?P<job>[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.[0-9]{1,4})\.(?P<attempt>[0-9]{1,4})"
-)
 
 GUEST_READS = 0o755
 GUEST_WRITES = 0o777  # the folder above is the agent's alone, so only the guest gets through by its mount
+
+PAGE_BYTES = 4096  # a file or folder in memory takes whole pages
+TAR_MEMBER_BYTES = 1024  # the least that one file with content takes in an archive
+PACKED_MEMBER_BYTES = 4096  # the most that an archive takes for one file beside its content
+ARCHIVE_END_BYTES = 10240
+
+_NAME = re.compile(FOLDER_NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +52,73 @@ class Workspace:
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder / name
 
+    def drop(self, *things: Path) -> None:
+        """Free what no later run needs: files, or folders whose content is the agent's own (`Runtime.reclaim`)."""
+        for thing in things:
+            if thing.is_dir() and not thing.is_symlink():
+                shutil.rmtree(thing)
+            else:
+                thing.unlink()
+
+    def keep_only(self, further_bytes: int) -> None:
+        """Give back what is reserved beyond what lies here now, all of it the agent's own, and so many bytes more."""
+        lower_reservation(self.root, used_bytes(self.root) + further_bytes)
+
     def _make(self, name: str, mode: int) -> Path:
         folder = self.root / name
         folder.mkdir()
         folder.chmod(mode)
         return folder
+
+
+def bytes_needed(kind: TaskKind, *, dataset_bytes: int, model_bytes: int, ceilings: Ceilings) -> int:
+    """The most that the workspace of such a task holds at any one time.
+
+    D: the dataset in clear, by its owner's header. A: the archive of the model that comes in; M: the same, unpacked.
+    O: what one run may leave, by the ceilings; R: the most that lies in the folder of a model that is trained on,
+    the earlier one or what is left. P: that packed. In whole pages, as memory has them.
+
+    | task    | when                                        | lies there        | freed after it          |
+    |---------|---------------------------------------------|-------------------|-------------------------|
+    | all     | the model is unpacked                       | A + M             | A                       |
+    | learn   | train                                       | D + R             | D, what is not the model|
+    |         | the model is packed                         | O + P             |                         |
+    | test    | detarget                                    | D + M + O         |                         |
+    |         | predict, on what detarget left              | D + M + O + O     | M                       |
+    |         | perf, with what both left                   | D + O + O + O     |                         |
+    | predict | predict; the prediction is sent as it is    | D + M + O         |                         |
+
+    What a run leaves is taken over by renaming, never by copying.
+    """
+    dataset, archive = _pages(dataset_bytes, 1), _pages(model_bytes, 1)
+    files_in = min(ceilings.output_files, model_bytes // TAR_MEMBER_BYTES)
+    model = _pages(model_bytes, files_in) if model_bytes else 0
+    output = output_bytes_needed(ceilings)
+    match kind:
+        case TaskKind.LEARN:
+            packed = packed_bytes_needed(ceilings.output_bytes, ceilings.output_files)
+            return max(archive + model, dataset + max(model, output), output + packed)
+        case TaskKind.TEST:
+            return max(archive + model, dataset + 2 * output + max(model, output))
+        case TaskKind.PREDICT:
+            return max(archive + model, dataset + model + output)
+        case _:
+            assert_never(kind)
+
+
+def output_bytes_needed(ceilings: Ceilings) -> int:
+    """The most that one run may leave."""
+    return _pages(ceilings.output_bytes, ceilings.output_files)
+
+
+def packed_bytes_needed(content_bytes: int, files: int) -> int:
+    """The most that an archive of so much content in so many files takes."""
+    return content_bytes + files * PACKED_MEMBER_BYTES + ARCHIVE_END_BYTES
+
+
+def _pages(content_bytes: int, files: int) -> int:
+    """What that much content takes when it lies in so many files: each may end in a page that it does not fill."""
+    return content_bytes + files * PAGE_BYTES if content_bytes else 0
 
 
 def add_pred(folder: Path) -> None:
@@ -63,20 +134,20 @@ def folder_name(job: JobId, attempt: int) -> str:
 
 def parse_folder_name(name: str) -> tuple[JobId, int] | None:
     """(job, attempt) of a workspace folder's name, None when it is not one."""
-    match = _FOLDER_NAME.fullmatch(name)
+    match = _NAME.fullmatch(name)
     return None if match is None else (JobId(match["job"]), int(match["attempt"]))
 
 
 @contextmanager
 def workspace(job: Job, root: Path, runtime: Runtime, *, reserve_bytes: int) -> Iterator[Workspace]:
-    """The attempt's own folder under `root`; leaving the context removes it with everything in it.
+    """The attempt's own folder under `root`, with so many bytes reserved; leaving the context removes it with everything in it.
 
-    Raises: NoSpace when `root` has less than `reserve_bytes` free, or fills up while in use; LostRace when a
-    sweep took it away.
+    The reservation stands in the folder: it outlives a worker that dies, and ends with the folder.
+    Raises: NoSpace when `root` cannot hold `reserve_bytes` beside what is reserved there already, or fills up while in use;
+    LostRace when a sweep took it away.
     """
     folder = root / folder_name(job.id, job.attempt)
-    check_space(root, reserve_bytes)
-    folder.mkdir(mode=0o700)
+    reserve(folder, reserve_bytes)
     try:
         yield Workspace(folder)
     except OSError as cause:
@@ -87,13 +158,6 @@ def workspace(job: Job, root: Path, runtime: Runtime, *, reserve_bytes: int) -> 
         raise
     finally:
         remove_folder(folder, runtime)
-
-
-def check_space(root: Path, reserve_bytes: int) -> None:
-    """Refuse to begin what could not be finished. Raises: NoSpace."""
-    free = shutil.disk_usage(root).free
-    if free < reserve_bytes:
-        raise NoSpace(f"the workspace has {free >> 20} MiB free, the task needs {reserve_bytes >> 20}")
 
 
 def remove_folder(folder: Path, runtime: Runtime) -> None:

@@ -290,11 +290,11 @@ class Ledger(Protocol):
     # ---- logs of jobs
 
     def keep_log(self, job: Job, run: str, log: bytes) -> None:
-        """Keep a run's capped output for the operator, by (job, attempt, run)."""
+        """Keep a run's capped output for the operator, by (job, attempt, run): sealed bytes, for a ledger lies on a disk."""
         ...
 
     def logs(self, order_id: OrderId) -> tuple[tuple[JobId, int, str, bytes], ...]:
-        """(job, attempt, run, output) of an order's runs on this host, oldest first."""
+        """(job, attempt, run, sealed output) of an order's runs on this host, oldest first."""
         ...
 
     # ---- outbox

@@ -82,16 +82,19 @@ class Reclaim:
         """Give what lies in this open folder to us, files first, then each folder in turn."""
         os.fchown(fd, *self.owner)
         os.fchmod(fd, 0o700)
+        folders = []  # names only: a guest may leave a million files, and none of them is kept in mind
         with os.scandir(fd) as entries:
-            names = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
-        for name, about in names:
-            os.chown(name, *self.owner, dir_fd=fd, follow_symlinks=False)
-            if stat.S_ISDIR(about.st_mode):
-                self.enter_folder(fd, name, depth)
-            elif stat.S_ISREG(about.st_mode):
-                if about.st_mode & SET_ID:
-                    self.set_id = self.set_id or name
-                os.chmod(name, stat.S_IMODE(about.st_mode) & 0o777 | 0o600, dir_fd=fd)
+            for entry in entries:
+                mode = entry.stat(follow_symlinks=False).st_mode
+                os.chown(entry.name, *self.owner, dir_fd=fd, follow_symlinks=False)
+                if stat.S_ISDIR(mode):
+                    folders.append(entry.name)
+                elif stat.S_ISREG(mode):
+                    if mode & SET_ID:
+                        self.set_id = self.set_id or entry.name
+                    os.chmod(entry.name, stat.S_IMODE(mode) & 0o777 | 0o600, dir_fd=fd)
+        for name in folders:
+            self.enter_folder(fd, name, depth)
 
     def enter_folder(self, fd: int, name: str, depth: int) -> None:
         if depth >= MAX_DEPTH:

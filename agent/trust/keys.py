@@ -16,6 +16,8 @@ from typing import Final, Self
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -86,6 +88,12 @@ class SigningKey:
     def sign(self, data: bytes) -> bytes:
         """The 64-byte Ed25519 signature over `data`."""
         return self._private.sign(data)
+
+    def derive(self, salt: bytes, purpose: bytes) -> bytes:
+        """32 bytes that only the holder of this key can make, others for each salt and purpose; they tell nothing of it."""
+        return HKDF(algorithm=SHA256(), length=32, salt=salt, info=purpose).derive(
+            self._private.private_bytes_raw()
+        )
 
     @classmethod
     def generate(cls) -> Self:

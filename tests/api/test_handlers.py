@@ -12,6 +12,7 @@ from agent.pipeline.gate import Breach, Gate
 from agent.ports.broker import Queue
 from agent.trust.handoff import build_handoff
 from agent.trust.http_signatures import HttpAnswer, HttpRequest, content_digest, verify_answer
+from agent.trust.job_log import seal_log
 from tests.api.house import House, open_house, signed_headers
 from tests.builders import NOW, SKEW, key_of, payload_of, policy_for, preduplet, sign_payload, tamper, uuid_of
 
@@ -389,7 +390,8 @@ def test_receipts_are_for_the_orchestrator_and_the_operator(house: House) -> Non
 def test_a_log_is_for_the_operator_alone(house: House) -> None:
     order = submit(house)
     job = house.ledger.job(job_id(house.world.order().order.id, 0))
-    house.ledger.keep_log(job, "train", b"hello \xff\x1b[31m")
+    sealed = seal_log(b"hello \xff\x1b[31m", house.host.key, job=job.id, attempt=job.attempt, run="train")
+    house.ledger.keep_log(job, "train", sealed)
     path = f"/v1/orders/{order}/log"
 
     by_orchestrator = house.call(house.world.orchestrator, "GET", path)
@@ -397,6 +399,22 @@ def test_a_log_is_for_the_operator_alone(house: House) -> None:
 
     assert (by_orchestrator.status_code, by_orchestrator.json()["code"]) == (403, "not-yours")
     assert by_operator.json()["runs"][0]["text"] == "hello \\xff\x1b[31m"
+
+
+def test_an_output_that_does_not_open_says_why_and_hides_no_other(house: House) -> None:
+    order = submit(house)
+    job = house.ledger.job(job_id(house.world.order().order.id, 0))
+    house.ledger.keep_log(job, "detarget", b"in clear, by an older version")
+    for key, run in ((house.world.agent("b"), "predict"), (house.host.key, "perf")):
+        sealed = seal_log(b"shown", key, job=job.id, attempt=job.attempt, run=run)
+        house.ledger.keep_log(job, run, sealed)
+
+    runs = house.operator.get(f"/v1/orders/{order}/log").json()["runs"]
+
+    assert [run["text"] for run in runs] == ["", "", "shown"]
+    assert "not sealed" in runs[0]["unopened"]
+    assert "another key" in runs[1]["unopened"]
+    assert runs[2]["unopened"] is None
 
 
 def test_an_unknown_order_is_404(house: House) -> None:

@@ -25,9 +25,9 @@ from agent.ports.runtime_podman import PodmanRuntime
 from agent.ports.storage_https_download import Download, Wanted
 from agent.trust.envelope import sign_envelope
 from tests.builders import NOW, handoff_of, key_of, payload_of, policy_text, sign_payload
-from tests.pipeline.world import ALGO, LEASE, PROBLEM, Tapped, World, once
+from tests.pipeline.world import ALGO, LEASE, PROBLEM, SMALL, Tapped, World, once
 
-BOTH = policy_text(orchestrators=[key_of("o1").keyid, key_of("o2").keyid], images=[ALGO, PROBLEM])
+BOTH = policy_text(orchestrators=[key_of("o1").keyid, key_of("o2").keyid], images=[ALGO, PROBLEM], rest=SMALL)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 
 from agent.devkit.consortium import running
 from agent.devkit.waiting import wait_for
+from agent.domain.orders import SignedOrder
 from agent.domain.reports import ReportState
 from agent.pipeline.workspace import parse_folder_name
 from tests.chain.conftest import ORDER_TIMEOUT_S, Town, make_town
@@ -36,6 +37,7 @@ def test_an_agent_killed_while_it_trains_ends_the_order_in_a_second_attempt(town
         town.consortium.start(agent)
         town.consortium.wait_until_ready([agent])
         town.wait_for_result(signed)
+        wait_for(lambda: _is_told(town, signed), "the report", timeout_s=ORDER_TIMEOUT_S)  # each goes alone
 
         states = [report.state for report in town.reports(signed)]
         attempts = {report.attempt for report in town.reports(signed) if report.state is ReportState.DONE}
@@ -47,6 +49,10 @@ def test_an_agent_killed_while_it_trains_ends_the_order_in_a_second_attempt(town
     assert (
         agent.log.read_text().count('"selftest.held"') == 2
     )  # each worker proved the cage before its first task
+
+
+def _is_told(town: Town, signed: SignedOrder) -> bool:
+    return any(report.state is ReportState.DONE for report in town.reports(signed))
 
 
 def _workspaces(town: Town) -> list[str]:

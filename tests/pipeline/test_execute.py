@@ -22,6 +22,7 @@ from agent.errors import LedgerUnavailable
 from agent.pipeline.advance import advance
 from agent.pipeline.execute import execute
 from agent.pipeline.resume import sweep
+from agent.pipeline.space import reserved_bytes
 from agent.ports.broker import Queue
 from agent.ports.ledger import DeliveryKind, DeliveryState
 from agent.ports.runtime import Run, RunKind, RunOutcome, RunSpec
@@ -30,6 +31,7 @@ from agent.selftest.images import build_image, program_layer
 from agent.trust.audit import audit_chain
 from agent.trust.envelope import parse_envelope
 from agent.trust.handoff import parse_handoff
+from agent.trust.job_log import open_log
 from tests.builders import DAY, NOW, changed, dataset, digest_named, key_of, policy_text, preduplet, uuid_of
 from tests.fakes.broker import Ring
 from tests.fakes.ledger import MemoryLedger
@@ -210,7 +212,7 @@ def test_the_next_task_on_the_same_host_is_queued_with_the_receipt(world: World)
     assert world.a.deliveries(DeliveryKind.HANDOFF) == ()
 
 
-def test_the_log_of_a_run_is_kept_for_the_operator_and_leaves_in_no_delivery(world: World) -> None:
+def test_the_log_of_a_run_is_kept_sealed_for_the_operator_and_leaves_in_no_delivery(world: World) -> None:
     def talk(guest: Guest) -> None:
         guest.say("patient 4711")
         append_what_it_sees(guest)
@@ -221,10 +223,61 @@ def test_the_log_of_a_run_is_kept_for_the_operator_and_leaves_in_no_delivery(wor
 
     run_here(world.a)
 
-    ((job, attempt, run, log),) = world.a.ledger.logs(order.order.id)
+    ((job, attempt, run, sealed),) = world.a.ledger.logs(order.order.id)
     assert (job, attempt, run) == (world.a.job(order, 0).id, 1, "train")
-    assert b"patient 4711" in log
+    assert b"4711" not in sealed
+    assert b"patient 4711" in open_log(sealed, world.a.key, job=job, attempt=attempt, run=run)
     assert not any(b"4711" in delivery.body for delivery in world.a.deliveries())
+
+
+def test_what_a_guest_calls_its_files_stands_in_no_event_and_is_kept_sealed(world: World) -> None:
+    def name_it(guest: Guest) -> None:
+        (guest.path("/data/model") / "patient 4711").symlink_to("nowhere")
+
+    world.algo = name_it
+    order = world.order(train=("a1",), test=())
+    world.post(order, world.a)
+
+    run_here(world.a)
+
+    told = repr((world.a.ledger.events(), world.a.jobs(), world.told(order), world.a.deliveries()))
+    opened = {
+        run: open_log(sealed, world.a.key, job=job, attempt=attempt, run=run)
+        for job, attempt, run, sealed in world.a.ledger.logs(order.order.id)
+    }
+    assert world.a.job(order, 0).reason == "output"
+    assert "symbolic link" in told
+    assert "4711" not in told
+    assert b"patient 4711" in opened["refused output"]
+
+
+def test_what_no_later_step_needs_takes_no_room_any_more(world: World) -> None:
+    """The archive of the model that came in is gone when it runs, the dataset when the model is packed and sent."""
+    start = world.preduplet("a1", model=archive_of(weights=b"before;"), at="c").order.start_model
+    order = world.order(train=("a1",), test=(), model_start=start)
+    seen: dict[str, set[str]] = {}
+    reserved: dict[str, int] = {}
+
+    def look(when: str) -> None:
+        (folder,) = world.a.workspaces.iterdir()
+        seen[when] = {path.name for path in folder.rglob("*")}
+        reserved[when] = reserved_bytes(folder)
+
+    def learn(guest: Guest) -> None:
+        look("train")
+        append_what_it_sees(guest)
+
+    world.algo = learn
+    world.a.ports(storage=Tapped(world.a.host.ports.storage, before=once("put_blob", lambda: look("sent"))))
+    world.post(order, world.a)
+
+    run_here(world.a)
+
+    assert "model.tar" not in seen["train"]
+    assert dataset("a1").id in seen["train"]
+    assert dataset("a1").id not in seen["sent"]
+    assert "train_pred" not in seen["sent"]
+    assert reserved["sent"] < 1 << 20 < reserved["train"]
 
 
 def test_an_earlier_model_named_by_the_order_is_where_training_starts(world: World) -> None:
@@ -704,7 +757,7 @@ def image_nowhere(world: World) -> None:
 
 
 def disk_full(world: World) -> None:
-    world.a.rules(max_model_bytes=1 << 60)
+    world.a.allows(POLICY.replace("8388608", str(1 << 53)))
 
 
 def model_upload_fails(world: World) -> None:
@@ -767,7 +820,7 @@ def test_a_fault_that_passes_costs_an_attempt_and_nothing_else(
     world.storages.datasets.update(before)
     world.a.runtime.is_down = False
     world.a.runtime.add(ALGO, "algo")
-    world.a.rules(max_model_bytes=1 << 20)
+    world.a.allows(POLICY)
     world.settle()
 
     lost = [report.reason for report in world.told(order, ReportState.ATTEMPT)]

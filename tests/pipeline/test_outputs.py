@@ -3,10 +3,13 @@
 import gzip
 import io
 import os
+import re
 import shutil
 import socket
+import struct
 import tarfile
 import tempfile
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -210,6 +213,21 @@ def sparse_file(folder: Path) -> None:
         hole.truncate(4 << 20)
 
 
+def many_small_holes(folder: Path) -> None:
+    for number in range(20):  # each far below what one file may have
+        with (folder / f"hole{number}").open("wb") as hole:
+            hole.truncate(64 << 10)
+            hole.seek(0, os.SEEK_END)
+            hole.write(b"x")
+
+
+def one_file_of_a_thousand_holes(folder: Path) -> None:
+    with (folder / "holes").open("wb") as file:
+        for number in range(1000):
+            file.seek(number * 8192)
+            file.write(b"x" * 100)
+
+
 def too_many_files(folder: Path) -> None:
     fill(folder, {f"f{number}": b"" for number in range(CEILINGS.output_files + 1)})
 
@@ -282,6 +300,8 @@ HOSTILE: dict[Callable[[Path], None], str] = {
     set_user_id: "set-id",
     set_group_id: "set-id",
     sparse_file: "sparse",
+    many_small_holes: "sparse",
+    one_file_of_a_thousand_holes: "sparse",
     too_many_files: "files and folders",
     too_many_folders: "files and folders",
     too_many_bytes: "bytes were left",
@@ -345,6 +365,109 @@ def test_no_score_is_read_beside(leave: Callable[[Path], None], why: str, left: 
         read_performance(left, frozenset({DATASET}), CEILINGS)
 
 
+def test_no_message_holds_what_a_guest_calls_its_files(left: Path) -> None:
+    (left / "patient 4711").symlink_to("nowhere")
+
+    with pytest.raises(BadOutput) as refusal:
+        inspect(left, CEILINGS)
+
+    assert "4711" not in str(refusal.value)
+    assert "4711" in refusal.value.seen
+
+
+def test_a_few_holes_of_an_honest_format_are_taken(left: Path) -> None:
+    with (left / "model.h5").open("wb") as file:
+        for number in range(20):
+            file.seek(number * 32768)
+            file.write(b"x" * 5000)
+
+    assert inspect(left, CEILINGS) == ("model.h5",)
+
+
+def test_a_folder_of_a_hundred_thousand_files_costs_neither_time_nor_memory() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        folder = os.open(name, os.O_RDONLY)
+        for number in range(100_000):
+            os.close(os.open(str(number), os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+        os.close(folder)
+        tracemalloc.start()
+
+        with pytest.raises(BadOutput, match="files and folders"):
+            inspect(Path(name), CEILINGS)
+
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak_bytes < 1 << 20
+
+
+# ------------------------------------------------------------------ what sticks to a file
+
+ACCESS_LIST = struct.pack("<I", 2) + b"".join(
+    struct.pack("<HHI", tag, permissions, identity)
+    for tag, permissions, identity in (
+        (0x01, 7, 0xFFFFFFFF),
+        (0x02, 7, 4242),  # a user named by number
+        (0x04, 4, 0xFFFFFFFF),
+        (0x10, 7, 0xFFFFFFFF),
+        (0x20, 4, 0xFFFFFFFF),
+    )
+)
+
+
+def attach(path: Path, name: str, value: bytes) -> None:
+    try:
+        os.setxattr(path, name, value)
+    except OSError as cause:
+        pytest.skip(f"this file system or user takes no {name}: {cause.strerror}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("user.note", b"4711"), ("system.posix_acl_access", ACCESS_LIST)], ids=["user", "acl"]
+)
+def test_what_a_guest_attached_to_its_files_is_taken_off(
+    name: str, value: bytes, left: Path, tmp_path: Path
+) -> None:
+    fill(left, {"deep/weights": b"w"})
+    for path in (left / "deep/weights", left / "deep", left):
+        attach(path, name, value)
+
+    take(left, tmp_path / "taken", CEILINGS)
+
+    for path in (tmp_path / "taken/deep/weights", tmp_path / "taken/deep", tmp_path / "taken"):
+        assert name not in os.listxattr(path)
+    assert mode_of(tmp_path / "taken/deep/weights") == 0o644
+    assert mode_of(tmp_path / "taken/deep") == 0o755
+
+
+def test_the_access_list_of_the_one_expected_file_is_taken_off(left: Path, tmp_path: Path) -> None:
+    fill(left, {DATASET: b"0.5\n"})
+    attach(left / DATASET, "system.posix_acl_access", ACCESS_LIST)
+
+    take_file(left, DATASET, tmp_path / "prediction", CEILINGS)
+
+    assert "system.posix_acl_access" not in os.listxattr(tmp_path / "prediction")
+    assert mode_of(tmp_path / "prediction") == 0o644
+
+
+def test_a_default_access_list_of_a_folder_does_not_reach_the_next_guest(left: Path, tmp_path: Path) -> None:
+    attach(left, "system.posix_acl_default", ACCESS_LIST)
+    fill(left, {"deep/weights": b"w"})
+
+    take(left, tmp_path / "taken", CEILINGS)
+
+    for path in (tmp_path / "taken/deep/weights", tmp_path / "taken/deep", tmp_path / "taken"):
+        assert not [name for name in os.listxattr(path) if name.startswith("system.posix_acl")]
+
+
+def test_a_file_with_capabilities_is_refused(left: Path) -> None:
+    fill(left, {"tool": b"x"})
+    every_capability = struct.pack("<IIIII", 0x02000001, 0xFFFFFFFF, 0, 0xFFFFFFFF, 0)
+    attach(left / "tool", "security.capability", every_capability)
+
+    with pytest.raises(BadOutput, match="capabilities"):
+        inspect(left, CEILINGS)
+
+
 def test_the_expected_file_itself_may_not_be_a_link(left: Path, tmp_path: Path) -> None:
     (tmp_path / "hidden").write_bytes(b"the targets")
     (left / DATASET).symlink_to(tmp_path / "hidden")
@@ -384,6 +507,22 @@ def test_the_score_alone_is_enough_and_other_files_do_not_matter(left: Path) -> 
     assert read_performance(perf_of(left, '{"perf": 1}'), frozenset({DATASET}), CEILINGS).perf == 1.0
 
 
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("-0.0", "-0.0"),
+        ("1e-999", "0.0"),
+        ("9007199254740993", "9007199254740992.0"),
+        ("-1E+2", "-100.0"),
+        ("5e-324", "5e-324"),
+    ],
+)
+def test_a_score_is_what_a_double_holds_of_it(text: str, score: str, left: Path) -> None:
+    told = read_performance(perf_of(left, f'{{"perf": {text}}}'), frozenset({DATASET}), CEILINGS)
+
+    assert repr(told.perf) == score
+
+
 NO_SCORE = {
     "empty": b"",
     "no json": b"perf: 1.0",
@@ -391,6 +530,13 @@ NO_SCORE = {
     "Infinity": b'{"perf": Infinity}',
     "-Infinity": b'{"perf": -Infinity}',
     "1e999": b'{"perf": 1e999}',
+    "1e400 beside": b'{"perf": 1.0, "test_perf": {"%s": 1e400}}' % DATASET.encode(),
+    "-1e400": b'{"perf": -1e400}',
+    "nested scores": b'{"perf": 1.0, "test_perf": {"%s": {"a": 1}}}' % DATASET.encode(),
+    "hexadecimal": b'{"perf": 0x10}',
+    "a leading plus": b'{"perf": +1}',
+    "a leading zero": b'{"perf": 01}',
+    "a lone surrogate": b'{"perf": 1.0, "test_perf": {"\\ud800": 1.0}}',
     "NaN beside": b'{"perf": 1.0, "test_perf": {"%s": NaN}}' % DATASET.encode(),
     "an integer no float can hold": b'{"perf": 1' + b"0" * 400 + b"}",
     "an integer of 5000 digits": b'{"perf": 1' + b"0" * 5000 + b"}",
@@ -471,6 +617,38 @@ def test_the_same_content_gives_the_same_digest_whatever_else_differs(tmp_path: 
 
     assert digests[0] == digests[1] == file_digest(one.with_suffix(".tar"))
     assert digests[0] == digest_of(two.with_suffix(".tar").read_bytes())
+
+
+def test_an_archive_has_these_very_bytes_on_every_host_and_under_every_python(tmp_path: Path) -> None:
+    """A change here changes the digest of every model: names over 100 bytes, outside of ASCII, and the order are in it."""
+    folder = tmp_path / "model"
+    fill(
+        folder,
+        {
+            "weights": b"w" * 513,
+            "ü/ö ä.bin": b"2",
+            "d" * 90 + "/" + "f" * 90: b"3",
+            "l" * 101: b"",
+            "Z": b"4",
+        },
+    )
+
+    names = inspect(folder, CEILINGS)
+    digest = pack(folder, names, tmp_path / "model.tar")
+
+    assert names == ("Z", "d" * 90 + "/" + "f" * 90, "l" * 101, "weights", "ü/ö ä.bin")
+    assert digest == "sha256:33504db13518dd1edaf40ac1b62935ac9cf08937916555c9bf4fc88b66a332aa"
+
+
+def test_what_was_packed_is_unpacked_alike_and_packs_to_the_same_digest(tmp_path: Path) -> None:
+    folder, again = tmp_path / "model", tmp_path / "again"
+    fill(folder, {"ü/ö ä.bin": b"2", "d" * 90 + "/" + "f" * 90: b"3", "l" * 101: b"", "Z": b"4"})
+    digest = pack(folder, inspect(folder, CEILINGS), tmp_path / "model.tar")
+    again.mkdir()
+
+    unpack(tmp_path / "model.tar", again, CEILINGS)
+
+    assert pack(again, inspect(again, CEILINGS), tmp_path / "again.tar") == digest
 
 
 @pytest.mark.parametrize(
@@ -646,9 +824,10 @@ BAD_ARCHIVES: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize(("archive", "why"), BAD_ARCHIVES.values(), ids=BAD_ARCHIVES)
 def test_an_archive_is_refused_for(archive: bytes, why: str, tmp_path: Path) -> None:
-    with pytest.raises(BadOutput, match=why):
+    with pytest.raises(BadOutput) as refusal:
         unpacked(archive, tmp_path)
 
+    assert re.search(why, f"{refusal.value}: {refusal.value.seen}")
     assert {path.name for path in tmp_path.iterdir()} == {"model", "model.tar"}
     assert all(path.is_dir() or path.is_file() for path in (tmp_path / "model").rglob("*"))
     assert not any(path.is_symlink() for path in (tmp_path / "model").rglob("*"))

@@ -14,7 +14,6 @@ from agent.domain.ids import OrderId, job_id
 from agent.domain.jobs import Job, JobState
 from agent.errors import JobFailed, LostRace, NoSpace
 from agent.pipeline.workspace import (
-    check_space,
     folder_name,
     parse_folder_name,
     remove_folder,
@@ -249,10 +248,6 @@ def test_what_could_not_be_finished_is_not_begun(root: Path, runtime: MemoryRunt
         pytest.fail("it was begun")
 
     assert list(root.iterdir()) == []
-
-
-def test_enough_is_enough(root: Path) -> None:
-    check_space(root, 1)
 
 
 # ------------------------------------------------------------------ names

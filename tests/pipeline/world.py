@@ -68,7 +68,8 @@ LEASE = timedelta(seconds=60)
 SCORE = "0.875"
 
 ALGO, PROBLEM = digest_named("algo-image"), digest_named("problem-image")
-POLICY = policy_text(orchestrators=[key_of("o1").keyid], images=[ALGO, PROBLEM])
+SMALL = "ceilings.output_bytes = 8388608\n"  # so that the workspaces of a small machine hold many tasks
+POLICY = policy_text(orchestrators=[key_of("o1").keyid], images=[ALGO, PROBLEM], rest=SMALL)
 
 
 @dataclass
