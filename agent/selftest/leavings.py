@@ -80,8 +80,14 @@ def _harvested(stage: Stage, folder: Path, probe: Probe) -> str:
             return f"taken: {told.perf}"
         names = inspect(folder, HARVESTED)
     except BadOutput as refusal:
-        return f"refused: {refusal}"
+        return _refused(refusal)
     return f"taken: {len(names)} file{'s' * (len(names) != 1)}"
+
+
+def _refused(refusal: BadImage | BadOutput) -> str:
+    """Why, with the words that are the guest's own: this guest is ours, and they carry no data."""
+    own = refusal.seen if isinstance(refusal, BadOutput) else ""
+    return f"refused: {refusal}" + (f" ({own})" if own else "")
 
 
 # ------------------------------------------------------------------ archives
@@ -121,7 +127,7 @@ def _judged(
             take(archive)
             seen[probe.name] = "taken"
         except (BadImage, BadOutput) as refusal:
-            seen[probe.name] = f"refused: {refusal}"
+            seen[probe.name] = _refused(refusal)
         finally:
             with suppress(FileNotFoundError):
                 archive.unlink()
