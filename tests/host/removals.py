@@ -257,6 +257,7 @@ def any_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outputs, "_check_file", lambda *_: None)
     monkeypatch.setattr(outputs, "_check_name", lambda *_: None)
     monkeypatch.setattr(outputs, "MAX_DEPTH", 1000)
+    monkeypatch.setattr(outputs, "MAX_HOLE_BYTES", 1 << 40)
     monkeypatch.setattr(cage, "judge_reclaimed", lambda _: None)
 
 
