@@ -91,6 +91,11 @@ class Paths(Struct, frozen=True, kw_only=True):
         """Images as they are unpacked for runc."""
         return self.data / "roots"
 
+    @property
+    def selftest(self) -> Path:
+        """Where the image of the self-test's guest stays."""
+        return self.data / "selftest"
+
 
 class Workspaces(Struct, frozen=True, kw_only=True):
     """Where tasks run. `root` must lie in memory (tmpfs): dataset plaintext lies there."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from agent.config import Settings
 from agent.domain.ids import Digest, KeyId
 from agent.errors import AgentUnreachable, BadSettings, RuntimeUnavailable
+from agent.pipeline.gate import Breach, Prove
 from agent.pipeline.host import Host, Rules
 from agent.ports import Ports
 from agent.ports.broker import Consumer, Handler, Queue
@@ -187,6 +188,20 @@ def _has_runc() -> bool:
     from agent.ports.user_namespace import PATH
 
     return all(shutil.which(name, path=PATH) for name in ("runc", "conmon", "newuidmap", "newgidmap"))
+
+
+def prover(settings: Settings, runtime: Runtime) -> Prove:
+    """What a worker proves before its first task: the quick part of the self-test, on the runtime that runs jobs."""
+
+    def prove() -> tuple[Breach, ...]:
+        from agent.selftest.suite import probe
+
+        findings = probe(runtime, root=settings.workspace.root, cache=settings.paths.selftest, is_quick=True)
+        return tuple(
+            Breach(one.runtime, one.probe, one.expected, one.seen) for one in findings if not one.held
+        )
+
+    return prove
 
 
 def look_at_podman(settings: Settings) -> "ServiceTold":

@@ -1,4 +1,4 @@
-"""A worker: consumes the five queues, keeps the leases of what it runs, sweeps, and leaves when told to.
+"""A worker: consumes the five queues, keeps the leases of what it runs, proves the cage, sweeps, and leaves when told to.
 
 Stateless: several on one host share the ledger and the queues. What a bell means is the pipeline's; here is only the life
 around it, and one of the two outermost doors: whatever a handler raises ends here, in the log.
@@ -21,6 +21,7 @@ from agent.errors import AgentError, RuntimeUnavailable
 from agent.log import get_logger
 from agent.pipeline.advance import advance
 from agent.pipeline.deliver import deliver
+from agent.pipeline.gate import Gate, Prove
 from agent.pipeline.host import Host
 from agent.pipeline.resume import sweep
 from agent.pipeline.space import require_memory
@@ -114,22 +115,28 @@ class Stop:
         self.asked.set()
 
 
-def work(host: Host, make_consumer: MakeConsumer, *, grace_s: float, stop: Stop | None = None) -> bool:
+def work(
+    host: Host, make_consumer: MakeConsumer, prove: Prove, *, grace_s: float, stop: Stop | None = None
+) -> bool:
     """Consume until asked to stop; whether every handler had ended `grace_s` seconds after that.
 
-    When one had not, the caller should leave the process: its lease runs out and another worker takes the task over.
+    No task runs before `prove` found nothing; all other work goes on. When a handler had not ended, the caller should leave
+    the process: its lease runs out and another worker takes the task over.
     Raises: LedgerUnavailable when the ledger cannot be written at the start; WorkspaceOnDisk when plaintext would lie there.
     """
     stop = stop or Stop()
     leases = Leases(host)
     check_start(host)
-    consumer = make_consumer(handlers(host, leases))
+    gate = Gate(host, prove)
+    consumer = make_consumer(handlers(host, leases, gate))
     with leases.beating(host.rules.lease / 3):
         consumer.start()
         log.info("worker.started", worker=leases.process)
         while not stop.asked.is_set():
             leases.renew()  # after a jump of the clock the sweep must not take our own live tasks for orphans
             run_sweep(host)
+            if try_gate(gate):
+                run_sweep(host)  # rings for every job that waited for it
             stop.asked.wait(SWEEP_EVERY_S * secrets.SystemRandom().uniform(0.8, 1.2))
         is_clean = _stop_within(consumer, grace_s)
     if is_clean:
@@ -139,13 +146,13 @@ def work(host: Host, make_consumer: MakeConsumer, *, grace_s: float, stop: Stop 
     return is_clean
 
 
-def handlers(host: Host, leases: Leases) -> dict[Queue, Handler]:
+def handlers(host: Host, leases: Leases, gate: Gate) -> dict[Queue, Handler]:
     """What each queue's bell does."""
 
     def go_on(item: str) -> None:
         require_memory(host.rules.workspace_root)  # a mount can vanish; what waits then waits on
         with leases.name() as name:
-            advance(JobId(item), host, name)
+            advance(JobId(item), host, name, may_run=gate.is_open)
 
     def send(item: str) -> None:
         deliver(DeliveryId(item), host)
@@ -161,6 +168,15 @@ def run_sweep(host: Host) -> None:
         log.error("sweep.failed", code=error.code, detail=error.detail, advice=error.advice)
     except Exception:
         log.exception("sweep.crashed")
+
+
+def try_gate(gate: Gate) -> bool:
+    """Whether it opened just now. What goes wrong is logged, and the gate stays closed: the next sweep tries again."""
+    try:
+        return gate.try_open()
+    except Exception:
+        log.exception("selftest.crashed")
+        return False
 
 
 def check_start(host: Host) -> None:

@@ -115,6 +115,7 @@ def test_every_command_of_the_issue_is_there(command: Command) -> None:
         "deny",
         "verify",
         "doctor",
+        "selftest",
         *GROUPS,
     ):
         assert name in words
@@ -146,7 +147,16 @@ def test_every_command_that_prints_data_can_print_json(command: Command) -> None
         "data inspect",
     )
 
-    for name in (*printing, *more, "image add", "image list", "image prune", "image build", "doctor"):
+    for name in (
+        *printing,
+        *more,
+        "image add",
+        "image list",
+        "image prune",
+        "image build",
+        "doctor",
+        "selftest",
+    ):
         assert "--json" in command(*name.split(), "--help").out, name
 
 

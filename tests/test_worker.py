@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from agent import worker
 from agent.domain.chain import TaskKind
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job, JobEvent, JobState
-from agent.errors import LedgerUnavailable, WorkspaceOnDisk
+from agent.domain.orders import Learnuplet
+from agent.errors import LedgerUnavailable, RuntimeUnavailable, WorkspaceOnDisk
 from agent.pipeline import space
+from agent.pipeline.gate import Breach, Gate, GateState, Prove, standing
 from agent.pipeline.host import Host
 from agent.ports.broker import Handler, Queue
 from agent.ports.ledger import Arrival
@@ -88,6 +91,13 @@ def job(house: House) -> Job:
     return house.ledger.admit(arrival, NOW, max_attempts=3, queue_limit=10).job
 
 
+def proved(host: Host) -> Gate:
+    """The gate of a host whose cage holds."""
+    gate = Gate(host, tuple)
+    gate.try_open()
+    return gate
+
+
 def in_thread(run: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(run()), daemon=True)
@@ -99,31 +109,31 @@ def in_thread(run: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
 
 
 def test_there_is_a_handler_for_each_of_the_five_queues(house: House) -> None:
-    assert set(handlers(house.host, Leases(house.host))) == set(Queue)
+    assert set(handlers(house.host, Leases(house.host), proved(house.host))) == set(Queue)
 
 
 def test_a_bell_for_an_unknown_job_is_logged_and_no_more(
     house: House, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for handle in handlers(house.host, Leases(house.host)).values():
+    for handle in handlers(house.host, Leases(house.host), proved(house.host)).values():
         handle("nothing.0")
 
 
 def test_a_bell_while_the_ledger_is_away_does_not_raise(house: House, job: Job) -> None:
     house.ledger.is_broken = True
 
-    handlers(house.host, Leases(house.host))[Queue.LEARNUPLETS](job.id)
+    handlers(house.host, Leases(house.host), proved(house.host))[Queue.LEARNUPLETS](job.id)
 
 
 def test_a_bug_in_a_handler_does_not_reach_the_consumer(
     house: House, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def burst(*_: object) -> None:
+    def burst(*_: object, may_run: bool) -> None:
         raise RuntimeError("nobody foresaw this")
 
     monkeypatch.setattr(worker, "advance", burst)
 
-    handlers(house.host, Leases(house.host))[Queue.LEARNUPLETS](job.id)
+    handlers(house.host, Leases(house.host), proved(house.host))[Queue.LEARNUPLETS](job.id)
 
 
 # ------------------------------------------------------------------ leases
@@ -202,7 +212,7 @@ def test_a_worker_starts_only_on_a_ledger_that_takes_writes(house: House) -> Non
     house.ledger.is_broken = True
 
     with pytest.raises(LedgerUnavailable):
-        work(house.host, Hands, grace_s=1, stop=Stop())
+        work(house.host, Hands, tuple, grace_s=1, stop=Stop())
 
 
 def test_a_worker_starts_without_its_container_engine_and_says_so(house: House) -> None:
@@ -234,7 +244,7 @@ def test_a_worker_whose_workspace_lies_on_a_disk_does_not_start(
     on_a_disk(monkeypatch)
 
     with pytest.raises(WorkspaceOnDisk, match="mount -t tmpfs"):
-        work(house.host, Hands, grace_s=1, stop=Stop())
+        work(house.host, Hands, tuple, grace_s=1, stop=Stop())
 
 
 def test_a_workspace_that_lost_its_memory_begins_no_task_and_costs_no_attempt(
@@ -243,15 +253,138 @@ def test_a_workspace_that_lost_its_memory_begins_no_task_and_costs_no_attempt(
     queued = house.ledger.move(job, JobEvent.ENQUEUE, NOW)
     on_a_disk(monkeypatch)
 
-    handlers(house.host, Leases(house.host))[Queue.LEARN_TASKS](queued.id)
+    handlers(house.host, Leases(house.host), proved(house.host))[Queue.LEARN_TASKS](queued.id)
 
     assert house.ledger.job(job.id) == queued
+
+
+# ------------------------------------------------------------------ the gate
+
+
+BREACH = Breach("podman", "mount", "killed by SIGSYS", "done")
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[JobId]:
+    """The jobs whose task was begun."""
+    begun: list[JobId] = []
+    monkeypatch.setattr("agent.pipeline.advance.execute", lambda job, host, worker: begun.append(job.id))
+    return begun
+
+
+def events(house: House) -> list[str]:
+    return [event.name for event in house.ledger.events()]
+
+
+def test_no_task_begins_before_the_cage_was_proved_and_its_bell_is_not_lost(
+    house: House, job: Job, started: list[JobId]
+) -> None:
+    house.ledger.move(job, JobEvent.ENQUEUE, NOW)
+    gate = Gate(house.host, tuple)
+    ring = handlers(house.host, Leases(house.host), gate)[Queue.LEARN_TASKS]
+
+    ring(job.id)
+    assert started == []
+    worker.run_sweep(house.host)
+    assert (Queue.LEARN_TASKS, job.id) in house.bells.rung
+    assert gate.try_open()
+    ring(job.id)
+
+    assert started == [job.id]
+    assert events(house)[-1] == "selftest.held"
+
+
+def test_an_attempt_that_succeeds_keeps_the_gate_shut_and_says_which(
+    house: House, job: Job, started: list[JobId]
+) -> None:
+    house.ledger.move(job, JobEvent.ENQUEUE, NOW)
+    proofs = [(BREACH,), ()]  # the second one would hold
+    gate = Gate(house.host, lambda: proofs.pop(0))
+
+    with capture_logs() as told:
+        opened = [gate.try_open(), gate.try_open()]
+    handlers(house.host, Leases(house.host), gate)[Queue.LEARN_TASKS](job.id)
+
+    assert opened == [False, False]
+    assert started == []
+    (event,) = [event for event in house.ledger.events() if event.name == "selftest.failed"]
+    assert event.values == {
+        "runtime": "podman",
+        "probe": "mount",
+        "expected": "killed by SIGSYS",
+        "seen": "done",
+    }
+    (line,) = told
+    assert (line["event"], line["log_level"], line["probe"]) == ("selftest.failed", "error", "mount")
+    assert (line["expected"], line["seen"]) == ("killed by SIGSYS", "done")
+    assert standing(house.host.rules.workspace_root).state is GateState.BROKEN
+
+
+def test_orders_are_placed_while_the_gate_is_shut(house: House, job: Job) -> None:
+    gate = Gate(house.host, lambda: (BREACH,))
+    gate.try_open()
+    order = house.world.order().order
+    assert isinstance(order, Learnuplet)
+    for ref in order.train_data:
+        house.storages.keep_dataset(house.host.me, ref, b"", b"sealed")
+
+    handlers(house.host, Leases(house.host), gate)[Queue.LEARNUPLETS](job.id)
+
+    assert house.ledger.job(job.id).state is not JobState.RECEIVED
+
+
+def test_a_runtime_that_is_not_there_yet_is_tried_again(house: House) -> None:
+    is_there = False
+
+    def prove() -> tuple[Breach, ...]:
+        if not is_there:
+            raise RuntimeUnavailable("the engine does not answer")
+        return ()
+
+    gate = Gate(house.host, prove)
+
+    assert not gate.try_open()
+    assert standing(house.host.rules.workspace_root).state is GateState.CLOSED
+    is_there = True
+    assert gate.try_open()
+
+
+def test_a_self_test_that_falls_over_opens_nothing(house: House) -> None:
+    def burst() -> tuple[Breach, ...]:
+        raise ZeroDivisionError
+
+    gate = Gate(house.host, burst)
+
+    assert not worker.try_gate(gate)
+    assert not gate.is_open
+
+
+def test_a_worker_proves_the_cage_at_its_start_and_rings_for_what_waited(house: House, job: Job) -> None:
+    house.ledger.move(job, JobEvent.ENQUEUE, NOW)
+    may_prove = threading.Event()
+
+    def prove() -> tuple[Breach, ...]:
+        may_prove.wait(SOON_S)
+        house.bells.rung.clear()
+        return ()
+
+    _, stop, thread, _ = at_work(house, grace_s=1, prove=prove)
+
+    may_prove.set()
+    while (Queue.LEARN_TASKS, job.id) not in house.bells.rung:
+        thread.join(0.01)
+    stop.asked.set()
+    thread.join(SOON_S)
+
+    assert not thread.is_alive()
 
 
 # ------------------------------------------------------------------ stop
 
 
-def at_work(house: House, grace_s: float) -> tuple[Hands, Stop, threading.Thread, list[Any]]:
+def at_work(
+    house: House, grace_s: float, prove: Prove = tuple
+) -> tuple[Hands, Stop, threading.Thread, list[Any]]:
     """A worker that has started."""
     made: list[Hands] = []
     stop = Stop()
@@ -260,7 +393,7 @@ def at_work(house: House, grace_s: float) -> tuple[Hands, Stop, threading.Thread
         made.append(Hands(handlers))
         return made[0]
 
-    thread, results = in_thread(lambda: work(house.host, make, grace_s=grace_s, stop=stop))
+    thread, results = in_thread(lambda: work(house.host, make, prove, grace_s=grace_s, stop=stop))
     while not made:
         thread.join(0.01)
     assert made[0].has_started.wait(SOON_S)
@@ -292,7 +425,7 @@ def hold_advance(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, thre
     """(has begun, may end) of a task that takes its time."""
     has_begun, may_end = threading.Event(), threading.Event()
 
-    def advance(job: JobId, host: Host, name: str) -> None:
+    def advance(job: JobId, host: Host, name: str, *, may_run: bool) -> None:
         has_begun.set()
         may_end.wait(60)
 

@@ -9,7 +9,8 @@ from msgspec.structs import replace
 
 from agent.api.views import Check, Readiness
 from agent.domain.jobs import JobState
-from agent.errors import AgentError, NoSpace, QueueFull
+from agent.errors import AgentError, CageNotApplied, NoSpace, QueueFull
+from agent.pipeline.gate import GateState, standing
 from agent.pipeline.host import Host
 from agent.ports.broker import Queue
 from agent.trust.roster import Role
@@ -61,6 +62,14 @@ def look_at_storage(host: Host) -> str:
     return "answers"
 
 
+def look_at_cage(host: Host) -> str:
+    """No attempt of the worker's self-test succeeded. One that was not made yet holds up no order: it waits."""
+    seen = standing(host.rules.workspace_root)
+    if seen.state is GateState.BROKEN:
+        raise CageNotApplied(f"the self-test failed, no task runs: {seen.detail}")
+    return seen.detail
+
+
 LOOKS: dict[str, Look] = {
     "ledger": look_at_ledger,
     "queue": look_at_queue,
@@ -68,6 +77,7 @@ LOOKS: dict[str, Look] = {
     "disk": look_at_disk,
     "identity": look_at_identity,
     "storage": look_at_storage,
+    "cage": look_at_cage,
 }
 
 

@@ -9,7 +9,21 @@ from typing import Annotated
 import typer
 
 from agent import __version__
-from agent.cli import audit, data, doctor, held, image, keys, orders, peers, policy, services, setup, watch
+from agent.cli import (
+    audit,
+    data,
+    doctor,
+    held,
+    image,
+    keys,
+    orders,
+    peers,
+    policy,
+    selftest,
+    services,
+    setup,
+    watch,
+)
 from agent.cli.here import Here, Refused
 from agent.cli.out import complain, say
 from agent.errors import AgentError, AgentUnreachable, BadSettings, PeerUnavailable
@@ -39,7 +53,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for page in (setup, services, doctor, orders, held, watch, audit):
+for page in (setup, services, selftest, doctor, orders, held, watch, audit):
     page.register(app)
 for name, group in (
     ("keys", keys.app),

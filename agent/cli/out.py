@@ -104,6 +104,9 @@ STYLES = {
     "failed": "red",
     "cancelled": "red",
     "expired": "red",
+    "yes": "green",
+    "absent": "yellow",
+    "NO": "bold red",
 }
 
 

@@ -74,14 +74,15 @@ def serving_host(settings: Settings, host: Host) -> Iterator[str]:
 def work(context: typer.Context) -> None:
     """Take jobs from the queues and run them. Several on one host share its ledger and queues."""
     from agent import worker
-    from agent.wiring import open_worker
+    from agent.wiring import open_worker, prover
 
     os.umask(0o077)
     here = here_of(context)
     here.start_log()
     stop = worker.Stop()
     with stop.on_signals(), open_worker(here.settings) as (host, make_consumer):
-        is_clean = worker.work(host, make_consumer, grace_s=here.settings.workers.grace_s, stop=stop)
+        prove = prover(here.settings, host.ports.runtime)
+        is_clean = worker.work(host, make_consumer, prove, grace_s=here.settings.workers.grace_s, stop=stop)
         if not is_clean:  # a task is under way: its lease runs out, and another worker takes it over
             sys.stdout.flush()
             sys.stderr.flush()

@@ -16,17 +16,17 @@ FIRST_REST_S = 2.0
 LONGEST_REST_S = 60.0
 
 
-def advance(job_id: JobId, host: Host, worker: str) -> None:
+def advance(job_id: JobId, host: Host, worker: str, *, may_run: bool = True) -> None:
     """Place a received job, look at a held one again, run a queued one; nothing for any other.
 
-    Raises: LedgerUnavailable, NotFound.
+    A queued job that may not run now stays queued: the sweep rings for it again. Raises: LedgerUnavailable, NotFound.
     """
     job = host.ports.ledger.job(job_id)
     if job.state is JobState.RECEIVED and job.next_agent is None:
         _place(job, host)
     elif job.state is JobState.HELD:
         _look_again(job, host)
-    elif job.state is JobState.QUEUED and not _rests(job, host):
+    elif job.state is JobState.QUEUED and may_run and not _rests(job, host):
         execute(job, host, worker)
 
 

@@ -15,6 +15,7 @@ from agent.pipeline.hold import clear
 from agent.pipeline.host import Host, context_of
 from agent.pipeline.phases import Phases
 from agent.pipeline.run import ATTEMPT_LABEL, JOB_LABEL, Runs
+from agent.pipeline.trials import TRIAL_LABEL, abandoned, is_under_way
 from agent.pipeline.workspace import parse_folder_name, remove_folder
 from agent.ports.broker import Queue
 
@@ -73,6 +74,8 @@ def _clean(host: Host) -> None:
 
 def _remove_containers(host: Host) -> None:
     for leftover in host.ports.runtime.leftovers():
+        if is_under_way(leftover.labels.get(TRIAL_LABEL, ""), host.rules.workspace_root):
+            continue
         job, attempt = leftover.labels.get(JOB_LABEL, ""), leftover.labels.get(ATTEMPT_LABEL, "")
         if not _is_live(JobId(job), attempt, host):
             host.ports.runtime.remove(leftover.name)
@@ -83,11 +86,17 @@ def _remove_folders(host: Host) -> None:
     for folder in (*_folders(host.rules.workspace_root), *_folders(host.rules.spool)):
         owner = parse_folder_name(folder.name)
         if owner is not None and not _is_live(owner[0], str(owner[1]), host):
-            try:
-                remove_folder(folder, host.ports.runtime)
-                log.warning("leftover.removed", workspace=folder.name)
-            except (RuntimeUnavailable, OSError) as error:
-                log.error("leftover.stays", workspace=folder.name, detail=str(error))
+            _remove_folder(folder, host)
+    for folder in abandoned(host.rules.workspace_root):
+        _remove_folder(folder, host)
+
+
+def _remove_folder(folder: Path, host: Host) -> None:
+    try:
+        remove_folder(folder, host.ports.runtime)
+        log.warning("leftover.removed", workspace=folder.name)
+    except (RuntimeUnavailable, OSError) as error:
+        log.error("leftover.stays", workspace=folder.name, detail=str(error))
 
 
 def _is_live(job_id: JobId, attempt: str, host: Host) -> bool:

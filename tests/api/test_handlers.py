@@ -8,6 +8,7 @@ import pytest
 from agent.domain.ids import digest_of, job_id
 from agent.domain.jobs import JobEvent
 from agent.domain.orders import LEARNUPLET_TYPE
+from agent.pipeline.gate import Breach, Gate
 from agent.ports.broker import Queue
 from agent.trust.handoff import build_handoff
 from agent.trust.http_signatures import HttpAnswer, HttpRequest, content_digest, verify_answer
@@ -489,7 +490,7 @@ def test_readiness_names_each_check(house: House) -> None:
 
     checks = {check["name"]: check["is_ok"] for check in answer.json()["checks"]}
     assert answer.status_code == 200
-    assert checks == dict.fromkeys(("ledger", "queue", "bells", "disk", "identity", "storage"), True)
+    assert checks == dict.fromkeys(("ledger", "queue", "bells", "disk", "identity", "storage", "cage"), True)
 
 
 def test_one_failing_check_makes_it_503(house: House) -> None:
@@ -500,6 +501,18 @@ def test_one_failing_check_makes_it_503(house: House) -> None:
     failed = [check for check in answer.json()["checks"] if not check["is_ok"]]
     assert answer.status_code == 503
     assert [(check["name"], check["code"]) for check in failed] == [("storage", "storage-unavailable")]
+
+
+def test_a_host_whose_self_test_failed_is_not_ready_and_says_which_probe(house: House) -> None:
+    breach = Breach("podman", "mount", "killed by SIGSYS", "done")
+    Gate(house.host, lambda: (breach,)).try_open()
+
+    answer = house.operator.get("/ready")
+
+    (failed,) = [check for check in answer.json()["checks"] if not check["is_ok"]]
+    assert answer.status_code == 503
+    assert (failed["name"], failed["code"]) == ("cage", "cage-not-applied")
+    assert "mount of podman: done" in failed["detail"]
 
 
 def test_strangers_are_not_told_what_was_seen(house: House) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.devkit.images import PROGRAM_ROOT, PYTHON, build_image, program_layer, python_layer
 from agent.domain.ids import Digest, digest_of, hex_of
 from agent.errors import BadImage
 from agent.pipeline.outputs import file_digest
 from agent.ports.image_archive import inspect
 from agent.ports.runtime_podman_api import ApiRefusal, PodmanApi
+from agent.selftest.images import PROGRAM_ROOT, PYTHON, build_image, program_layer, python_layer
 from tests.host.podman import Desk, Engine, image_cache, open_desk, open_engine
 
 pytestmark = pytest.mark.host

@@ -13,7 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from agent.devkit.images import (
+from agent.devkit.podman_service import checkout_folders, oci_runtime, podman_service
+from agent.domain.ceilings import Ceilings
+from agent.domain.ids import Digest, hex_of
+from agent.ports.runtime import Mount, RunKind, RunSpec, Runtime
+from agent.selftest.images import (
     ENV,
     PROGRAM_ROOT,
     PYTHON,
@@ -22,10 +26,6 @@ from agent.devkit.images import (
     program_layer,
     python_layer,
 )
-from agent.devkit.podman_service import checkout_folders, oci_runtime, podman_service
-from agent.domain.ceilings import Ceilings
-from agent.domain.ids import Digest, hex_of
-from agent.ports.runtime import Mount, RunKind, RunSpec, Runtime
 from tests.bench.figures import Sample
 from tests.host.podman import MIB, Engine, image_cache
 from tests.host.runtimes import RUNTIMES, runtime_of

@@ -11,7 +11,6 @@ from uuid import uuid4
 import pytest
 
 from agent.devkit.consortium import Consortium, Hospital, found, in_an_hour, on_podman, on_runc
-from agent.devkit.images import build_image, program_layer, python_layer
 from agent.devkit.issuing import issue
 from agent.devkit.podman_service import why_no_runc
 from agent.devkit.server import now
@@ -19,6 +18,7 @@ from agent.devkit.waiting import wait_for
 from agent.domain.ids import Digest, OrderId, wire_time
 from agent.domain.orders import DatasetRef, ImageRef, Learnuplet, SignedOrder
 from agent.domain.reports import ReportBody, parse_report
+from agent.selftest.images import build_image, program_layer, python_layer
 from tests.host.podman import Engine, image_cache, open_engine
 
 GUESTS = Path(__file__).parent / "guests"

@@ -298,7 +298,11 @@ def test_neither_data_nor_keys_are_on_a_disk_when_everything_is_killed_in_the_mi
     stage.serve_containers()
     town.consortium.start(stage.hospital.agent)
     town.consortium.wait_until_ready([stage.hospital.agent])
-    wait_for(lambda: not any(stage.workspaces.iterdir()), "the sweep", timeout_s=ORDER_TIMEOUT_S)
+    wait_for(
+        lambda: not any(one.is_dir() for one in stage.workspaces.iterdir()),
+        "the sweep",
+        timeout_s=ORDER_TIMEOUT_S,
+    )
 
     assert while_it_runs == ([], [])
     assert after_the_kill == []

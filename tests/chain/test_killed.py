@@ -12,6 +12,7 @@ from agent.devkit.consortium import running
 from agent.devkit.waiting import wait_for
 from agent.domain.orders import SignedOrder
 from agent.domain.reports import ReportState
+from agent.pipeline.workspace import parse_folder_name
 from tests.chain.conftest import ORDER_TIMEOUT_S, Town, make_town
 
 
@@ -45,6 +46,9 @@ def test_an_agent_killed_while_it_trains_ends_the_order_in_a_second_attempt(town
     assert attempts == {2}
     assert left == []
     assert town.consortium.book().alarms() == ()
+    assert (
+        agent.log.read_text().count('"selftest.held"') == 2
+    )  # each worker proved the cage before its first task
 
 
 def _is_told(town: Town, signed: SignedOrder) -> bool:
@@ -55,7 +59,7 @@ def _workspaces(town: Town) -> list[str]:
     """The attempts' folders in the agent's memory."""
     settings = tomllib.loads((town.consortium.hospital("A").agent.folder / "agent.toml").read_text())
     root = settings["workspace"]["root"]
-    return os.listdir(root) if os.path.isdir(root) else []
+    return [name for name in os.listdir(root) if parse_folder_name(name)] if os.path.isdir(root) else []
 
 
 def _kill_all_of(town: Town) -> None:

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from agent.devkit.images import (
+from agent.devkit.images import program_image
+from agent.domain.ids import digest_of
+from agent.selftest.images import (
     Entry,
     _byte_code,
     _cached_layer,
     build_image,
     packages_layer,
-    program_image,
     program_layer,
     python_layer,
 )
-from agent.domain.ids import digest_of
 
 
 def names(path: Path) -> list[str]:

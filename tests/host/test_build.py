@@ -17,7 +17,6 @@ import pytest
 from msgspec.structs import replace
 
 from agent.cli import run
-from agent.devkit.images import PYTHON, python_layer
 from agent.errors import BadBuild, CageNotApplied
 from agent.pipeline.outputs import file_digest
 from agent.ports import cage_check
@@ -26,6 +25,7 @@ from agent.ports.builder_layers import LayersBuilder
 from agent.ports.image_archive import inspect
 from agent.ports.image_tree import unpack
 from agent.ports.runtime_podman_build import PodmanStep, PodmanSteps
+from agent.selftest.images import PYTHON, python_layer
 from tests.host.podman import (
     CEILINGS,
     PLANTED,

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agent.devkit.images import PYTHON, build_image, program_layer, python_layer
 from agent.domain.ids import digest_of
 from agent.errors import BadImage, BadOutput, CageNotApplied
 from agent.ports import cage, run_end, runtime_podman_body, runtime_runc_config
@@ -22,6 +21,7 @@ from agent.ports.runtime_podman import PodmanRuntime
 from agent.ports.runtime_podman_api import PodmanApi
 from agent.ports.runtime_runc import RuncRuntime
 from agent.ports.user_namespace import UserNamespace
+from agent.selftest.images import PYTHON, build_image, program_layer, python_layer
 from tests.host.podman import (
     CEILINGS,
     MIB,

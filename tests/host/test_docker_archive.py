@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.devkit.images import PROGRAM_ROOT, PYTHON, build_image, program_layer, python_layer
 from agent.pipeline.outputs import file_digest
+from agent.selftest.images import PROGRAM_ROOT, PYTHON, build_image, program_layer, python_layer
 from tests.host.podman import Desk, Engine, image_cache, open_desk, open_engine
 
 pytestmark = pytest.mark.host

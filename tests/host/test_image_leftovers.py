@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.devkit.images import build_image, program_layer
 from agent.domain.ids import Digest, hex_of
 from agent.ports.image_archive import inspect
 from agent.ports.runtime_podman_api import ApiRefusal, PodmanApi
+from agent.selftest.images import build_image, program_layer
 from tests.host.podman import ROOT, Engine, open_engine
 
 pytestmark = pytest.mark.host

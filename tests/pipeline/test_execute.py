@@ -12,7 +12,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.devkit.images import build_image, program_layer
 from agent.domain.chain import TaskKind
 from agent.domain.ids import digest_of
 from agent.domain.jobs import JobState
@@ -28,6 +27,7 @@ from agent.ports.broker import Queue
 from agent.ports.ledger import DeliveryKind, DeliveryState
 from agent.ports.runtime import Run, RunKind, RunOutcome, RunSpec
 from agent.ports.storage import BlobKind
+from agent.selftest.images import build_image, program_layer
 from agent.trust.audit import audit_chain
 from agent.trust.envelope import parse_envelope
 from agent.trust.handoff import parse_handoff

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from agent.devkit.images import build_image, program_layer
 from agent.domain.ceilings import DEFAULT_CEILINGS
 from agent.domain.ids import Digest
 from agent.errors import BadBuild, BadImage
@@ -21,6 +20,7 @@ from agent.ports.builder_layers import LayersBuilder
 from agent.ports.image_archive import inspect
 from agent.ports.image_tree import unpack
 from agent.ports.runtime import Cage, RunOutcome
+from agent.selftest.images import build_image, program_layer
 from tests.ports.test_image_tree import FOLDER, Content, Seen, entry, image_of, link, seen
 
 END = 'ENTRYPOINT ["/a"]\n'

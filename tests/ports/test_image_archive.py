@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from agent.devkit.images import build_image, program_layer
 from agent.domain.ids import Digest, digest_of
 from agent.errors import BadImage
 from agent.ports import image_archive, image_layers, image_parts
 from agent.ports.image_archive import inspect
+from agent.selftest.images import build_image, program_layer
 
 HERE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 ANY = digest_of(b"the caller has checked it")

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.devkit import images
-from agent.devkit.images import build_image, program_layer
 from agent.domain.ceilings import Ceilings
 from agent.domain.ids import Digest, digest_of
 from agent.errors import BadImage, BadOutput, CageNotApplied, RuntimeUnavailable
@@ -22,9 +20,12 @@ from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec, Runtime
 from agent.ports.runtime_podman import PodmanRuntime
 from agent.ports.runtime_runc import RuncRuntime
 from agent.ports.runtime_runc_cgroups import Cgroups
+from agent.selftest import images
+from agent.selftest.images import build_image, program_layer
 from tests.fakes.runtime import Guest, MemoryRuntime
 from tests.host.podman import CEILINGS, SECCOMP, Desk, open_desk, open_engine, open_runc, probe_archive
 
+PROBE = Path(__file__).parents[2] / "agent/devkit/demo_images/probe.py"
 STRANGER = digest_of(b"an image that nobody loaded")
 
 
@@ -198,7 +199,7 @@ def spare(stage: Stage, tmp_path: Path) -> Digest:
         bottom.write_bytes(content.read())
     info = stage.runtime.image(stage.image)
     assert info is not None
-    source = (Path(images.__file__).parent / "demo_images/probe.py").read_bytes()
+    source = PROBE.read_bytes()
     files = {"/opt/program/probe.py": source, "/opt/mark": uuid.uuid4().bytes}
     layer = images.Layer(bottom, file_digest(bottom), bottom.stat().st_size)
     top = program_layer(tmp_path / "spare", files)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from agent.devkit import workloads
-from agent.devkit.images import (
+from agent.domain.ids import Digest
+from agent.selftest.images import (
     ENV,
     PROGRAM_ROOT,
     PYTHON,
@@ -23,7 +24,6 @@ from agent.devkit.images import (
     program_layer,
     python_layer,
 )
-from agent.domain.ids import Digest
 from tests.host.podman import image_cache
 
 GUESTS = Path(__file__).parent / "guests"

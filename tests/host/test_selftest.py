@@ -1,0 +1,51 @@
+"""The self-test in the real cages of this host, and a few of its protections taken away; all of them: slow/."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agent.ports.runtime import Runtime
+from agent.selftest.probes import PROBES
+from tests.host.removals import REMOVALS
+from tests.host.selftest import found, found_without
+
+pytestmark = [pytest.mark.host, pytest.mark.timeout(180)]
+
+
+def test_every_attempt_fails_in_the_real_cage_and_nothing_is_left(runtime: Runtime, workspaces: Path) -> None:
+    before = os.listdir("/dev/shm")
+
+    findings = found(runtime, workspaces)
+
+    assert [finding for finding in findings if not finding.held] == []
+    assert [finding.probe for finding in findings] == sorted_as_run([probe.name for probe in PROBES])
+    assert runtime.leftovers() == ()
+    assert os.listdir(workspaces) == []
+    assert os.listdir("/dev/shm") == before
+
+
+def sorted_as_run(names: list[str]) -> list[str]:
+    """The probes' names, scene by scene."""
+    scenes = {probe.name: list(type(probe.scene)).index(probe.scene) for probe in PROBES}
+    return sorted(names, key=lambda name: scenes[name])
+
+
+# One of each sort; the others are alike.
+SOME = (
+    "seccomp",
+    "process namespace",
+    "read-only inputs",
+    "sizes of tmpfs",
+    "kinds of files",
+)
+
+
+@pytest.mark.parametrize("removal", SOME)
+def test_a_probe_goes_red_when_its_protection_is_taken_away(
+    runtime: Runtime, removal: str, workspaces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    findings = found_without(removal, runtime, workspaces, monkeypatch)
+
+    assert [finding for finding in findings if finding.held] == []
+    assert {finding.probe for finding in findings} == REMOVALS[removal].reds
