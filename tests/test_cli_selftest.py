@@ -53,6 +53,7 @@ def selftest(
 ) -> Callable[..., tuple[int, str, str]]:
     """The command of an agent that has these runtimes: code, output, errors."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "240")
     home = str(tmp_path / "home")
     assert run(["--home", home, "init"]) == OK
     shutil.copytree(guest_cache, tmp_path / "home/data/selftest", copy_function=os.link)

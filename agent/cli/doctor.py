@@ -5,6 +5,7 @@ Whom it looks at is in `doctor_patient.py`, how in `doctor_sections.py`; what a 
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Annotated
 
 import typer
 from msgspec import Struct
@@ -33,6 +34,7 @@ SECTIONS: list[Section] = [
     sections.look_at_disk,
     sections.look_at_others,
     sections.look_at_units,
+    sections.look_at_selftest,
 ]
 
 
@@ -50,16 +52,23 @@ def register(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
-def doctor(context: typer.Context, as_json: JsonFlag = False) -> None:
+def doctor(
+    context: typer.Context,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Of the self-test only what a worker tries at its start.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
     """Look at this host and tell what is well, what is not, and the command that mends it.
 
-    As root, or as the agent's user. Nothing is changed. Exit code 1 when a line fails.
+    As root, or as the agent's user. Nothing is changed. At the end hostile code is run in the real cage. Exit code 1
+    when a line fails.
     """
     here = here_of(context)
     owned, is_root = owner_file(here.settings), os.geteuid() == 0
     checks: list[Check] = []
     with as_owner_of(owned):
-        patient = meet(here, owned, by_root=is_root)
+        patient = meet(here, owned, by_root=is_root, is_quick=quick)
         for lines in examine(patient):
             checks += lines
             if not as_json:

@@ -42,6 +42,7 @@ class Patient:
     uid: int
     gid: int
     by_root: bool  # who asks: root acts as the agent's user
+    is_quick: bool = False  # only the quick part of the self-test
 
     @property
     def user(self) -> str:
@@ -144,7 +145,7 @@ def owner_file(settings: Settings) -> Path:
     return settings.identity.key
 
 
-def meet(here: Here, owned: Path, *, by_root: bool) -> Patient:
+def meet(here: Here, owned: Path, *, by_root: bool, is_quick: bool) -> Patient:
     """The agent of these settings, as its user. Raises: BadSettings for somebody who is neither that user nor root."""
     settings, uid = here.settings, os.geteuid()
     owner = owned.stat().st_uid if owned.exists() else uid
@@ -152,7 +153,7 @@ def meet(here: Here, owned: Path, *, by_root: bool) -> Patient:
         raise BadSettings(f"{owned} belongs to user {owner}: run this as root or as that user")
     if by_root and uid != 0:  # root's own session is not the agent's
         settings = load_settings(here.home, {**here.environment, "XDG_RUNTIME_DIR": f"/run/user/{uid}"})
-    return Patient(settings, uid, os.getegid(), by_root)
+    return Patient(settings, uid, os.getegid(), by_root, is_quick)
 
 
 # ------------------------------------------------------------------ asking

@@ -26,7 +26,7 @@ from agent.doctor import (
 from agent.doctor.clock import Answered
 from agent.doctor.files import Kind
 from agent.doctor.lines import Check, Unknown
-from agent.ports.runtime import Enforcement, RunKind
+from agent.ports.runtime import RunKind, Runtime
 from agent.trust.keys import SigningKey
 
 
@@ -54,15 +54,9 @@ def look_at_kernel_settings(_patient: Patient) -> Iterable[Check]:
 def look_at_ceilings(patient: Patient) -> Iterable[Check]:
     """What holds each ceiling, as each engine tells."""
     from agent.doctor.look_ceilings import look_at_cgroups
-    from agent.wiring import runtimes
 
-    cgroups = look_at_cgroups(patient.uid)
-    key, policy = patient.key, patient.policy
-    found: dict[str, Enforcement | Unknown] = {}
-    for runtime in runtimes(
-        patient.settings, SigningKey.generate().keyid if isinstance(key, Unknown) else key.keyid
-    ):
-        found[runtime.name] = known(runtime.enforcement)
+    cgroups, policy = look_at_cgroups(patient.uid), patient.policy
+    found = {runtime.name: known(runtime.enforcement) for runtime in _runtimes(patient)}
     accepted = () if isinstance(policy, Unknown) else policy.accept_missing
     lines = ceilings.judge_cgroups(cgroups)
     return lines + ceilings.judge_runtimes(found, accepted, cgroups, {"podman": patient.start_podman})
@@ -183,3 +177,26 @@ def look_at_units(patient: Patient) -> Iterable[Check]:
     from agent.doctor.look_units import look_at_units
 
     return units.judge(look_at_units(patient.user))
+
+
+def look_at_selftest(patient: Patient) -> Iterable[Check]:
+    """Hostile code in the real cage of each engine: one line for an engine that holds, one for each attempt that succeeded."""
+    from agent.cli.selftest import findings_of
+    from agent.doctor import selftest
+
+    for runtime in _runtimes(patient):
+        if isinstance(why := known(runtime.enforcement), Unknown):
+            yield selftest.not_tried(runtime.name, why)
+        else:
+            found = findings_of(runtime, patient.settings, is_quick=patient.is_quick)
+            yield from selftest.judge(
+                runtime.name, [selftest.Tried(one.probe, one.expected, one.seen, one.held) for one in found]
+            )
+
+
+def _runtimes(patient: Patient) -> "tuple[Runtime, ...]":
+    """Every engine of this host, under the agent's name or, without its key, a stranger's."""
+    from agent.wiring import runtimes
+
+    key = patient.key
+    return runtimes(patient.settings, SigningKey.generate().keyid if isinstance(key, Unknown) else key.keyid)

@@ -50,7 +50,7 @@ def selftest(
             f"there is no runtime {runtime!r}; this host has {', '.join(one.name for one in known)}"
         )
     with as_owner_of(settings.identity.key):
-        findings = [finding for one in chosen for finding in _findings(one, settings, is_quick=quick)]
+        findings = [finding for one in chosen for finding in findings_of(one, settings, is_quick=quick)]
     if as_json:
         print_json({"probes": findings})
     else:
@@ -59,7 +59,7 @@ def selftest(
         raise typer.Exit(FAILED)
 
 
-def _findings(runtime: "Runtime", settings: "Settings", *, is_quick: bool) -> "list[Finding]":
+def findings_of(runtime: "Runtime", settings: "Settings", *, is_quick: bool) -> "list[Finding]":
     """Those of one runtime; a runtime that cannot be tried is a finding too."""
     from agent.selftest.suite import not_tried, probe
 

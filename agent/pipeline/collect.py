@@ -52,8 +52,7 @@ def collect_images(
         host.ports.ledger.record_event("image.leftovers_removed", now, values={"count": cleared})
     images = runtime.images()
     if is_everything:
-        kept = host.rules.kept_images
-        chosen = tuple(Unneeded(image, Reason.ASKED) for image in images if image.digest not in kept)
+        chosen = tuple(Unneeded(image, Reason.ASKED) for image in images)
     else:
         chosen = choose(images, host.rules, now, shutil.disk_usage(host.rules.spool).free)
     if is_rehearsal:
@@ -70,7 +69,7 @@ def choose(images: Iterable[ImageInfo], rules: Rules, now: datetime, free_bytes:
     for image in known:
         unused = now - image.used_at
         is_short = used_bytes > rules.images_bytes or free_bytes < rules.low_disk_bytes
-        if image.digest in rules.kept_images or unused < FRESH:
+        if unused < FRESH:
             continue
         if unused <= rules.image_age and not is_short:
             continue

@@ -5,7 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from agent.domain.chain import Task, plan
-from agent.domain.ids import Digest, KeyId
+from agent.domain.ids import KeyId
 from agent.domain.jobs import Job
 from agent.domain.orders import MAX_ORDER_BYTES, SignedOrder, parse_order
 from agent.domain.receipts import SignedReceipt
@@ -31,7 +31,6 @@ class Rules:
     max_image_bytes: int
     image_age: timedelta = timedelta(days=30)  # unused for longer, an image leaves
     images_bytes: int = 64 << 30  # all loaded images together
-    kept_images: frozenset[Digest] = frozenset()  # never collected
 
 
 @dataclass(frozen=True, slots=True)

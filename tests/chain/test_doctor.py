@@ -42,7 +42,7 @@ class Told:
 def ask(town: Town, *flags: str) -> Told:
     home = town.consortium.hospital("A").agent.folder
     done = subprocess.run(
-        [sys.executable, "-m", "agent", "--home", str(home), "doctor", *flags],
+        [sys.executable, "-m", "agent", "--home", str(home), "doctor", "--quick", *flags],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.stderr == ""
@@ -67,6 +67,14 @@ def away(town: Town, party: Party) -> Told:
 
 def test_nothing_of_a_consortium_that_runs_fails(of_the_host: set[tuple[str, str]]) -> None:
     assert {group for group, _ in of_the_host} <= {"versions", "user ids", "memory", "disk", "units"}
+
+
+def test_hostile_code_is_run_in_the_cage_of_every_engine(town: Town) -> None:
+    checks = ask(town, "--json").checks
+
+    told = {name: check["seen"] for (group, name), check in checks.items() if group == "selftest"}
+    assert "attempts of hostile code, none succeeded" in told["podman"]
+    assert set(told) <= {"podman", "runc"}
 
 
 def test_it_says_the_same_to_people(town: Town, of_the_host: set[tuple[str, str]]) -> None:
