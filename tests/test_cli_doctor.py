@@ -209,7 +209,7 @@ def test_root_judges_for_the_user_who_owns_the_key(somebody: pwd.struct_passwd, 
     assert ("user ids", "agent's user") not in told
     assert somebody.pw_name in told["user ids", "subuid"]["seen"]
     assert told["files", "identity key"]["state"] == "ok"
-    assert f"/run/user/{somebody.pw_uid}/" in told["podman", "service"]["seen"]
+    assert f"/run/user/{somebody.pw_uid}/" in told["podman", "socket"]["mend"]
 
 
 def test_root_becomes_that_user_wholly_and_root_again(somebody: pwd.struct_passwd, their_home: Path) -> None:
