@@ -149,7 +149,10 @@ def test_ceilings_by_cgroup_leave_no_swap() -> None:
 def test_what_enforces_a_ceiling_is_told() -> None:
     on_v1, on_v2 = (cage.applied_ceilings(CEILINGS, facts) for facts in (ON_V1, ON_V2))
 
-    assert (on_v1["memory_bytes"], on_v1["pids"]) == ("1073741824 by rlimit", "64 by rlimit")
+    assert (on_v1["memory_bytes"], on_v1["pids"]) == (
+        "1073741824 by rlimit and watcher",
+        "64 by rlimit",
+    )
     assert "cpu_millis" not in on_v1
     assert (on_v2["memory_bytes"], on_v2["cpu_millis"], on_v2["pids"]) == (
         "1073741824 by cgroup",
@@ -170,11 +173,13 @@ def test_a_stand_in_leaves_the_oci_runtime_room_to_make_the_cage_and_says_so() -
 
     applied = cage.applied_ceilings(tiny, ON_V1)
 
-    assert (applied["memory_bytes"], applied["pids"]) == (f"{256 << 20} by rlimit", "16 by rlimit")
+    assert applied["memory_bytes"] == f"{256 << 20} by rlimit and watcher"
+    assert applied["pids"] == "16 by rlimit"
 
 
 def test_no_core_is_dumped() -> None:
-    assert {"type": "CORE", "soft": 0, "hard": 0} in made()["r_limits"]
+    # 1, not 0: a handler that core_pattern pipes to gets the dump of a process whose limit is 0.
+    assert {"type": "CORE", "soft": 1, "hard": 1} in made()["r_limits"]
 
 
 def test_an_orphan_ends_soon_after_its_wall_clock_ceiling() -> None:
