@@ -15,7 +15,7 @@ from typing import Any
 
 from agent.devkit.podman_service import checkout_folders, oci_runtime, podman_service
 from agent.domain.ceilings import Ceilings
-from agent.domain.ids import Digest, hex_of
+from agent.domain.ids import Digest
 from agent.ports.runtime import Mount, RunKind, RunSpec, Runtime
 from agent.selftest.images import (
     ENV,
@@ -138,7 +138,7 @@ def plain(engine: Engine, digest: Digest) -> Side:
         "--storage-driver": "overlay",
     }
     command = ["podman", *itertools.chain(*places.items()), "run", "--rm", "--pull", "never", *network()]
-    name = f"localhost/dc-compute:{hex_of(digest)}"
+    name = engine.runtime()._images._reference(digest)
 
     def run(root: Path) -> str:
         binds = ["--volume", f"{root}/train:/data/train", "--volume", f"{root}/model:/data/model"]

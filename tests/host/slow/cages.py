@@ -1,7 +1,6 @@
 """The real cage of each runtime of this host, with the image of the workloads, and the runs of the container contract in it."""
 
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,7 +9,7 @@ from itertools import count
 from pathlib import Path
 
 from agent.domain.ceilings import Ceilings
-from agent.domain.ids import Digest, hex_of
+from agent.domain.ids import Digest, digest_from_hex, hex_of
 from agent.errors import BadOutput
 from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec, Runtime
 from tests.host.podman import MIB, Engine, image_cache
@@ -100,7 +99,7 @@ def open_cage(name: str, engine: Engine) -> Iterator[Cage]:
     runtime = runtime_of(name, engine)
     archive, digest = image()
     runtime.load(archive, digest)
-    sweep_older(engine, digest)
+    sweep_older(runtime, digest)
     try:
         yield Cage(runtime, digest, root)
     finally:
@@ -111,15 +110,13 @@ def open_cage(name: str, engine: Engine) -> Iterator[Cage]:
         shutil.rmtree(root)
 
 
-def sweep_older(engine: Engine, digest: Digest) -> None:
-    """Take the workloads' earlier images out of Podman's storage: each is over a gigabyte, and again for its user map.
+def sweep_older(runtime: Runtime, digest: Digest) -> None:
+    """Discard the workloads' earlier images: each is over a gigabyte, under Podman again for its user map.
 
     Every digest that was ever loaded is noted, for a storage that is not in use today may still have it.
     """
     note = image_cache() / "workloads.loaded"
     known = set(note.read_text().split()) if note.exists() else set()
     note.write_text("\n".join(sorted(known | {hex_of(digest)})) + "\n")
-    older = [f"localhost/dc-compute:{name}" for name in sorted(known - {hex_of(digest)})]
-    if older:
-        command = ["podman", "--remote", "--url", f"unix://{engine.socket}", "rmi", "--ignore"]
-        subprocess.run([*command, *older], cwd="/", capture_output=True, check=False)  # one in use stays
+    for older in known - {hex_of(digest)}:
+        runtime.discard(digest_from_hex(older))  # one in use stays
