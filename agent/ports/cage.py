@@ -24,6 +24,7 @@ WORK_DIR = "/data"
 HOSTNAME = "job"
 OWN_ENV = {"HOME": "/tmp", "TMPDIR": "/tmp"}  # noqa: S108 - the container's own /tmp
 SHM_BYTES = 64 << 20
+TMP_INODES = 16_384  # each takes the kernel about a kilobyte, which is no page of the tmpfs
 CPU_PERIOD_US = 100_000
 PAGE_BYTES = 4096
 LEAST_DATA_BYTES, LEAST_PIDS, LEAST_FILES = 256 << 20, 16, 32
@@ -41,6 +42,9 @@ class EngineFacts(Struct, frozen=True, kw_only=True):
     id_count: int  # ids beside its own that the engine's user has
     hard_limits: Mapping[str, int]  # RLIMIT_* -> the highest value a container can get; absent: no bound
     cgroup_version: int = 2
+    tmp_inodes: int = (
+        0  # how many files /tmp and /dev/shm may have each; 0 where the engine sets no such number
+    )
 
 
 class StoredImage(Struct, frozen=True, kw_only=True):
@@ -123,7 +127,8 @@ def applied_ceilings(ceilings: Ceilings, facts: EngineFacts) -> dict[str, str]:
         "output_bytes": f"{limits['RLIMIT_FSIZE']} by rlimit and watcher",  # a file by the one, the sum by the other
         "output_files": f"{ceilings.output_files} by watcher",
         "log_bytes": f"{ceilings.log_bytes} by agent",
-        "tmp_bytes": f"{ceilings.tmp_bytes} by tmpfs",
+        "tmp_bytes": f"{ceilings.tmp_bytes} by tmpfs"
+        + (f" of {facts.tmp_inodes} inodes" if facts.tmp_inodes else ""),
         "pids": f"{limits['RLIMIT_NPROC']} by rlimit",
     }
     if "RLIMIT_DATA" in limits:

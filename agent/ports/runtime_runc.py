@@ -170,6 +170,7 @@ class RuncRuntime:
                 id_count=min(sum(one.count for one in kind) for kind in ranges),
                 hard_limits=cage.hard_limits(os.getpid()),
                 cgroup_version=self._cgroups.version,
+                tmp_inodes=cage.TMP_INODES,
             )
         return self._known_facts
 

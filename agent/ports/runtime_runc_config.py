@@ -61,7 +61,7 @@ def oci_config(
         "hostname": HOSTNAME,
         "root": {"path": root, "readonly": True},
         "process": _process(spec, image, facts),
-        "mounts": _mounts(spec, sources),
+        "mounts": _mounts(spec, facts, sources),
         "linux": linux,
     }
 
@@ -84,7 +84,7 @@ def _process(spec: RunSpec, image: StoredImage, facts: EngineFacts) -> dict[str,
     }
 
 
-def _mounts(spec: RunSpec, sources: Sequence[str]) -> list[dict[str, Any]]:
+def _mounts(spec: RunSpec, facts: EngineFacts, sources: Sequence[str]) -> list[dict[str, Any]]:
     quiet = ["nosuid", "noexec"]
     shm_bytes = min(SHM_BYTES, spec.ceilings.tmp_bytes)
     return [
@@ -93,8 +93,8 @@ def _mounts(spec: RunSpec, sources: Sequence[str]) -> list[dict[str, Any]]:
         _mount(
             "/dev/pts", "devpts", "devpts", [*quiet, "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
         ),
-        _mount("/dev/shm", "tmpfs", "shm", [*quiet, "nodev", "mode=1777", f"size={shm_bytes}"]),  # noqa: S108
-        _mount("/tmp", "tmpfs", "tmpfs", [*quiet, "nodev", "mode=1777", f"size={spec.ceilings.tmp_bytes}"]),  # noqa: S108
+        _tmpfs("/dev/shm", shm_bytes, facts),  # noqa: S108
+        _tmpfs("/tmp", spec.ceilings.tmp_bytes, facts),  # noqa: S108
         *(
             _mount(
                 mount.target,
@@ -105,6 +105,18 @@ def _mounts(spec: RunSpec, sources: Sequence[str]) -> list[dict[str, Any]]:
             for mount, source in zip(spec.mounts, sources, strict=True)
         ),
     ]
+
+
+def _tmpfs(target: str, size_bytes: int, facts: EngineFacts) -> dict[str, Any]:
+    options = [
+        "nosuid",
+        "noexec",
+        "nodev",
+        "mode=1777",
+        f"size={size_bytes}",
+        f"nr_inodes={facts.tmp_inodes}",
+    ]
+    return _mount(target, "tmpfs", "tmpfs", options)
 
 
 def _mount(target: str, kind: str, source: str, options: list[str]) -> dict[str, Any]:
