@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 WORKERS ?= 2
 ARGS ?=
-ROOT_TESTS := tests/pipeline/test_outputs.py tests/trust/test_keys.py tests/api/test_operator.py
+ROOT_TESTS := tests/pipeline/test_outputs.py tests/trust/test_keys.py tests/api/test_operator.py tests/ports/test_memory_events.py
 SCRIPTS := install.sh .ci/rootless .ci/run
 
 .PHONY: seccomp help

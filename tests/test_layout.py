@@ -41,6 +41,7 @@ PLUMBING = {
     "image_layers",
     "image_parts",
     "ledger_schema",
+    "memory_events",
     "migrations",
     "run_log",
 }

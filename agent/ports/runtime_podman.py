@@ -23,6 +23,7 @@ from agent.errors import BadImage, BadOutput, CageNotApplied, RuntimeUnavailable
 from agent.ports import cage, cage_check
 from agent.ports import runtime_podman_body as body
 from agent.ports.cage import EngineFacts, StoredImage
+from agent.ports.memory_events import MemoryEvents
 from agent.ports.runtime import Cage, Enforcement, ImageInfo, Leftover, RunSpec
 from agent.ports.runtime_podman_api import ApiRefusal, PodmanApi, hard_limits, own_uid
 from agent.ports.runtime_podman_body import Names
@@ -110,7 +111,9 @@ class PodmanRuntime:
             self._check(container, pid, asked)
             pidfd = _read(lambda: os.pidfd_open(pid))
             stack.callback(os.close, pidfd)
-            run = PodmanRun(self._api, container, pidfd, spec.ceilings.log_bytes)
+            memory = _read(lambda: MemoryEvents(pid))
+            stack.callback(memory.close)
+            run = PodmanRun(self._api, container, pidfd, memory, spec.ceilings.log_bytes)
             stack.callback(run.close)
             applied = Cage(
                 runtime=self.name,

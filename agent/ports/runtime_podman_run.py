@@ -1,18 +1,17 @@
 """One started container: waiting for its end, killing it, and telling how it ended."""
 
 import contextlib
-import select
 import socket
 import threading
 import time
 
 from agent.errors import RuntimeUnavailable
+from agent.ports.memory_events import MemoryEvents, ends_within
 from agent.ports.run_log import RunLog
 from agent.ports.runtime import Cage, RunOutcome
 from agent.ports.runtime_podman_api import ApiRefusal, PodmanApi, read_frames
 
 KILL_GRACE_S = 30.0  # from the kill to the end of the process
-POLL_S = 86400.0  # one poll takes milliseconds in 31 bits
 LOG_GRACE_S = 5.0  # from the end of the process to the end of its streams
 
 SIGXFSZ, SIGSYS = 25, 31
@@ -21,11 +20,13 @@ SIGXFSZ, SIGSYS = 25, 31
 class PodmanRun:
     """Implements `Run`. Until `start` only the container's frame exists, none of the image's code runs.
 
-    `pidfd` is that of the container's first process; the caller closes it. `close` ends the log.
+    `pidfd` is that of the container's first process, `memory` its accounts; the caller closes both. `close` ends the log.
     """
 
-    def __init__(self, api: PodmanApi, container: str, pidfd: int, log_bytes: int) -> None:
-        self._api, self._container, self._pidfd = api, container, pidfd
+    def __init__(
+        self, api: PodmanApi, container: str, pidfd: int, memory: MemoryEvents, log_bytes: int
+    ) -> None:
+        self._api, self._container, self._pidfd, self._memory = api, container, pidfd, memory
         self._log = RunLog(log_bytes)
         self._stream = api.attach(container)
         self._reader = threading.Thread(target=self._read, name=f"log-{container[:12]}", daemon=True)
@@ -81,19 +82,13 @@ class PodmanRun:
             cage=self._cage,
             log=self._log.kept(),
             wall_s=round(wall_s, 3),
+            cpu_s=self._memory.cpu_s,
+            max_memory_bytes=self._memory.peak_bytes,
         )
 
     def _ends_within(self, seconds: float) -> bool:
         """Whether the first process of the container ends in time; with it ends its pid namespace."""
-        deadline_s = time.monotonic() + seconds
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        while True:
-            left_s = deadline_s - time.monotonic()
-            if poll.poll(min(max(0.0, left_s), POLL_S) * 1000):
-                return True
-            if left_s <= 0:
-                return False
+        return ends_within(self._pidfd, self._memory, seconds)
 
     def _is_alive(self) -> bool:
         return not self._ends_within(0)
@@ -110,22 +105,13 @@ class PodmanRun:
         """A word of the container contract. The engine tells a death by signal n as code 128 + n."""
         if code == 0:
             return None
+        if self._memory.was_out_of_memory():  # the first process, or one whose end made it fail
+            return "oom"
         if code is None or not 0 < code < 256:
             return "unknown"
-        if code > 128:
-            if code - 128 == SIGSYS:
-                return "seccomp"
-            if code - 128 == SIGXFSZ:
-                return "disk"
-            return "oom" if self._was_out_of_memory() else f"signal:{code - 128}"
-        return f"exit:{code}"
-
-    def _was_out_of_memory(self) -> bool:
-        try:
-            state = self._api.get(f"/containers/{self._container}/json")["State"]
-        except ApiRefusal:
-            return False
-        return bool(state.get("OOMKilled"))
+        if code <= 128:
+            return f"exit:{code}"
+        return {SIGSYS: "seccomp", SIGXFSZ: "disk"}.get(code - 128, f"signal:{code - 128}")
 
     def _read(self) -> None:
         read_frames(self._stream, lambda block, is_stdout: self._log.add(block, is_stdout=is_stdout))
