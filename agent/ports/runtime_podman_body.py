@@ -84,8 +84,11 @@ def create_body(
         "timeout": min(spec.ceilings.wall_s + ORPHAN_GRACE_S, LONGEST_TIMEOUT_S),
         "log_configuration": {"driver": "none"},  # a log file would put what the guest says on a disk
     }
-    limits = _resource_limits(spec.ceilings, facts)
-    return body | {"resource_limits": limits} if limits else body
+    if limits := _resource_limits(spec.ceilings, facts):
+        body["resource_limits"] = limits
+    if "memory" in facts.controllers:
+        body["unified"] = {"memory.oom.group": "1"}  # out of memory ends the whole job, not one process of it
+    return body
 
 
 def id_mappings(start: int) -> dict[str, Any]:

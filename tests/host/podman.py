@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,7 @@ from agent.ports.runtime_podman import PodmanRuntime
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SECCOMP = ROOT / "seccomp"
+GIVEN = "DC_COMPUTE_TEST_PODMAN"  # names a socket: that service is used, and no other is started or ended
 PLANTED = "DC_COMPUTE_PLANTED_SECRET"  # in the service's environment, where no guest may see it
 MIB = 1 << 20
 
@@ -107,13 +108,9 @@ def open_engine() -> Iterator[Engine]:
         pytest.skip(f"real containers need {lacking}")
     stack, engine, users = _open.get("one") or (ExitStack(), None, 0)
     if engine is None:
-        runtime_dir, root = checkout_folders()
-        name = f"test-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
         store = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dcc-store-")))
-        engine = Engine(
-            stack.enter_context(podman_service(runtime_dir, root, name=name, env={PLANTED: "swordfish"})),
-            store,
-        )
+        given = os.environ.get(GIVEN)
+        engine = Engine(Path(given) if given else stack.enter_context(_service()), store)
     _open["one"] = (stack, engine, users + 1)
     try:
         yield engine
@@ -123,6 +120,12 @@ def open_engine() -> Iterator[Engine]:
             stack.close()
         else:
             _open["one"] = (stack, engine, users - 1)
+
+
+def _service() -> AbstractContextManager[Path]:
+    runtime_dir, root = checkout_folders()
+    name = f"test-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
+    return podman_service(runtime_dir, root, name=name, env={PLANTED: "swordfish"})
 
 
 def open_desk(engine: Engine) -> Iterator[Desk]:

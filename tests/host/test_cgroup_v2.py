@@ -1,0 +1,231 @@
+"""Ceilings that the kernel itself holds: cgroup v2 whose controllers the user was given.
+
+`tests/host/vm` boots a machine that has this and runs these there; on another host they are skipped unless it has it too.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from agent.domain.ceilings import Ceilings
+from agent.errors import CageNotApplied
+from agent.ports import runtime_podman_body
+from agent.ports.runtime import RunOutcome
+from tests.host.podman import CEILINGS, MIB, Desk, open_desk, open_engine
+
+pytestmark = pytest.mark.host
+
+BY_CGROUP = {"memory_bytes", "cpu_millis", "pids"}
+SMALL = replace(CEILINGS, memory_bytes=96 * MIB)
+BOMB = "400"  # MiB: far over SMALL, and it fits into the memory of the machine that runs these
+
+
+# A runtime by name: what opens a desk on it. A further runtime is a further line.
+RUNTIMES: dict[str, Callable[[], Iterator[Desk]]] = {
+    "podman": lambda: (desk for engine in open_engine() for desk in open_desk(engine)),
+}
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
+    if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        pytest.skip("a host with cgroup v2 (tests/host/vm boots one)")
+    for desk in RUNTIMES[request.param]():
+        lacking = BY_CGROUP & set(desk.runtime.enforcement().absent)
+        if lacking:
+            pytest.skip("cgroup v2 controllers for this user (docs/operators.md, cgroups)")
+        yield desk
+
+
+def outcome_of(desk: Desk, *args: str, ceilings: Ceilings = CEILINGS) -> RunOutcome:
+    with desk.runtime.run(desk.spec(*args, ceilings=ceilings)) as run:
+        return run.wait()
+
+
+def said(outcome: RunOutcome) -> Any:
+    assert outcome.cause is None, outcome.log.decode()
+    return json.loads(outcome.log)
+
+
+def without_limit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is asked for everything but this limit."""
+    honest = runtime_podman_body.create_body
+
+    def asking_for_less(*args: Any) -> dict[str, Any]:
+        body = honest(*args)
+        del body["resource_limits"][name]
+        return body
+
+    monkeypatch.setattr(runtime_podman_body, "create_body", asking_for_less)
+
+
+# ------------------------------------------------------------------ what the host can hold
+
+
+def test_nothing_is_absent_and_the_cgroup_holds_memory_cpu_and_pids(desk: Desk) -> None:
+    told = desk.runtime.enforcement()
+
+    assert told.absent == ()
+    assert {name for name, means in told.means.items() if means == "cgroup"} == BY_CGROUP
+
+
+def test_a_run_is_told_the_same(desk: Desk) -> None:
+    cage = outcome_of(desk, "exit", "0").cage
+
+    assert cage.absent == ()
+    assert {name: cage.ceilings[name] for name in BY_CGROUP} == {
+        "memory_bytes": f"{CEILINGS.memory_bytes} by cgroup",
+        "cpu_millis": "1000 by cgroup",
+        "pids": "64 by cgroup",
+    }
+
+
+def test_a_run_that_accepts_no_gap_runs(desk: Desk) -> None:
+    spec = replace(desk.spec("exit", "0"), accept_missing=frozenset())
+
+    with desk.runtime.run(spec) as run:
+        assert run.wait().cause is None
+
+
+# ------------------------------------------------------------------ memory
+
+
+def test_a_memory_bomb_ends_as_oom(desk: Desk) -> None:
+    outcome = outcome_of(desk, "allocate", BOMB, ceilings=SMALL)
+
+    assert (outcome.cause, outcome.log) == ("oom", b"")
+
+
+def test_a_bomb_in_a_child_process_ends_the_job_as_oom(desk: Desk) -> None:
+    outcome = outcome_of(desk, "allocate-in-child", BOMB, ceilings=SMALL)
+
+    assert outcome.cause == "oom"
+    assert outcome.log == b""  # the parent, which would tell of its child, was ended with it
+
+
+def test_a_job_that_fails_because_its_child_was_killed_for_memory_ends_as_oom(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As where the engine sets no memory.oom.group.
+    honest = runtime_podman_body.create_body
+    monkeypatch.setattr(runtime_podman_body, "create_body", lambda *args: honest(*args) | {"unified": {}})
+
+    outcome = outcome_of(desk, "allocate-in-child", BOMB, ceilings=SMALL)
+
+    assert (outcome.cause, json.loads(outcome.log)) == ("oom", {"child": -9})
+
+
+def test_each_of_many_bombs_is_told(desk: Desk) -> None:
+    # The cgroup vanishes right after the last process: no end may come too quickly to be told.
+    causes = [outcome_of(desk, "allocate", BOMB, ceilings=SMALL).cause for _ in range(12)]
+
+    assert causes == ["oom"] * 12
+
+
+def test_what_fits_under_the_ceiling_runs(desk: Desk) -> None:
+    outcome = outcome_of(desk, "allocate", "48", ceilings=SMALL)
+
+    assert outcome.cause is None
+    assert 48 * MIB <= (outcome.max_memory_bytes or 0) <= SMALL.memory_bytes
+
+
+def test_the_most_memory_is_told_and_is_never_over_the_ceiling(desk: Desk) -> None:
+    outcome = outcome_of(desk, "allocate", BOMB, ceilings=SMALL)
+
+    assert SMALL.memory_bytes * 0.9 <= (outcome.max_memory_bytes or 0) <= SMALL.memory_bytes
+
+
+def test_a_host_s_swap_is_no_way_out(desk: Desk) -> None:
+    swaps = Path("/proc/swaps").read_text().splitlines()[1:]
+    if not swaps:
+        pytest.skip("a host that swaps (without, there is nothing to hold)")
+
+    before = swap_used_kib()
+    outcome = outcome_of(desk, "allocate", BOMB, ceilings=SMALL)
+
+    assert outcome.cause == "oom"
+    assert swap_used_kib() - before < 32 << 10
+
+
+def swap_used_kib() -> int:
+    rows = (line.split() for line in Path("/proc/swaps").read_text().splitlines()[1:])
+    return sum(int(row[3]) for row in rows)
+
+
+@pytest.mark.parametrize("code", [1, 12, 130, 137, 139])
+def test_an_exit_code_of_the_job_s_own_is_never_oom(desk: Desk, code: int) -> None:
+    # Over 128 an engine may be unable to tell it from a death by signal.
+    causes = {f"exit:{code}", f"signal:{code - 128}"}
+
+    assert outcome_of(desk, "exit", str(code)).cause in causes
+
+
+def test_a_kill_by_the_agent_is_not_oom(desk: Desk) -> None:
+    with desk.runtime.run(desk.spec("sleep", "60")) as run:
+        run.kill()
+
+        assert run.wait().cause == "signal:9"
+
+
+# ------------------------------------------------------------------ CPU, processes
+
+
+def test_a_cpu_ceiling_throttles(desk: Desk) -> None:
+    # Two busy processes: half a CPU for both; without a ceiling one or two CPUs.
+    outcome = outcome_of(desk, "burn", "3", ceilings=replace(CEILINGS, cpu_millis=500))
+    told = said(outcome)
+
+    assert 0.1 < told["cpu_s"] / told["wall_s"] < 0.75
+    assert outcome.cpu_s is not None
+    assert outcome.cpu_s / outcome.wall_s < 0.75
+
+
+def test_without_that_ceiling_the_same_job_gets_more(desk: Desk) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("two CPUs")
+
+    told = said(outcome_of(desk, "burn", "3", ceilings=replace(CEILINGS, cpu_millis=2000)))
+
+    assert told["cpu_s"] / told["wall_s"] > 0.75
+
+
+def test_a_fork_bomb_stops_at_the_cgroup_s_ceiling(desk: Desk) -> None:
+    # The rlimit that stands beside it is never under 16.
+    outcome = outcome_of(desk, "fork-bomb", ceilings=replace(CEILINGS, pids=12))
+
+    assert 0 < said(outcome)["children"] < 12
+
+
+# ------------------------------------------------------------------ a limit that was dropped on the way
+
+
+@pytest.mark.parametrize(
+    ("limit", "file"), [("memory", "memory.max"), ("cpu", "cpu.max"), ("pids", "pids.max")]
+)
+def test_a_limit_that_the_engine_did_not_apply_is_a_refusal(
+    desk: Desk, limit: str, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_limit(limit, monkeypatch)
+
+    with pytest.raises(CageNotApplied, match=file), desk.runtime.run(desk.spec("exit", "0")):
+        pass
+    assert desk.runtime.leftovers() == ()
+
+
+def test_swap_that_the_engine_left_open_is_a_refusal(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = runtime_podman_body.create_body
+
+    def with_swap(*args: Any) -> dict[str, Any]:
+        body = honest(*args)
+        body["resource_limits"]["memory"]["swap"] = 2 * CEILINGS.memory_bytes
+        return body
+
+    monkeypatch.setattr(runtime_podman_body, "create_body", with_swap)
+
+    with pytest.raises(CageNotApplied, match=r"memory\.swap\.max"), desk.runtime.run(desk.spec("exit", "0")):
+        pass
