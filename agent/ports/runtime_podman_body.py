@@ -84,11 +84,8 @@ def create_body(
         "timeout": min(spec.ceilings.wall_s + ORPHAN_GRACE_S, LONGEST_TIMEOUT_S),
         "log_configuration": {"driver": "none"},  # a log file would put what the guest says on a disk
     }
-    if limits := _resource_limits(spec.ceilings, facts):
-        body["resource_limits"] = limits
-    if "memory" in facts.controllers:
-        body["unified"] = {"memory.oom.group": "1"}  # out of memory ends the whole job, not one process of it
-    return body
+    limits = _resource_limits(spec.ceilings, facts)
+    return body | {"resource_limits": limits} if limits else body
 
 
 def id_mappings(start: int) -> dict[str, Any]:
@@ -129,6 +126,9 @@ def _resource_limits(ceilings: Ceilings, facts: EngineFacts) -> dict[str, Any]:
     if "memory" in facts.controllers:
         # `swap` counts both together: none is left for swap.
         limits["memory"] = {"limit": ceilings.memory_bytes, "swap": ceilings.memory_bytes}
+        limits["unified"] = {
+            "memory.oom.group": "1"
+        }  # out of memory ends the whole job, not one process of it
     if "cpu" in facts.controllers:
         limits["cpu"] = {"period": CPU_PERIOD_US, "quota": cpu_quota_us(ceilings)}
     if "pids" in facts.controllers:

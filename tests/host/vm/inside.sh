@@ -57,5 +57,6 @@ run_tests() {
         -o junit_family=xunit1 --junitxml="$out/$name.xml" "$@" 2>&1 | tee "$result/$name.txt"
 }
 
-run_tests crun crun tests/host/test_cgroup_v2.py
-run_tests runc runc tests/host/test_cgroup_v2.py -k "oom or ceiling"
+run_tests crun crun tests/host/test_cgroup_v2.py tests/host/test_cage.py tests/ports/test_runtime_contract.py -k 'not fake'
+run_tests order crun tests/chain/test_ceilings.py
+run_tests runc runc tests/host/test_cgroup_v2.py
