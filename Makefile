@@ -13,6 +13,10 @@ help: ## show this list
 deps: ## install what the targets below need: Debian packages (as root), .venv from the lock, an unprivileged user
 	@sh ./install.sh --deps
 
+.PHONY: deps-host
+deps-host: deps ## what tests/host/vm needs besides: QEMU and mmdebstrap (Debian packages, as root)
+	@sh ./install.sh --deps-host
+
 .PHONY: demo
 demo: deps ## three hospitals, one order, real data: the whole walk on this machine
 	@.ci/rootless $(PYTHON) -m agent.devkit.demo $(ARGS)
