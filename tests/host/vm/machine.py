@@ -1,7 +1,7 @@
 """A Debian machine in QEMU without hardware virtualisation: made once, booted with this checkout inside, and always ended.
 
     machine = Machine.prepared()            # a minute or two the first time, then kept in CACHE
-    result = machine.boot()                 # runs inside.sh in it as root, gives the files it left
+    result = machine.boot(["crun"])         # runs inside.sh in it as root, gives the files it left
 
 It has systemd, cgroup v2 with every controller, swap, a lingering user dc-compute with subordinate ids, and no network. The
 root disk is thrown away after each boot; sources and .venv come in on a second disk, results leave as a tar on a third.
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +90,7 @@ TOOLS = ("ruff", "uv", "uvx", "shellcheck")
 
 MEMORY_MIB, CPUS = 2048, 2
 DISK, RESULT_BYTES = "3G", 64 << 20
-BUILD_TIMEOUT_S, BOOT_TIMEOUT_S = 900, 900
+BUILD_TIMEOUT_S, BOOT_TIMEOUT_S = 900, 1500
 PROGRAMS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "mmdebstrap": "mmdebstrap",
@@ -145,12 +145,12 @@ class Machine:
                 _make(folder)
         return cls(folder)
 
-    def boot(self) -> Result:
-        """Run `inside.sh` in the machine and wait until it is off. Raises: MachineFailed with the console's end."""
+    def boot(self, runs: Sequence[str]) -> Result:
+        """Run `inside.sh` in the machine, which knows these runs, and wait until it is off. Raises: MachineFailed with the console's end."""
         with tempfile.TemporaryDirectory(prefix="dcc-vm-", dir="/var/tmp") as place:
             work = Path(place)
             console = work / "console"
-            _given_disk(work / "given.img", work / "given")
+            _given_disk(work / "given.img", work / "given", runs)
             with (work / "result.img").open("wb") as file:
                 file.truncate(RESULT_BYTES)
             pid = _run(
@@ -271,10 +271,11 @@ def _settle(root: Path, log: Path) -> None:
 # ------------------------------------------------------------------ what goes in
 
 
-def _given_disk(image: Path, staging: Path) -> None:
+def _given_disk(image: Path, staging: Path, runs: Sequence[str]) -> None:
     staging.mkdir()
     _copy_checkout(staging / "src")
     shutil.copy(HERE / "inside.sh", staging / "inside.sh")
+    (staging / "runs").write_text("\n".join(runs))
     used = sum(path.lstat().st_size + 4096 for path in staging.rglob("*"))
     size_kib = (used * 5 // 4 + (32 << 20)) >> 10
     _run(
@@ -343,5 +344,7 @@ def _end(text: str) -> str:
     return "\n".join(text.splitlines()[-60:])
 
 
-if __name__ == "__main__":  # by hand: makes it, boots it, leaves nothing but the printed console
-    sys.stdout.write(Machine.prepared().boot().console)
+if (
+    __name__ == "__main__"
+):  # by hand: `python -m tests.host.vm.machine crun`: makes it, boots it, prints its console
+    sys.stdout.write(Machine.prepared().boot(sys.argv[1:]).console)
