@@ -57,7 +57,8 @@ run_tests() {
         -o junit_family=xunit1 --junitxml="$out/$name.xml" "$@" 2>&1 | tee "$result/$name.txt"
 }
 
-for run in $(cat /mnt/given/runs); do
+read -r runs </mnt/given/runs
+for run in $runs; do
     case $run in
         crun | runc) run_tests "$run" "$run" tests/host/test_cgroup_v2.py ;;
         contract) run_tests contract crun tests/ports/test_runtime_contract.py -k 'not fake' ;;

@@ -146,7 +146,10 @@ class Machine:
         return cls(folder)
 
     def boot(self, runs: Sequence[str]) -> Result:
-        """Run `inside.sh` in the machine, which knows these runs, and wait until it is off. Raises: MachineFailed with the console's end."""
+        """Run `inside.sh` in the machine, which knows these runs, and wait until it is off.
+
+        Raises: MachineFailed with the console's end.
+        """
         with tempfile.TemporaryDirectory(prefix="dcc-vm-", dir="/var/tmp") as place:
             work = Path(place)
             console = work / "console"
@@ -275,7 +278,7 @@ def _given_disk(image: Path, staging: Path, runs: Sequence[str]) -> None:
     staging.mkdir()
     _copy_checkout(staging / "src")
     shutil.copy(HERE / "inside.sh", staging / "inside.sh")
-    (staging / "runs").write_text("\n".join(runs))
+    (staging / "runs").write_text(" ".join(runs) + "\n")
     used = sum(path.lstat().st_size + 4096 for path in staging.rglob("*"))
     size_kib = (used * 5 // 4 + (32 << 20)) >> 10
     _run(
