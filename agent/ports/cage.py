@@ -21,7 +21,7 @@ HOSTNAME = "job"
 OWN_ENV = {"HOME": "/tmp", "TMPDIR": "/tmp"}  # noqa: S108 - the container's own /tmp
 SHM_BYTES = 64 << 20
 CPU_PERIOD_US = 100_000
-LEAST_DATA_BYTES, LEAST_PIDS, LEAST_FILES = 256 << 20, 16, 32
+LEAST_DATA_BYTES, LEAST_PIDS, LEAST_FILES = 256 << 20, 16, 64
 ORPHAN_GRACE_S = 60  # an agent kills at the wall clock ceiling; without one the engine does, this much later
 
 
@@ -73,7 +73,8 @@ def absent_ceilings(facts: EngineFacts) -> tuple[str, ...]:
 def rlimits(ceilings: Ceilings, facts: EngineFacts) -> dict[str, int]:
     """Soft and hard value by name; where the host's own hard limit is lower, that one.
 
-    They bind the OCI runtime's own first process too, a Go program: under the least values it could not make the cage.
+    They bind the OCI runtime's own first process too: under the least values runc (by threads) or crun (by open files) could
+    not make the cage.
     """
     wanted = {
         "RLIMIT_CORE": 0,
