@@ -14,6 +14,10 @@ help: ## show this list
 deps: ## install what the targets below need: Debian packages (as root), .venv from the lock, an unprivileged user
 	@sh ./install.sh --deps
 
+.PHONY: deps-host
+deps-host: deps ## what tests/host/vm needs besides: QEMU and mmdebstrap (Debian packages, as root)
+	@sh ./install.sh --deps-host
+
 .PHONY: demo
 demo: deps ## three hospitals, one order, real data: the whole walk on this machine
 	@.ci/rootless $(PYTHON) -m agent.devkit.demo $(ARGS)
@@ -29,7 +33,7 @@ test: deps ## every test (ARGS='-k words' picks some; WORKERS=0 runs them in one
 # What must be root (a virtual machine) goes first: the closing line of the tests that every machine can run comes last.
 # pytest answers 5 when no test has the words of ARGS.
 .PHONY: test-host
-test-host: deps ## the slow tests of the whole system: real workloads in the cage, a VM with cgroup v2 (as root); minutes
+test-host: deps-host ## the slow tests of the whole system: real workloads in the cage, a VM with cgroup v2 (as root); minutes
 	@$(PYTHON) -m agent.devkit.workloads
 	@code=0; none=0; [ -z "$(ARGS)" ] || none=5; \
 	if [ ! -d tests/host/vm ]; then :; \

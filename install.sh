@@ -33,6 +33,7 @@ usage() {
 usage: install.sh [--dry-run] [--prefix DIR]                        install dc-compute on this host, or renew it (root)
        install.sh --uninstall [--purge] [--dry-run] [--prefix DIR]  take it away again (root)
        install.sh --deps [--dry-run]                                what `make demo`, `make test`, `make check` need
+       install.sh --deps-host [--dry-run]                           what the tests in a machine of its own need besides
 
   --prefix DIR   the program's folder; /opt/dc-compute unless given
   --dry-run      say what would be done and do nothing
@@ -54,6 +55,8 @@ A host install touches these and nothing else:
 --deps touches: Debian packages (as root), .venv in the clone, and as root the user dc-compute-dev with its home
 /var/lib/dc-compute-dev, its lines in /etc/subuid and /etc/subgid, and the empty folder /opt/dc-compute-dev/src
 (and .ci/rootless the empty folder /run/dc-compute-dev).
+--deps-host touches: the Debian packages qemu-system-x86, mmdebstrap, e2fsprogs (as root). The tests that use them keep a
+disk of about 700 MB in /var/cache/dc-compute-dev/vm.
 USAGE
 }
 
@@ -253,6 +256,12 @@ install_deps() {
     fi
 }
 
+# What tests/host/vm needs: it makes a Debian machine with cgroup v2 and boots it in QEMU.
+install_deps_host() {
+    need_packages qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs
+    [ "$has_acted" = no ] || [ "$is_dry" = yes ] || say "done: tests/host/vm has what it needs"
+}
+
 # ---------------------------------------------------------------------------------------------------- a host
 
 need_root() { [ "$is_dry" = yes ] || is_root || die "a host install needs root (try --dry-run, or --deps in a clone)"; }
@@ -399,6 +408,7 @@ main() {
     while [ $# -gt 0 ]; do
         case $1 in
             --deps) action=deps ;;
+            --deps-host) action=deps_host ;;
             --uninstall) action=uninstall ;;
             --purge) is_purge=yes ;;
             --dry-run) is_dry=yes ;;
@@ -425,6 +435,7 @@ main() {
     [ "$is_purge" = no ] || [ "$action" = uninstall ] || die "--purge goes with --uninstall"
     case $action in
         deps) install_deps ;;
+        deps_host) install_deps_host ;;
         install) install_host ;;
         uninstall) uninstall_host ;;
     esac

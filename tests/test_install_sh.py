@@ -185,6 +185,9 @@ def test_podman_starts_with_an_environment_of_its_own() -> None:
 
     assert re.search(r"^ExecStart=/usr/bin/env -i .* /usr/bin/podman ", text, re.MULTILINE)
     assert "NoNewPrivileges=" not in text
+    assert (
+        "\nDelegate=yes\n" in text
+    )  # else Podman sees no cpu controller and every job is refused on cgroup v2
 
 
 # ------------------------------------------------------------------ locks

@@ -27,7 +27,7 @@ SHM_BYTES = 64 << 20
 TMP_INODES = 16_384  # each takes the kernel about a kilobyte, which is no page of the tmpfs
 CPU_PERIOD_US = 100_000
 PAGE_BYTES = 4096
-LEAST_DATA_BYTES, LEAST_PIDS, LEAST_FILES = 256 << 20, 16, 32
+LEAST_DATA_BYTES, LEAST_PIDS, LEAST_FILES = 256 << 20, 16, 64
 LONGEST_TIMEOUT_S = 4_000_000  # conmon counts milliseconds in 32 bits
 ORPHAN_GRACE_S = 60  # an agent kills at the wall clock ceiling; without one the engine does, this much later
 
@@ -105,7 +105,8 @@ def enforcement(facts: EngineFacts, ceilings: Ceilings) -> Enforcement:
 def rlimits(ceilings: Ceilings, facts: EngineFacts) -> dict[str, int]:
     """Soft and hard value by name; where the host's own hard limit is lower, that one.
 
-    They bind the OCI runtime's own first process too, a Go program: under the least values it could not make the cage.
+    They bind the OCI runtime's own first process too: under the least values runc (by threads) or crun (by open files) could
+    not make the cage.
     """
     wanted = {
         "RLIMIT_CORE": 1,  # 0 keeps no core from a handler that core_pattern pipes to; 1 does, and is too small for a file

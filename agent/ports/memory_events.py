@@ -19,7 +19,9 @@ from pathlib import Path
 from msgspec import Struct
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
-READ_EVERY_S = 2.0  # usage is read this often too: after the end there may be nothing left to read
+# Usage is read from time to time too, for after the end there may be nothing left to read: it lacks at most what the last
+# eighth of a run used, or its last two seconds.
+READ_AGAIN_S, READ_LEAST_S, READ_PART = 2.0, 0.02, 1 / 8
 V1_UNLIMITED = 1 << 62  # cgroup v1 writes "no limit" as the highest multiple of a page
 MOST_BYTES = 1 << 16
 
@@ -87,14 +89,17 @@ def ends_within(pidfd: int, memory: MemoryEvents, seconds: float, *, or_out_of_m
 
     `memory` has been updated on the way, and right after the end.
     """
-    deadline_s = time.monotonic() + seconds
+    began_s = time.monotonic()
+    deadline_s = began_s + seconds
     while True:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         if memory.descriptor is not None:
             poll.register(memory.descriptor, memory.mask)
-        left_s = deadline_s - time.monotonic()
-        ready = {fd for fd, _ in poll.poll(min(max(0.0, left_s), READ_EVERY_S) * 1000)}
+        now_s = time.monotonic()
+        left_s = deadline_s - now_s
+        rest_s = min(READ_AGAIN_S, max(READ_LEAST_S, (now_s - began_s) * READ_PART))
+        ready = {fd for fd, _ in poll.poll(min(max(0.0, left_s), rest_s) * 1000)}
         memory.update()
         if pidfd in ready or (or_out_of_memory and memory.was_out_of_memory()):
             return True

@@ -125,6 +125,9 @@ def _resource_limits(ceilings: Ceilings, facts: EngineFacts) -> dict[str, Any]:
     if "memory" in facts.controllers:
         # `swap` counts both together: none is left for swap.
         limits["memory"] = {"limit": ceilings.memory_bytes, "swap": ceilings.memory_bytes}
+        limits["unified"] = {
+            "memory.oom.group": "1"
+        }  # out of memory ends the whole job, not one process of it
     if "cpu" in facts.controllers:
         limits["cpu"] = {"period": CPU_PERIOD_US, "quota": cpu_quota_us(ceilings)}
     if "pids" in facts.controllers:

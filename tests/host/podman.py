@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +29,7 @@ from agent.ports.runtime_runc_cgroups import find_cgroups
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SECCOMP = ROOT / "seccomp"
+GIVEN = "DC_COMPUTE_TEST_PODMAN"  # names a socket: that service is used, and no other is started or ended
 PLANTED = "DC_COMPUTE_PLANTED_SECRET"  # in the service's environment, where no guest may see it
 MIB = 1 << 20
 
@@ -115,13 +116,10 @@ def open_engine() -> Iterator[Engine]:
         pytest.skip(f"real containers need {lacking}")
     stack, engine, users = _open.get("one") or (ExitStack(), None, 0)
     if engine is None:
-        runtime_dir, root = checkout_folders()
-        name = f"test-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
-        store = root.parent / f"{name}-images"  # stays with the storage, whose images bear its name
-        engine = Engine(
-            stack.enter_context(podman_service(runtime_dir, root, name=name, env={PLANTED: "swordfish"})),
-            store,
-        )
+        given = os.environ.get(GIVEN)
+        # The notes stay with the storage, whose images bear their name.
+        store = checkout_folders()[1].parent / f"{_service_name()}-images"
+        engine = Engine(Path(given) if given else stack.enter_context(_service()), store)
     _open["one"] = (stack, engine, users + 1)
     try:
         yield engine
@@ -131,6 +129,15 @@ def open_engine() -> Iterator[Engine]:
             stack.close()
         else:
             _open["one"] = (stack, engine, users - 1)
+
+
+def _service_name() -> str:
+    return f"test-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
+
+
+def _service() -> AbstractContextManager[Path]:
+    runtime_dir, root = checkout_folders()
+    return podman_service(runtime_dir, root, name=_service_name(), env={PLANTED: "swordfish"})
 
 
 def open_desk(runtime: Runtime) -> Iterator[Desk]:

@@ -141,6 +141,7 @@ def test_ceilings_that_cannot_be_enforced_are_not_sent_but_named() -> None:
 def test_ceilings_by_cgroup_leave_no_swap() -> None:
     assert made(ON_V2)["resource_limits"] == {
         "memory": {"limit": 1 << 30, "swap": 1 << 30},
+        "unified": {"memory.oom.group": "1"},
         "cpu": {"period": 100_000, "quota": 150_000},
         "pids": {"limit": 64},
     }

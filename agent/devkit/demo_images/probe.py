@@ -166,6 +166,31 @@ def allocate_apart(children: str, mebibytes: str) -> None:
     time.sleep(50)
 
 
+def allocate_in_child(mebibytes: str) -> None:
+    """Let a child process take the memory; fail when it was killed."""
+    child = os.fork()
+    if child == 0:
+        allocate(mebibytes)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    print(json.dumps({"child": os.waitstatus_to_exitcode(status)}), flush=True)
+    sys.exit(0 if status == 0 else 1)
+
+
+def burn(seconds: str) -> None:
+    """Keep two CPUs busy; say how much CPU time both got, and how much time went by."""
+    began = time.monotonic()
+    is_child = os.fork() == 0
+    while time.monotonic() - began < float(seconds):
+        pass
+    if is_child:
+        os._exit(0)
+    os.wait()
+    spent = os.times()
+    cpu_s = spent.user + spent.system + spent.children_user + spent.children_system
+    print(json.dumps({"cpu_s": cpu_s, "wall_s": time.monotonic() - began}), flush=True)
+
+
 def flood(mebibytes: str) -> None:
     """HEAD, so many MiB of lines, TAIL."""
     block = (b"x" * 1023 + b"\n") * 64
@@ -249,6 +274,8 @@ WORDS: dict[str, Callable[..., None]] = {
     "-V": algo,
     "allocate": allocate,
     "allocate-apart": allocate_apart,
+    "allocate-in-child": allocate_in_child,
+    "burn": burn,
     "call": call,
     "deep": deep,
     "exit": quit_with,
