@@ -67,6 +67,14 @@ def test_what_was_used_a_moment_ago_or_is_kept_by_name_stays_whatever_the_disk(w
     )
 
 
+def test_an_image_that_was_used_in_the_future_is_not_kept_until_then(world: World) -> None:
+    """The clock was ahead while it was used, and was set back: nobody knows when that was, and the disk is full."""
+    future, soon = image("future", days=-400, size_bytes=40), image("soon", days=-0.001, size_bytes=40)
+
+    assert chosen(world, future, soon, free_bytes=0, low_disk_bytes=1) == [(future.digest, Reason.SPACE)]
+    assert chosen(world, future, soon, free_bytes=1, low_disk_bytes=1) == []
+
+
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 100)), max_size=8), st.integers(0, 400))
 def test_nothing_younger_goes_while_something_older_stays(told: list[tuple[int, int]], limit: int) -> None:
     images = [image(str(n), days=days, size_bytes=size) for n, (days, size) in enumerate(told)]

@@ -294,7 +294,7 @@ def test_no_dockerfile_no_gzip_and_bombs_are_refused(tmp_path: Path, monkeypatch
 def test_variables_that_grow_out_of_each_other_cost_no_memory(tmp_path: Path, lines: str) -> None:
     tracemalloc.start()
     try:
-        with pytest.raises(BadBuild, match="too long|together"):
+        with pytest.raises(BadBuild, match=r"too long|together"):
             build(tmp_path, f"FROM scratch\nENV A={'x' * 1000}\n{lines}{END}", {"a": b""})
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
