@@ -320,7 +320,7 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
         doors.callback(peers.close)
         runtime = make_runtime(settings, key.keyid)
         ports = Ports(ledger, broker, storage, orchestrators, peers, runtime, TarImages(), now)
-        yield Host(key, roster, policy, ports, _rules(settings)), broker
+        yield Host(key, roster, policy, ports, _rules(settings, runtime)), broker
 
 
 def _identity(settings: Settings, key: SigningKey, roster: Roster) -> "Identity":
@@ -336,7 +336,7 @@ def _timeouts(settings: Settings) -> "Timeouts":
     return Timeouts(told.connect_s, told.read_s, told.total_s, told.transfer_s)
 
 
-def _rules(settings: Settings) -> Rules:
+def _rules(settings: Settings, runtime: Runtime) -> Rules:
     limits = settings.limits
     return Rules(
         skew=timedelta(seconds=limits.skew_s),
@@ -349,4 +349,5 @@ def _rules(settings: Settings) -> Rules:
         max_image_bytes=limits.max_image_bytes,
         image_age=timedelta(days=limits.image_days),
         images_bytes=limits.images_bytes,
+        in_memory=(settings.runtime.run_dir,) if runtime.name == "runc" else (),  # conmon keeps a log there
     )

@@ -19,7 +19,10 @@ from agent.cli import doctor
 from agent.cli import doctor_sections as sections
 from agent.cli.doctor_patient import Patient
 from agent.cli.files import as_owner_of
+from agent.config import load_settings
 from agent.doctor.lines import Check
+from agent.pipeline.space import IN_MEMORY, file_system_of
+from agent.wiring import open_host
 from tests.test_cli import FAILED, OK, USAGE, Command, command, home, no_traceback
 
 __all__ = ["command", "home"]  # fixtures
@@ -122,6 +125,23 @@ def test_a_key_that_others_may_read_fails_with_its_mend(command: Command, home: 
 
     assert told["files", "identity key"]["mend"] == f"chmod 600 {key}"
     assert told["trust", "identity"]["state"] == "fail"
+
+
+def test_what_jobs_print_under_runc_lies_in_memory_or_is_told_and_no_worker_starts(
+    command: Command, home: Path, tmp_path: Path
+) -> None:
+    make_agent(command)
+    settings = home / "agent.toml"
+    runc = f'[runtime]\nengine = "runc"\nrun_dir = "{tmp_path / "runs"}"\n'
+    kept = [line for line in settings.read_text().splitlines() if not line.startswith(("engine", "run_dir"))]
+    settings.write_text("\n".join(kept).replace("[runtime]\n", runc))
+
+    told = checks_of(command("doctor", "--json").json)
+    with open_host(load_settings(home, os.environ)) as host:
+        assert host.rules.in_memory == (tmp_path / "runs",)
+
+    is_in_memory = file_system_of(tmp_path) in IN_MEMORY
+    assert told["memory", "folder of runs"]["state"] == ("ok" if is_in_memory else "fail")
 
 
 def test_nothing_secret_is_printed(command: Command, home: Path) -> None:

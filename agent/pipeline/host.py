@@ -32,6 +32,7 @@ class Rules:
     image_age: timedelta = timedelta(days=30)  # unused for longer, an image leaves
     images_bytes: int = 64 << 30  # all loaded images together
     kept_images: frozenset[Digest] = frozenset()  # never collected
+    in_memory: tuple[Path, ...] = ()  # where else words of guests lie while they run: in memory too
 
 
 @dataclass(frozen=True, slots=True)
