@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from agent.domain.ceilings import Ceilings
 from agent.domain.chain import TaskKind
 from agent.domain.jobs import Job
-from agent.errors import BadOutput, JobFailed, RuntimeUnavailable
+from agent.errors import BadImage, BadOutput, JobFailed, RuntimeUnavailable
 from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import Performance, read_performance, take, take_file
@@ -169,8 +169,15 @@ def _run(
         ceilings=replace(stage.ceilings, wall_s=max(1, int(stage.ceilings.wall_s - spent_s))),
         accept_missing=frozenset(stage.host.policy.accept_missing),
     )
-    with runtime.run(spec) as run:
-        outcome = run.wait()
+    try:
+        with runtime.run(spec) as run:
+            outcome = run.wait()
+    except BadImage as cause:
+        if (
+            runtime.image(spec.image) is None
+        ):  # it was there when the task looked: somebody took it away since
+            raise RuntimeUnavailable(f"the {role} image left the engine before run {name!r}") from cause
+        raise
     stage.runs.outcomes[name] = outcome
     keep_log(job, name, outcome.log, stage.host)
     if outcome.cause == UNKNOWN:  # the host's accident, not the guest's: a guest that ends gives a code

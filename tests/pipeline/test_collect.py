@@ -15,7 +15,7 @@ from agent.pipeline.host import Rules
 from agent.ports.runtime import ImageInfo
 from tests.builders import NOW
 from tests.pipeline.test_resume import container_of, running_at_a
-from tests.pipeline.world import ALGO, PROBLEM, World
+from tests.pipeline.world import ALGO, PROBLEM, Tapped, World, once
 
 DAY = timedelta(days=1)
 OLD, OTHER = digest_of(b"an image of last year"), digest_of(b"another")
@@ -188,3 +188,22 @@ def test_a_rehearsal_discards_nothing(world: World) -> None:
     }
     assert len(world.a.runtime.images()) == 3
     assert world.a.ledger.events() == ()
+
+
+# ------------------------------------------------------------------ while a task is at it
+
+
+def test_an_image_that_leaves_between_the_look_and_the_run_costs_an_attempt_and_no_order(
+    world: World,
+) -> None:
+    """By our own sweep's last look, or by the operator's `podman image rm` while the dataset is fetched for an hour."""
+    real = world.a.runtime
+    world.a.ports(runtime=Tapped(real, before=once("run", lambda: real.discard(ALGO))))
+    order = world.order(train=("a1",), test=())
+    world.post(order, world.a)
+
+    world.work()
+
+    job = world.a.job(order, 0)
+    assert (job.state, job.reason) == (JobState.QUEUED, "runtime-unavailable")
+    assert world.a.runs() == []
