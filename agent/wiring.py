@@ -41,6 +41,9 @@ MakeConsumer = Callable[[Mapping[Queue, Handler]], Consumer]
 AskHealth = Callable[[RosterEntry, str], datetime | None]  # raises AgentUnreachable
 
 
+BUILDS, BUILD_PREFIX = "builds", "build-"  # the folder of builds in the spool, and how what lies there begins
+
+
 def now() -> datetime:
     """The clock of a real agent: aware UTC."""
     return datetime.now(UTC)
@@ -220,7 +223,7 @@ def open_builder(settings: Settings, me: KeyId) -> Iterator[Builder]:
     from agent.ports.runtime_podman_build import PodmanSteps
 
     make_folders(settings)
-    work = settings.paths.spool / "builds"
+    work = settings.paths.spool / BUILDS
     work.mkdir(mode=0o700, exist_ok=True)
     with (work / "lock").open("w") as lock:
         try:
@@ -236,7 +239,7 @@ def open_builder(settings: Settings, me: KeyId) -> Iterator[Builder]:
             pool_size=told.pool_size,
         )
         steps.clear()
-        for left in work.glob("build-*"):
+        for left in work.glob(f"{BUILD_PREFIX}*"):
             shutil.rmtree(left)
         yield LayersBuilder(steps, work, settings.limits.max_image_bytes)
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import stat
+import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -526,6 +527,26 @@ def test_an_image_of_copied_files_is_built_without_any_engine(
     assert said.json["entrypoint"] == ["/a"]
     again = command("image", "add", tmp_path / "image.tar", "--no-upload", "--json")
     assert again.json["digest"] == said.json["digest"]
+
+
+def test_what_a_killed_build_leaves_on_the_disk_is_gone_with_the_next(
+    command: Command, home: Path, tmp_path: Path
+) -> None:
+    command("init")
+    (home / "policy.toml").write_text("allow_build = true\n")
+    slow = tmp_path / "context.tar.gz"
+    os.mkfifo(slow)
+    told = (sys.executable, "-m", "agent", "--home", home, "image", "build", slow, "--out", tmp_path / "out")
+    with subprocess.Popen(told, stderr=subprocess.DEVNULL) as building, slow.open("wb"):
+        building.kill()  # it reads its context by now, else this had not been opened
+    spool = home / "data" / "spool"
+    assert [path for path in spool.glob("builds/*") if path.is_dir()] != []
+    slow.unlink()
+    slow.write_bytes(b"no context")
+
+    command("image", "build", slow, "--out", tmp_path / "out")
+
+    assert [path for path in spool.rglob("*") if path.name not in {"builds", "lock"}] == []
 
 
 # ------------------------------------------------------------------ verify

@@ -8,6 +8,7 @@ import os
 import pwd
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -254,3 +255,20 @@ def test_an_agent_of_roots_own_fails(somebody: pwd.struct_passwd, their_home: Pa
     told = checks_of(json.loads(run_command(their_home, "doctor", "--json").stdout))
 
     assert told["user ids", "agent's user"]["state"] == "fail"
+
+
+def test_root_leaves_no_file_of_its_own_though_the_key_is_a_credential_of_roots(
+    somebody: pwd.struct_passwd, their_home: Path, tmp_path: Path
+) -> None:
+    """`[identity] key` may name a credential, which systemd keeps for root: the data folder tells whose agent it is."""
+    os.chown(their_home / "data/identity.pem", 0, 0)
+    (their_home / "policy.toml").write_text("allow_build = true\n")
+    with tarfile.open(tmp_path / "context.tar.gz", "w:gz") as context:
+        dockerfile = tarfile.TarInfo("Dockerfile")
+        context.addfile(dockerfile)
+
+    run_command(their_home, "image", "build", str(tmp_path / "context.tar.gz"), "--out", str(tmp_path / "o"))
+
+    assert (their_home / "data/spool/builds").is_dir()
+    of_root = [path for path in (their_home / "data").rglob("*") if path.stat().st_uid == 0]
+    assert of_root == [their_home / "data/identity.pem"]

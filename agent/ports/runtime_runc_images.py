@@ -69,8 +69,10 @@ class RuncImages:
 
     def images(self) -> tuple[ImageInfo, ...]:
         """As `Runtime.images`."""
-        names = sorted(path.name for path in self._store.glob("*") if PART not in path.name)
-        found = (self.image(digest_from_hex(name)) for name in names)
+        found = []
+        for path in sorted(self._store.glob("*")):
+            with contextlib.suppress(ValueError):  # on its way in or out, or nothing of ours
+                found.append(self.image(digest_from_hex(path.name)))
         return tuple(info for info in found if info is not None)
 
     def touch(self, digest: Digest) -> None:

@@ -13,6 +13,7 @@ from agent.errors import BadSettings, CageNotApplied, RuntimeUnavailable
 from agent.ports import cage, cage_check
 from agent.ports.runtime_runc_cgroups import Cgroups, find_cgroups
 from agent.ports.runtime_runc_config import oci_config
+from agent.ports.runtime_runc_images import RuncImages
 from agent.ports.runtime_runc_runs import Known, Runs
 from agent.ports.user_namespace import IdRange, subordinate_ids
 from tests.ports.test_podman_body import CEILINGS, IMAGE, ON_V1, ON_V2, SPEC
@@ -180,3 +181,14 @@ def test_another_process_with_the_id_of_one_that_ended_is_not_it() -> None:
 
     assert not known.is_alive()
     known.end()  # and is not killed
+
+
+# ------------------------------------------------------------------ the store
+
+
+def test_a_store_that_is_a_file_system_of_its_own_has_its_images_listed(tmp_path: Path) -> None:
+    """ext4 makes lost+found; whoever looks after the host may leave a note."""
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "README").write_text("roots of dc-compute")
+
+    assert RuncImages(tmp_path).images() == ()
