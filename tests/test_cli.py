@@ -27,7 +27,7 @@ from agent.api.problems import problem_app
 from agent.api.serving import listen, server_tls, serving
 from agent.api.views import OrderView
 from agent.cli import run
-from agent.cli.out import clean
+from agent.cli.out import clean, print_json
 from agent.cli.watch import Ending, ending_of
 from agent.domain.chain import plan
 from agent.domain.ids import digest_of, job_id
@@ -547,6 +547,16 @@ def test_what_a_killed_build_leaves_on_the_disk_is_gone_with_the_next(
     command("image", "build", slow, "--out", tmp_path / "out")
 
     assert [path for path in spool.rglob("*") if path.name not in {"builds", "lock"}] == []
+
+
+def test_json_steers_no_terminal_either_and_is_the_same_value(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"label": "a\x9b31m \x1b[2J \u202eb\x7f \U000e0001 \u2028 é 😀"}
+
+    print_json(value)
+
+    told = capsys.readouterr().out
+    assert told.removesuffix("\n").isprintable()
+    assert json.loads(told) == value
 
 
 # ------------------------------------------------------------------ verify
