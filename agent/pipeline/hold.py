@@ -34,7 +34,8 @@ from agent.ports.ledger import JobQuery
 log = get_logger(__name__)
 
 UNKNOWN_IMAGE = "image-unknown"  # the reason of a held job
-READ_WITHIN_S = 120.0  # about 20 GiB of content; until then this thread places no other order
+READ_WITHIN_S = 120.0  # about 20 GiB of content
+COMES_WITHIN_S = 600.0  # from storage; in both, the thread that places orders does nothing else
 SHELF = "held"  # the folder in the spool where the one archive lies that is read
 
 WAITING = frozenset({JobState.RECEIVED, JobState.HELD, JobState.QUEUED})
@@ -184,7 +185,9 @@ def _is_placing(host: Host) -> bool:
 def _read(image: Digest, archive: Path, host: Host) -> ImageDescription:
     now = host.ports.now()
     try:
-        size = host.ports.storage.fetch_blob(image, archive, limit_bytes=host.rules.max_image_bytes)
+        size = host.ports.storage.fetch_blob(
+            image, archive, limit_bytes=host.rules.max_image_bytes, within_s=COMES_WITHIN_S
+        )
         look = host.ports.images.look(archive, image, within_s=READ_WITHIN_S)
     except (BadImage, TooLarge) as error:
         size = archive.stat().st_size if archive.exists() else 0

@@ -10,10 +10,10 @@ from agent.domain.approvals import Verdict
 from agent.domain.ids import Digest
 from agent.domain.jobs import JobState
 from agent.domain.orders import ImageRef
-from agent.errors import PolicyRefused, QueueFull
+from agent.errors import PolicyRefused, QueueFull, StorageUnavailable
 from agent.ports.broker import Queue
 from agent.ports.images import ImageLook, Images
-from agent.ports.storage import BlobKind
+from agent.ports.storage import BlobKind, Storage
 from tests.builders import key_of, policy_text, uuid_of
 from tests.pipeline.test_hold import HOLDS, archive, order_for, rule
 from tests.pipeline.world import ALGO, PROBLEM, World
@@ -140,6 +140,35 @@ def test_an_order_that_may_run_is_placed_before_the_next_archive_is_read(
     world.sweep()
     world.work()
     assert len(reading.read) == 5
+
+
+class DrippingStorage:
+    """Sends every blob so slowly that it never ends; everything else is well."""
+
+    def __init__(self, real: Storage) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def fetch_blob(
+        self, digest: Digest, target: Path, *, limit_bytes: int, within_s: float | None = None
+    ) -> int:
+        assert within_s is not None, "this call would never come back"
+        raise StorageUnavailable("too slowly")
+
+
+def test_a_storage_that_drips_an_archive_does_not_hold_the_thread_that_places(
+    world: World, stranger: Digest
+) -> None:
+    order = order_for(world, stranger)
+    world.a.ports(storage=DrippingStorage(world.a.host.ports.storage))
+    world.post(order, world.a)
+
+    world.work()
+
+    assert world.a.job(order, 0).state is JobState.HELD
+    assert world.a.ledger.description(stranger) is None
 
 
 def test_an_order_that_nobody_can_place_keeps_no_archive_from_being_read(
