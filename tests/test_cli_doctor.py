@@ -225,6 +225,9 @@ def run_command(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def test_root_judges_for_the_user_who_owns_the_key(somebody: pwd.struct_passwd, their_home: Path) -> None:
+    settings = their_home / "agent.toml"  # also where runc is there and nobody listens at Podman's socket
+    settings.write_text(settings.read_text().replace("[runtime]", '[runtime]\nengine = "podman"', 1))
+
     told = checks_of(json.loads(run_command(their_home, "doctor", "--json").stdout))
 
     assert ("user ids", "agent's user") not in told
