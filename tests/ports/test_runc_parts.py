@@ -202,7 +202,8 @@ def test_a_folder_that_another_worker_s_sweep_took_before_it_was_locked_is_made_
     """Between mkdir and flock nothing tells a folder in use from what was interrupted."""
     archive, _ = image_of(tmp_path / "image.tar", {"bin/a": b"#!"})
     digest = digest_of(archive.read_bytes())
-    images, other, real, took = RuncImages(tmp_path / "s"), RuncImages(tmp_path / "s"), fcntl.flock, []
+    images, other, real = RuncImages(tmp_path / "s"), RuncImages(tmp_path / "s"), fcntl.flock
+    took: list[int] = []
 
     def flock(lock: int, how: int) -> None:
         if not took:
