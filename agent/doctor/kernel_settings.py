@@ -36,6 +36,12 @@ WISHES = (
     Wish("fs.protected_symlinks", _at_least(1), "1", "links in shared folders are followed"),
     Wish("fs.protected_hardlinks", _at_least(1), "1", "anybody links to files of others"),
     Wish("fs.suid_dumpable", _is("0"), "0", "set-id programs leave core dumps"),
+    Wish(
+        "debug.exception-trace",
+        _is("0"),
+        "0",
+        "a job that crashes writes the name it chose into the kernel's log",
+    ),
     Wish("vm.unprivileged_userfaultfd", _is("0"), "0", "anybody may hold the kernel up at a page fault"),
     Wish(
         "vm.overcommit_memory",
