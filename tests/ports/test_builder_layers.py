@@ -324,6 +324,19 @@ def test_many_folders_are_copied_in_time_that_grows_with_them(tmp_path: Path) ->
     assert time.process_time() - began < 5
 
 
+def test_many_whiteouts_are_read_in_time_that_grows_with_them(tmp_path: Path) -> None:
+    files: dict[str, Content] = {f"f/{n}": b"" for n in range(15_000)}
+    files |= {f"w/.wh.{n}": b"" for n in range(15_000)}
+    (tmp_path / "work").mkdir()
+    builder = LayersBuilder(NoSteps(), tmp_path / "work", 64 << 20)
+    packed = context(tmp_path, f"FROM scratch\nCOPY f/ /d/\nCOPY w/ /d/\n{END}", files)
+    began = time.process_time()
+
+    builder.build(packed, lambda _: None, tmp_path / "out", DEFAULT_CEILINGS)
+
+    assert time.process_time() - began < 8
+
+
 # ------------------------------------------------------------------ steps
 
 
