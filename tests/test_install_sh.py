@@ -187,6 +187,12 @@ def test_podman_starts_with_an_environment_of_its_own() -> None:
     assert "NoNewPrivileges=" not in text
 
 
+def test_podman_and_conmon_through_which_jobs_print_leave_no_core() -> None:
+    lines = (ROOT / "systemd" / "dc-compute-podman.service").read_text().splitlines()
+
+    assert "LimitCORE=1" in lines
+
+
 # ------------------------------------------------------------------ locks
 
 
