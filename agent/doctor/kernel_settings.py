@@ -68,14 +68,12 @@ def _wish(wish: Wish, value: str | None) -> Check:
 
 
 def _core_pattern(value: str | None) -> Check:
-    """A handler at the end of a pipe gets the dump whatever RLIMIT_CORE says: core(5)."""
+    """A handler at the end of a pipe gets the dump of any RLIMIT_CORE but 1 (core(5), fs/coredump.c); one at a socket may too."""
     name = "kernel.core_pattern"
     if value is None:
         return GROUP.note(name, "cannot be read")
     if value.startswith(("|", "@")):
-        seen = (
-            f"{value.split()[0]} gets the memory of a job that crashes, plaintext too, whatever its limit is"
-        )
+        seen = f"{value.split()[0]} gets the memory of what crashes, plaintext too: only RLIMIT_CORE 1 keeps jobs from it"
         return GROUP.warn(name, seen, f"sysctl -w {name}=core")
     return GROUP.ok(name, f"{value}: a file, and jobs may write none")
 
