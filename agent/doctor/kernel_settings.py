@@ -68,7 +68,7 @@ def _wish(wish: Wish, value: str | None) -> Check:
 
 
 def _core_pattern(value: str | None) -> Check:
-    """A handler at the end of a pipe gets the dump of any RLIMIT_CORE but 1 (core(5), fs/coredump.c); one at a socket may too."""
+    """A handler at the end of a pipe gets the dump of any RLIMIT_CORE but 1 (fs/coredump.c); one at a socket may too."""
     name = "kernel.core_pattern"
     if value is None:
         return GROUP.note(name, "cannot be read")
