@@ -156,8 +156,14 @@ def _perf(stage: _Stage, untargeted: Path, prediction: Path) -> Performance:
 def _run(
     stage: _Stage, name: str, kind: RunKind, role: str, args: tuple[str, ...], mounts: tuple[Mount, ...]
 ) -> None:
-    """Run one container to its end; what it wrote then belongs to the agent. Raises: JobFailed with its cause."""
-    job, runtime = stage.context.job, stage.host.ports.runtime
+    """Run one container to its end; what it wrote then belongs to the agent.
+
+    Raises: JobFailed with its cause; PolicyRefused when the operator denied an image of the order meanwhile.
+    """
+    context, host = stage.context, stage.host
+    job, runtime = context.job, host.ports.runtime
+    # Once more: inputs may have been fetched for hours, and an image that the operator denied meanwhile does not start.
+    host.policy.admit(context.signed, [context.task], host.ports.ledger.verdict_on)
     spent_s = sum(outcome.wall_s for outcome in stage.runs.outcomes.values())
     spec = RunSpec(
         name=f"dc-{job.id}-{job.attempt}-{name}",
