@@ -42,6 +42,9 @@ MakeConsumer = Callable[[Mapping[Queue, Handler]], Consumer]
 AskHealth = Callable[[RosterEntry, str], datetime | None]  # raises AgentUnreachable
 
 
+BUILDS, BUILD_PREFIX = "builds", "build-"  # the folder of builds in the spool, and how what lies there begins
+
+
 def now() -> datetime:
     """The clock of a real agent: aware UTC."""
     return datetime.now(UTC)
@@ -235,7 +238,7 @@ def open_builder(settings: Settings, me: KeyId) -> Iterator[Builder]:
     from agent.ports.runtime_podman_build import PodmanSteps
 
     make_folders(settings)
-    work = settings.paths.spool / "builds"
+    work = settings.paths.spool / BUILDS
     work.mkdir(mode=0o700, exist_ok=True)
     with (work / "lock").open("w") as lock:
         try:
@@ -251,7 +254,7 @@ def open_builder(settings: Settings, me: KeyId) -> Iterator[Builder]:
             pool_size=told.pool_size,
         )
         steps.clear()
-        for left in work.glob("build-*"):
+        for left in work.glob(f"{BUILD_PREFIX}*"):
             shutil.rmtree(left)
         yield LayersBuilder(steps, work, settings.limits.max_image_bytes)
 
@@ -335,7 +338,7 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
         doors.callback(peers.close)
         runtime = make_runtime(settings, key.keyid)
         ports = Ports(ledger, broker, storage, orchestrators, peers, runtime, TarImages(), now)
-        yield Host(key, roster, policy, ports, _rules(settings)), broker
+        yield Host(key, roster, policy, ports, _rules(settings, runtime)), broker
 
 
 def _identity(settings: Settings, key: SigningKey, roster: Roster) -> "Identity":
@@ -351,7 +354,7 @@ def _timeouts(settings: Settings) -> "Timeouts":
     return Timeouts(told.connect_s, told.read_s, told.total_s, told.transfer_s)
 
 
-def _rules(settings: Settings) -> Rules:
+def _rules(settings: Settings, runtime: Runtime) -> Rules:
     limits = settings.limits
     return Rules(
         skew=timedelta(seconds=limits.skew_s),
@@ -364,4 +367,5 @@ def _rules(settings: Settings) -> Rules:
         max_image_bytes=limits.max_image_bytes,
         image_age=timedelta(days=limits.image_days),
         images_bytes=limits.images_bytes,
+        in_memory=(settings.runtime.run_dir,) if runtime.name == "runc" else (),  # conmon keeps a log there
     )

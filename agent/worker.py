@@ -150,7 +150,7 @@ def handlers(host: Host, leases: Leases, gate: Gate) -> dict[Queue, Handler]:
     """What each queue's bell does."""
 
     def go_on(item: str) -> None:
-        require_memory(host.rules.workspace_root)  # a mount can vanish; what waits then waits on
+        _require_memory(host)  # a mount can vanish; what waits then waits on
         with leases.name() as name:
             advance(JobId(item), host, name, may_run=gate.is_open)
 
@@ -184,12 +184,19 @@ def check_start(host: Host) -> None:
     host.ports.ledger.check()
     root = host.rules.workspace_root
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    require_memory(root)
+    _require_memory(host)
     try:
         left = host.ports.runtime.leftovers()
         log.info("runtime.found", runtime=host.ports.runtime.name, containers=len(left))
     except RuntimeUnavailable as error:
         log.error("runtime.not_found", detail=error.detail, advice=error.advice)
+
+
+def _require_memory(host: Host) -> None:
+    """Raises: WorkspaceOnDisk."""
+    require_memory(host.rules.workspace_root)
+    for folder in host.rules.in_memory:
+        require_memory(folder, "the engine's folder of runs")
 
 
 def _guarded(queue: Queue, handle: Handler) -> Handler:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import stat
+import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from agent.api.problems import problem_app
 from agent.api.serving import listen, server_tls, serving
 from agent.api.views import OrderView
 from agent.cli import run
-from agent.cli.out import clean
+from agent.cli.out import clean, print_json
 from agent.cli.watch import Ending, ending_of
 from agent.domain.chain import plan
 from agent.domain.ids import digest_of, job_id
@@ -536,6 +537,36 @@ def test_an_image_of_copied_files_is_built_without_any_engine(
     assert said.json["entrypoint"] == ["/a"]
     again = command("image", "add", tmp_path / "image.tar", "--no-upload", "--json")
     assert again.json["digest"] == said.json["digest"]
+
+
+def test_what_a_killed_build_leaves_on_the_disk_is_gone_with_the_next(
+    command: Command, home: Path, tmp_path: Path
+) -> None:
+    command("init")
+    (home / "policy.toml").write_text("allow_build = true\n")
+    slow = tmp_path / "context.tar.gz"
+    os.mkfifo(slow)
+    told = (sys.executable, "-m", "agent", "--home", home, "image", "build", slow, "--out", tmp_path / "out")
+    with subprocess.Popen(told, stderr=subprocess.DEVNULL) as building, slow.open("wb"):
+        building.kill()  # it reads its context by now, else this had not been opened
+    spool = home / "data" / "spool"
+    assert [path for path in spool.glob("builds/*") if path.is_dir()] != []
+    slow.unlink()
+    slow.write_bytes(b"no context")
+
+    command("image", "build", slow, "--out", tmp_path / "out")
+
+    assert [path for path in spool.rglob("*") if path.name not in {"builds", "lock"}] == []
+
+
+def test_json_steers_no_terminal_either_and_is_the_same_value(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"label": "a\x9b31m \x1b[2J \u202eb\x7f \U000e0001 \u2028 é 😀"}
+
+    print_json(value)
+
+    told = capsys.readouterr().out
+    assert told.removesuffix("\n").isprintable()
+    assert json.loads(told) == value
 
 
 # ------------------------------------------------------------------ verify

@@ -8,6 +8,7 @@ import os
 import pwd
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,10 @@ from agent.cli import doctor
 from agent.cli import doctor_sections as sections
 from agent.cli.doctor_patient import Patient
 from agent.cli.files import as_owner_of
+from agent.config import load_settings
 from agent.doctor.lines import Check
+from agent.pipeline.space import IN_MEMORY, file_system_of
+from agent.wiring import open_host
 from tests.test_cli import FAILED, OK, USAGE, Command, command, home, no_traceback
 
 __all__ = ["command", "home"]  # fixtures
@@ -124,6 +128,23 @@ def test_a_key_that_others_may_read_fails_with_its_mend(command: Command, home: 
     assert told["trust", "identity"]["state"] == "fail"
 
 
+def test_what_jobs_print_under_runc_lies_in_memory_or_is_told_and_no_worker_starts(
+    command: Command, home: Path, tmp_path: Path
+) -> None:
+    make_agent(command)
+    settings = home / "agent.toml"
+    runc = f'[runtime]\nengine = "runc"\nrun_dir = "{tmp_path / "runs"}"\n'
+    kept = [line for line in settings.read_text().splitlines() if not line.startswith(("engine", "run_dir"))]
+    settings.write_text("\n".join(kept).replace("[runtime]\n", runc))
+
+    told = checks_of(command("doctor", "--json").json)
+    with open_host(load_settings(home, os.environ)) as host:
+        assert host.rules.in_memory == (tmp_path / "runs",)
+
+    is_in_memory = file_system_of(tmp_path) in IN_MEMORY
+    assert told["memory", "folder of runs"]["state"] == ("ok" if is_in_memory else "fail")
+
+
 def test_nothing_secret_is_printed(command: Command, home: Path) -> None:
     make_agent(command)
     secrets = [
@@ -204,6 +225,9 @@ def run_command(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def test_root_judges_for_the_user_who_owns_the_key(somebody: pwd.struct_passwd, their_home: Path) -> None:
+    settings = their_home / "agent.toml"  # also where runc is there and nobody listens at Podman's socket
+    settings.write_text(settings.read_text().replace("[runtime]", '[runtime]\nengine = "podman"', 1))
+
     told = checks_of(json.loads(run_command(their_home, "doctor", "--json").stdout))
 
     assert ("user ids", "agent's user") not in told
@@ -234,3 +258,20 @@ def test_an_agent_of_roots_own_fails(somebody: pwd.struct_passwd, their_home: Pa
     told = checks_of(json.loads(run_command(their_home, "doctor", "--json").stdout))
 
     assert told["user ids", "agent's user"]["state"] == "fail"
+
+
+def test_root_leaves_no_file_of_its_own_though_the_key_is_a_credential_of_roots(
+    somebody: pwd.struct_passwd, their_home: Path, tmp_path: Path
+) -> None:
+    """`[identity] key` may name a credential, which systemd keeps for root: the data folder tells whose agent it is."""
+    os.chown(their_home / "data/identity.pem", 0, 0)
+    (their_home / "policy.toml").write_text("allow_build = true\n")
+    with tarfile.open(tmp_path / "context.tar.gz", "w:gz") as context:
+        dockerfile = tarfile.TarInfo("Dockerfile")
+        context.addfile(dockerfile)
+
+    run_command(their_home, "image", "build", str(tmp_path / "context.tar.gz"), "--out", str(tmp_path / "o"))
+
+    assert (their_home / "data/spool/builds").is_dir()
+    of_root = [path for path in (their_home / "data").rglob("*") if path.stat().st_uid == 0]
+    assert of_root == [their_home / "data/identity.pem"]

@@ -185,6 +185,23 @@ def test_denying_ends_it(command: Command, house: House) -> None:  # noqa: F811
     assert state(house) is JobState.FAILED
 
 
+def test_a_word_on_an_order_that_changes_no_earlier_word_says_so_and_is_no_success(
+    command: Command,  # noqa: F811
+    house: House,
+) -> None:
+    """Who denies an order must not go away believing that its image is denied."""
+    wait(house, described())
+    command("approve", ALGO)
+
+    said = command("deny", ORDER.order.id)
+
+    assert said.code == FAILED
+    assert f"your earlier word on {ALGO} stands" in said.err
+    assert house.ledger.verdict_on(ALGO) is Verdict.APPROVED
+    assert command("deny", ORDER.order.id, "--json").code == FAILED
+    assert command("deny", ALGO).code == OK
+
+
 @pytest.mark.parametrize("target", ["latest", "sha256:12", "../../etc/passwd"])
 def test_what_is_neither_image_nor_order_is_refused(command: Command, house: House, target: str) -> None:  # noqa: F811
     for said in (command("approve", target), command("held", target)):

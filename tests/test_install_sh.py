@@ -190,6 +190,12 @@ def test_podman_starts_with_an_environment_of_its_own() -> None:
     )  # else Podman sees no cpu controller and every job is refused on cgroup v2
 
 
+def test_podman_and_conmon_through_which_jobs_print_leave_no_core() -> None:
+    lines = (ROOT / "systemd" / "dc-compute-podman.service").read_text().splitlines()
+
+    assert "LimitCORE=1" in lines
+
+
 # ------------------------------------------------------------------ locks
 
 

@@ -100,6 +100,15 @@ def test_no_call_is_both_free_and_conditional(name: str) -> None:
     assert not free & bound
 
 
+@pytest.mark.parametrize("name", SOURCE.profiles)
+def test_a_guest_reads_its_limits_and_sets_none(name: str) -> None:
+    """Above all RLIMIT_CORE: lowered from 1 to 0, a handler that core_pattern names would get the guest's memory."""
+    (prlimit,) = (rule for rule in rules(name, "SCMP_ACT_ALLOW") if "prlimit64" in rule["names"])
+
+    assert prlimit["args"] == [{"index": 2, "value": 0, "op": "SCMP_CMP_EQ"}]  # no new limit
+    assert "setrlimit" not in calls(name)
+
+
 def test_predict_makes_threads_only() -> None:
     (clone,) = (rule for rule in rules("predict", "SCMP_ACT_ALLOW") if "clone" in rule["names"])
     (condition,) = clone["args"]

@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,22 @@ def test_a_workspace_that_lost_its_memory_begins_no_task_and_costs_no_attempt(
 
     handlers(house.host, Leases(house.host), proved(house.host))[Queue.LEARN_TASKS](queued.id)
 
+    assert house.ledger.job(job.id) == queued
+
+
+def test_a_worker_whose_engine_keeps_what_guests_say_on_a_disk_does_not_start(
+    house: House, monkeypatch: pytest.MonkeyPatch, job: Job
+) -> None:
+    """conmon writes a guest's output below [runtime] run_dir, and a guest may print data."""
+    runs = Path("/of/runs")
+    monkeypatch.setattr(space, "file_system_of", lambda root: "ext4" if root == runs else "tmpfs")
+    host = replace(house.host, rules=replace(house.host.rules, in_memory=(runs,)))
+
+    with pytest.raises(WorkspaceOnDisk, match="runs lies on ext4"):
+        work(host, Hands, tuple, grace_s=1, stop=Stop())
+
+    queued = house.ledger.move(job, JobEvent.ENQUEUE, NOW)
+    handlers(host, Leases(host), proved(host))[Queue.LEARN_TASKS](queued.id)
     assert house.ledger.job(job.id) == queued
 
 

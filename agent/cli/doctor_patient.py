@@ -95,6 +95,14 @@ class Patient:
 
         return known(lambda: read_policy(self.settings))
 
+    @cached_property
+    def engine(self) -> str | Unknown:
+        """The name of what runs jobs here."""
+        from agent.wiring import make_runtime
+
+        me = SigningKey.generate() if isinstance(self.key, Unknown) else self.key
+        return known(lambda: make_runtime(self.settings, me.keyid).name)
+
     @property
     def entry(self) -> RosterEntry | None:
         """The own entry, when key and roster can be read and it is there."""

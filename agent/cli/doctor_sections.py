@@ -95,7 +95,8 @@ def look_at_memory(patient: Patient) -> Iterable[Check]:
     from agent.doctor.look_memory import look_at_memory
 
     settings, policy = patient.settings, patient.policy
-    facts = look_at_memory(settings.workspace.root, patient.uid, patient.gid)
+    runs = settings.runtime.run_dir if patient.engine == "runc" else None
+    facts = look_at_memory(settings.workspace.root, patient.uid, patient.gid, runs=runs)
     most = None if isinstance(policy, Unknown) else policy.ceilings
     return memory.judge(facts, most, settings.limits.max_model_bytes)
 

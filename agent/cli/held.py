@@ -10,7 +10,7 @@ import typer
 
 from agent.api.views import HeldJob, HeldPage, ImageFiles, ImageView, RulingView
 from agent.cli.here import Desk, here_of
-from agent.cli.out import JsonFlag, print_json, say, short, size, when
+from agent.cli.out import JsonFlag, print_json, say, short, size, warn, when
 from agent.domain.approvals import Verdict
 from agent.domain.images import ImageAbout, ImageEntry
 from agent.domain.strict_json import encode
@@ -198,12 +198,19 @@ def _rule(
     body = encode({"target": target, "verdict": verdict, "reason": reason})
     with here_of(context).operator() as desk:
         view = desk.post("/v1/rulings", body, RulingView)
+    stands = [ruling.image for ruling in view.rulings if ruling.verdict is not verdict]
     if as_json:
         print_json(view)
-        return
-    for ruling in view.rulings:
-        say(f"{ruling.verdict} {ruling.image} ({when(ruling.at)} UTC)")
-    for job, state in view.jobs.items():
-        say(f"job {job} is {state}")
-    if not view.rulings:
-        say("nothing to decide: the policy's file lists every image of that order")
+    else:
+        for ruling in view.rulings:
+            say(f"{ruling.verdict} {ruling.image} ({when(ruling.at)} UTC)")
+        for job, state in view.jobs.items():
+            say(f"job {job} is {state}")
+        if not view.rulings:
+            say("nothing to decide: the policy's file lists every image of that order")
+    for image in stands:
+        warn(
+            f"your earlier word on {image} stands: an order's id means only what nobody ruled on; name the image"
+        )
+    if stands or (verdict is Verdict.DENIED and not view.rulings):
+        raise typer.Exit(1)

@@ -11,6 +11,7 @@ from typing import IO, Annotated
 import typer
 
 from agent.cli.audit import digest_of_file
+from agent.cli.doctor_patient import owner_file
 from agent.cli.files import as_owner_of
 from agent.cli.here import here_of
 from agent.cli.keys import load_key
@@ -45,7 +46,7 @@ def add(
             storage.put_blob(digest, BlobKind.IMAGE, file)
     if load:
         runtime = make_runtime(settings, load_key(settings.identity.key).keyid)
-        with as_owner_of(settings.identity.key), _readable(file):
+        with as_owner_of(owner_file(settings)), _readable(file):
             runtime.load(file, digest)
     if as_json:
         told = {"digest": digest, "size": about.size_bytes, "entrypoint": about.entrypoint}
@@ -67,7 +68,7 @@ def list_(context: typer.Context, as_json: JsonFlag = False) -> None:
 
     settings = here_of(context).settings
     runtime = make_runtime(settings, load_key(settings.identity.key).keyid)
-    with as_owner_of(settings.identity.key):
+    with as_owner_of(owner_file(settings)):
         images = runtime.images()
     if as_json:
         print_json(images)
@@ -98,7 +99,7 @@ def prune(
     from agent.wiring import open_host
 
     settings = here_of(context).settings
-    with as_owner_of(settings.identity.key), open_host(settings) as host:
+    with as_owner_of(owner_file(settings)), open_host(settings) as host:
         gone = collect_images(host, is_everything=everything, is_rehearsal=dry_run)
     if as_json:
         print_json({"is_rehearsal": dry_run, "images": gone})
@@ -127,7 +128,14 @@ def build(
 
     FROM takes `scratch` or a name of the policy's [bases]. Every RUN runs in the cage of a job, with the policy's ceilings.
     """
-    from agent.wiring import inspect_image, make_folders, open_builder, open_storage, read_policy
+    from agent.wiring import (
+        BUILD_PREFIX,
+        BUILDS,
+        inspect_image,
+        open_builder,
+        open_storage,
+        read_policy,
+    )
 
     settings = here_of(context).settings
     policy = read_policy(settings)
@@ -135,9 +143,11 @@ def build(
     key = load_key(settings.identity.key)
     given = {digest_of_file(path): path for path in base or ()}
     with ExitStack() as stack:
-        stack.enter_context(as_owner_of(settings.identity.key))
-        make_folders(settings)
-        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=settings.paths.spool))
+        stack.enter_context(as_owner_of(owner_file(settings)))
+        builder = stack.enter_context(open_builder(settings, key.keyid))
+        # In the builder's own folder: what a killed build leaves, the next one removes.
+        work = settings.paths.spool / BUILDS
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=BUILD_PREFIX, dir=work))
 
         def find_base(name: str) -> Base | None:
             digest = policy.bases.get(name)
@@ -150,7 +160,7 @@ def build(
             return Base(given[digest], digest)
 
         built = Path(folder) / "image.tar"
-        with open_builder(settings, key.keyid) as builder, _readable(archive):
+        with _readable(archive):
             digest = builder.build(
                 archive, find_base, built, policy.ceilings, frozenset(policy.accept_missing)
             )

@@ -3,6 +3,7 @@
 Text from outside (names, reasons, logs of jobs) is data: control characters are shown, never sent to the terminal.
 """
 
+import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -24,8 +25,11 @@ WIDE = 200  # columns of a table that goes to a file or a pipe
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON on standard output."""
-    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    """One line of JSON on standard output. What a terminal would obey is escaped in it too: JSON allows it raw."""
+    text = msgspec.json.encode(value).decode()
+    if not text.isprintable():
+        text = "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 

@@ -36,6 +36,12 @@ WISHES = (
     Wish("fs.protected_symlinks", _at_least(1), "1", "links in shared folders are followed"),
     Wish("fs.protected_hardlinks", _at_least(1), "1", "anybody links to files of others"),
     Wish("fs.suid_dumpable", _is("0"), "0", "set-id programs leave core dumps"),
+    Wish(
+        "debug.exception-trace",
+        _is("0"),
+        "0",
+        "a job that crashes writes the name it chose into the kernel's log",
+    ),
     Wish("vm.unprivileged_userfaultfd", _is("0"), "0", "anybody may hold the kernel up at a page fault"),
     Wish(
         "vm.overcommit_memory",
@@ -62,14 +68,12 @@ def _wish(wish: Wish, value: str | None) -> Check:
 
 
 def _core_pattern(value: str | None) -> Check:
-    """A handler at the end of a pipe gets the dump whatever RLIMIT_CORE says: core(5)."""
+    """A handler at the end of a pipe gets the dump of any RLIMIT_CORE but 1 (fs/coredump.c); one at a socket may too."""
     name = "kernel.core_pattern"
     if value is None:
         return GROUP.note(name, "cannot be read")
     if value.startswith(("|", "@")):
-        seen = (
-            f"{value.split()[0]} gets the memory of a job that crashes, plaintext too, whatever its limit is"
-        )
+        seen = f"{value.split()[0]} gets the memory of what crashes, plaintext too: only RLIMIT_CORE 1 keeps jobs from it"
         return GROUP.warn(name, seen, f"sysctl -w {name}=core")
     return GROUP.ok(name, f"{value}: a file, and jobs may write none")
 

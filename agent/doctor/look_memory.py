@@ -12,14 +12,15 @@ BLOCK = Path("/sys/block")
 MAX_DEPTH = 8  # of devices that lie on devices
 
 
-def look_at_memory(root: Path, uid: int, gid: int) -> Memory:
-    """The memory of this host and the folder of its workspaces."""
+def look_at_memory(root: Path, uid: int, gid: int, *, runs: Path | None = None) -> Memory:
+    """The memory of this host, the folder of its workspaces, and that of its runs where the engine has one."""
     return Memory(
         uid=uid,
         gid=gid,
         total_bytes=_total_bytes(),
         swaps=look_at_swaps(),
         workspace=attempt(lambda: look_at_workspace(root)),
+        runs=None if runs is None else attempt(lambda: look_at_workspace(runs)),
     )
 
 

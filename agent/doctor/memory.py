@@ -36,18 +36,21 @@ class Workspace(Struct, frozen=True, kw_only=True):
 
 
 class Memory(Struct, frozen=True, kw_only=True):
-    """What is there. `total_bytes`: of the host; `uid`, `gid`: of the agent's user."""
+    """What is there. `total_bytes`: of the host; `uid`, `gid`: of the agent's user. `runs`: where the engine keeps what guests
+    say while they run, None where it keeps that nowhere.
+    """
 
     uid: int
     gid: int
     total_bytes: int | Unknown
     swaps: tuple[Swap, ...] | Unknown
     workspace: Workspace | Unknown
+    runs: Workspace | Unknown | None = None
 
 
 def judge(facts: Memory, ceilings: Ceilings | None, max_model_bytes: int) -> list[Check]:
     """`ceilings`: the most that the policy gives one task, None when there is no policy that can be read."""
-    lines = _swaps(facts)
+    lines = [*_swaps(facts), *_runs(facts)]
     workspace = facts.workspace
     if isinstance(workspace, Unknown):
         return [*lines, GROUP.unknown("workspace", workspace)]
@@ -81,6 +84,22 @@ def _swap(swap: Swap) -> Check:
         case _:
             seen = "not encrypted: plaintext of a running task can get to the disk and stay there"
             return GROUP.fail(name, seen, f"swapoff {swap.path}  # and take its line out of /etc/fstab")
+
+
+def _runs(facts: Memory) -> list[Check]:
+    name, runs = "folder of runs", facts.runs
+    if runs is None:
+        return []
+    if isinstance(runs, Unknown):
+        return [GROUP.unknown(name, runs)]
+    where = f"{runs.root} on {runs.file_system}"
+    if runs.file_system in IN_MEMORY:
+        return [GROUP.ok(name, where)]
+    return [
+        GROUP.fail(
+            name, f"{where}, not in memory: what jobs print is written to a disk", _mount(runs, facts, "64m")
+        )
+    ]
 
 
 def _workspace(workspace: Workspace, facts: Memory) -> Check:

@@ -16,6 +16,7 @@ from agent.errors import BadBuild
 
 MAX_BYTES = 64 << 10
 MAX_INSTRUCTIONS = 200
+MAX_VALUE = 32 << 10  # characters: variables of variables double with each line
 SHELL = ("/bin/sh", "-c")
 SCRATCH = "scratch"
 
@@ -113,6 +114,8 @@ def value(raw: str, env: Mapping[str, str]) -> str:
     """A raw word without its quotes, its variables replaced; what is not set is empty. Raises: BadBuild."""
     told, quote, at = "", "", 0
     while at < len(raw):
+        if len(told) > MAX_VALUE:
+            raise BadBuild(f"the value of {raw!r:.80} is too long: {MAX_VALUE} characters are taken")
         sign = raw[at]
         if sign == quote:
             quote = ""

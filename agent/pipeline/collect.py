@@ -69,7 +69,7 @@ def choose(images: Iterable[ImageInfo], rules: Rules, now: datetime, free_bytes:
     for image in known:
         unused = now - image.used_at
         is_short = used_bytes > rules.images_bytes or free_bytes < rules.low_disk_bytes
-        if unused < FRESH:
+        if abs(unused) < FRESH:  # long after now: a clock was set back
             continue
         if unused <= rules.image_age and not is_short:
             continue

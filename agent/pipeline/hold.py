@@ -34,11 +34,15 @@ from agent.ports.ledger import JobQuery
 log = get_logger(__name__)
 
 UNKNOWN_IMAGE = "image-unknown"  # the reason of a held job
-READ_WITHIN_S = 120.0  # about 20 GiB of content; until then this thread places no other order
+READ_WITHIN_S = 120.0  # about 20 GiB of content
+COMES_WITHIN_S = 600.0  # from storage; in both, the thread that places orders does nothing else
 SHELF = "held"  # the folder in the spool where the one archive lies that is read
 
 WAITING = frozenset({JobState.RECEIVED, JobState.HELD, JobState.QUEUED})
 PAGE = 500
+PLACING_S = (
+    60.0  # an order that could not be placed within this time is somebody's to mend: it keeps nobody waiting
+)
 
 
 def hold(context: Context, host: Host) -> Job | None:
@@ -62,7 +66,7 @@ def hold(context: Context, host: Host) -> Job | None:
 def look_again(context: Context, host: Host) -> Job | None:
     """A held job as policy, operator and time have it now: EXPIRED, FAILED, back to RECEIVED, or held with its images read.
 
-    None: held, and an image is still to be read, for another one is being read now.
+    None: held, and an image is still to be read, for something else goes first.
     Raises: LostRace; OutsideError and DigestMismatch when an archive cannot be had.
     """
     if is_expired(context.signed.order, host.ports.now(), host.rules.skew):
@@ -150,13 +154,16 @@ def _refuse(context: Context, error: PolicyRefused, host: Host) -> Job:
 
 
 def read(image: Digest, host: Host) -> ImageDescription | None:
-    """What the archive holds, read and recorded unless it was before; None while another one is read.
+    """What the archive holds, read and recorded unless it was before; None while another one is read, or an order is to be
+    placed, which goes first.
 
     Raises: OutsideError, DigestMismatch (both tried again), NoSpace.
     """
     known = host.ports.ledger.description(image)
     if known is not None:
         return known
+    if _is_placing(host):
+        return None
     try:
         with _shelf(host.rules.spool) as shelf:
             if shelf is None:
@@ -167,10 +174,20 @@ def read(image: Digest, host: Host) -> ImageDescription | None:
         raise NoSpace(f"the spool cannot hold an archive: {cause.strerror}") from cause
 
 
+def _is_placing(host: Host) -> bool:
+    """Whether an order that just came is to be placed: archives are read by the same thread, one in two minutes."""
+    now = host.ports.now()
+    return any(
+        abs((now - job.changed_at).total_seconds()) < PLACING_S for job in _jobs({JobState.RECEIVED}, host)
+    )
+
+
 def _read(image: Digest, archive: Path, host: Host) -> ImageDescription:
     now = host.ports.now()
     try:
-        size = host.ports.storage.fetch_blob(image, archive, limit_bytes=host.rules.max_image_bytes)
+        size = host.ports.storage.fetch_blob(
+            image, archive, limit_bytes=host.rules.max_image_bytes, within_s=COMES_WITHIN_S
+        )
         look = host.ports.images.look(archive, image, within_s=READ_WITHIN_S)
     except (BadImage, TooLarge) as error:
         size = archive.stat().st_size if archive.exists() else 0

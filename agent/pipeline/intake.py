@@ -69,12 +69,17 @@ def _record(signed: SignedOrder, receipts: tuple[SignedReceipt, ...], sender: Ke
             f"{free >> 20} MiB are free, this host accepts orders above {host.rules.low_disk_bytes >> 20}"
         )
     task = plan(signed.order)[len(receipts)]
+    limit = host.rules.queue_limit
+    if host.policy.admit_or_hold(signed, [task], host.ports.ledger.verdict_on):
+        limit = max(
+            1, limit // 2
+        )  # it waits as long as its orchestrator wants: half of the places stay for others
     arrival = Arrival(order=signed, receipts=receipts, kind=task.kind, sender=sender)
     admission = host.ports.ledger.admit(
         arrival,
         host.ports.now(),
         max_attempts=signed.order.max_attempts,
-        queue_limit=host.rules.queue_limit,
+        queue_limit=limit,
     )
     ring_job(admission.job, host)
     return admission

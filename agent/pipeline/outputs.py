@@ -103,11 +103,14 @@ def take_file(folder: Path, name: str, target: Path, ceilings: Ceilings) -> None
 def strip_attributes(path: str | Path) -> None:
     """Take access lists and other extended attributes off what a guest made; the host's own labels stay.
 
-    `path` is the agent's own by now, and no link.
+    `path` is the agent's own by now, and no link. Raises: BadOutput for more of them than the kernel lists.
     """
-    for attribute in os.listxattr(path):
-        if not attribute.startswith("security."):  # SELinux and its like label every file
-            os.removexattr(path, attribute)
+    try:
+        for attribute in os.listxattr(path):
+            if not attribute.startswith("security."):  # SELinux and its like label every file
+                os.removexattr(path, attribute)
+    except OSError as cause:  # its own message would hold the name
+        raise BadOutput(f"attributes cannot be taken off: {cause.strerror}", f"{path!s:.120}") from None
 
 
 def pack(folder: Path, names: tuple[str, ...], target: Path) -> Digest:
@@ -228,7 +231,11 @@ def _check_file(folder: Path, name: str, info: os.stat_result) -> None:
         raise BadOutput("a hard link was left", seen)
     if info.st_mode & _SET_ID:
         raise BadOutput("a file with a set-id bit was left", seen)
-    if CAPABILITIES in os.listxattr(folder / name, follow_symlinks=False):
+    try:
+        attributes = os.listxattr(folder / name, follow_symlinks=False)
+    except OSError as cause:  # more of them than the kernel lists; its own message would hold the name
+        raise BadOutput(f"the attributes of a file cannot be read: {cause.strerror}", seen) from None
+    if CAPABILITIES in attributes:
         raise BadOutput("a file with capabilities was left", seen)
 
 

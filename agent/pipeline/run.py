@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from agent.domain.ceilings import Ceilings
 from agent.domain.chain import TaskKind
 from agent.domain.jobs import Job
-from agent.errors import BadOutput, JobFailed, RuntimeUnavailable
+from agent.errors import BadImage, BadOutput, JobFailed, RuntimeUnavailable
 from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import Performance, read_performance, take, take_file
@@ -156,8 +156,14 @@ def _perf(stage: _Stage, untargeted: Path, prediction: Path) -> Performance:
 def _run(
     stage: _Stage, name: str, kind: RunKind, role: str, args: tuple[str, ...], mounts: tuple[Mount, ...]
 ) -> None:
-    """Run one container to its end; what it wrote then belongs to the agent. Raises: JobFailed with its cause."""
-    job, runtime = stage.context.job, stage.host.ports.runtime
+    """Run one container to its end; what it wrote then belongs to the agent.
+
+    Raises: JobFailed with its cause; PolicyRefused when the operator denied an image of the order meanwhile.
+    """
+    context, host = stage.context, stage.host
+    job, runtime = context.job, host.ports.runtime
+    # Once more: inputs may have been fetched for hours, and an image that the operator denied meanwhile does not start.
+    host.policy.admit(context.signed, [context.task], host.ports.ledger.verdict_on)
     spent_s = sum(outcome.wall_s for outcome in stage.runs.outcomes.values())
     spec = RunSpec(
         name=f"dc-{job.id}-{job.attempt}-{name}",
@@ -169,8 +175,15 @@ def _run(
         ceilings=replace(stage.ceilings, wall_s=max(1, int(stage.ceilings.wall_s - spent_s))),
         accept_missing=frozenset(stage.host.policy.accept_missing),
     )
-    with runtime.run(spec) as run:
-        outcome = run.wait()
+    try:
+        with runtime.run(spec) as run:
+            outcome = run.wait()
+    except BadImage as cause:
+        if (
+            runtime.image(spec.image) is None
+        ):  # it was there when the task looked: somebody took it away since
+            raise RuntimeUnavailable(f"the {role} image left the engine before run {name!r}") from cause
+        raise
     stage.runs.outcomes[name] = outcome
     keep_log(job, name, outcome.log, stage.host)
     if outcome.cause == UNKNOWN:  # the host's accident, not the guest's: a guest that ends gives a code

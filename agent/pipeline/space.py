@@ -160,12 +160,12 @@ def _alone(root: Path) -> Iterator[None]:
 # ------------------------------------------------------------------ memory
 
 
-def require_memory(root: Path) -> None:
+def require_memory(root: Path, what: str = "the workspace") -> None:
     """Return only when this folder lies in memory. Raises: WorkspaceOnDisk, with the command that mends it."""
     kind = file_system_of(root)
     if kind not in IN_MEMORY:
         raise WorkspaceOnDisk(
-            f"the workspace {root} lies on {kind}, not in memory: "
+            f"{what} {root} lies on {kind}, not in memory: "
             f"mount -t tmpfs -o size=50%,mode=0700,uid={os.geteuid()},gid={os.getegid()} tmpfs {shlex.quote(str(root))}"
         )
 

@@ -11,7 +11,8 @@ import posixpath
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import assert_never
 
@@ -49,6 +50,10 @@ from agent.ports.image_writing import (
 )
 
 LOG_TAIL = 400
+BLOCK = 512  # bytes: what an entry takes in a layer beside its content
+MAX_VALUES = (
+    512 << 10
+)  # characters of all variables together, and of all labels: the papers of an image are no larger
 # What an engine puts into a container for itself; a step can change none of it.
 OF_THE_ENGINE = frozenset(
     {"etc/hostname", "etc/hosts", "etc/mtab", "etc/resolv.conf", "run/.containerenv", "run/secrets"}
@@ -77,7 +82,7 @@ class LayersBuilder:
             tempfile.TemporaryDirectory(prefix="build-", dir=self._work) as name,
             open_context(context, Path(name), self._limit_bytes) as opened,
         ):
-            image = _Image(opened, Path(name))
+            image = _Image(opened, Path(name), self._limit_bytes)
             for instruction in dockerfile.parse_dockerfile(opened.dockerfile):
                 if isinstance(instruction, Run):
                     self._run(instruction, image, ceilings, accept_missing)
@@ -121,8 +126,10 @@ def _move(whole: Path, target: Path) -> None:
 class _Image:
     """An image being made."""
 
-    def __init__(self, context: Context, work: Path) -> None:
+    def __init__(self, context: Context, work: Path, limit_bytes: int) -> None:
         self.context, self.work = context, work
+        self._limit_bytes = self._left_bytes = limit_bytes  # of all that is copied
+        self._in_order = sorted(context.members)
         self.layers: list[StoredLayer] = []
         self.names = Names()
         self.env: dict[str, str] = {}
@@ -139,9 +146,9 @@ class _Image:
             case Copy():
                 self._copy(instruction)
             case Env(pairs=pairs):
-                self.env |= {key: value(raw, self.env) for key, raw in pairs}
+                self.env = self._with(self.env, pairs)
             case Label(pairs=pairs):
-                self.labels |= {key: value(raw, self.env) for key, raw in pairs}
+                self.labels = self._with(self.labels, pairs)
             case WorkDir(path=raw):
                 self.work_dir = self._absolute(raw)
                 self._add_folders(self.names.resolved(self.work_dir))
@@ -212,9 +219,27 @@ class _Image:
             self.names.read(Content(file, layer.content), judged)
         self.layers.append(layer)
 
+    def _with(self, known: Mapping[str, str], pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+        """What is known and these pairs, with the variables as they are before them. Raises: BadBuild."""
+        told = dict(known)
+        left = MAX_VALUES - sum(len(key) + len(one) for key, one in told.items())
+        for key, raw in pairs:
+            told[key] = value(raw, self.env)
+            left -= len(key) + len(told[key])
+            if left < 0:
+                raise BadBuild(f"variables, or labels, have more than {MAX_VALUES} characters together")
+        return told
+
     def _add(self, entries: Mapping[str, LayerEntry]) -> None:
         if not entries:
             return
+        self._left_bytes -= sum(
+            BLOCK + (one.content.size_bytes if one.content else 0) for one in entries.values()
+        )
+        if self._left_bytes < 0:  # the same files may be copied again and again
+            raise BadBuild(
+                f"the Dockerfile copies more than {self._limit_bytes >> 20} MiB, or too many files"
+            )
         self._lay(write_layer(self.work / f"layer-{len(self.layers)}.tar", entries, self.context.file))
 
     def _add_folders(self, name: str) -> None:
@@ -270,9 +295,10 @@ class _Image:
         """What lies in a folder of the context, not the folder itself."""
         prefix = f"{folder}/" if folder else ""
         self._put_folders(entries, target)
-        for name, member in self.context.members.items():
-            if name.startswith(prefix):
-                self._put(entries, _joined(target, name.removeprefix(prefix)), member)
+        for name in self._in_order[bisect_left(self._in_order, prefix) :]:
+            if not name.startswith(prefix):
+                return
+            self._put(entries, _joined(target, name.removeprefix(prefix)), self.context.members[name])
 
     def _put(self, entries: dict[str, LayerEntry], place: str, member: Member) -> None:
         """One member at a place. Raises: BadBuild when something else stands there or on the way."""

@@ -1,6 +1,6 @@
 """What stands where in the layers of an image: enough to tell where a file goes that is copied into it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 
 from agent.domain.strict_tar import Kind
 from agent.errors import BadBuild
@@ -20,11 +20,7 @@ class Names:
 
     def read(self, raw: Readable, judged: Judged) -> None:
         """Lay one more layer over it. Raises: BadImage, BadBuild."""
-        for folder in judged.empties:
-            self._forget(f"{folder}/")
-        for name in judged.hides:
-            self._forget(name)
-            self._forget(f"{name}/")
+        self._forget_all(frozenset(judged.hides), frozenset(judged.empties))
         for member in LayerTar(raw, Budget()):
             if member.name != "." and not is_whiteout(member.name):
                 self.add(member.name, member.kind, member.link)
@@ -76,11 +72,18 @@ class Names:
         return "/".join(found)
 
     def _forget(self, prefix: str) -> None:
-        gone = [
-            name
-            for name in self._kinds
-            if name == prefix or (prefix.endswith("/") and name.startswith(prefix))
-        ]
+        self._take_out([name for name in self._kinds if name.startswith(prefix)])
+
+    def _forget_all(self, hidden: Set[str], emptied: Set[str]) -> None:
+        """These with all below them, and all below those. Looks through everything once."""
+        if not (hidden or emptied):
+            return
+        ends = hidden | emptied
+        self._take_out(
+            [name for name in self._kinds if name in hidden or not ends.isdisjoint(folders_above(name))]
+        )
+
+    def _take_out(self, gone: Iterable[str]) -> None:
         for name in gone:
             del self._kinds[name]
             self._links.pop(name, None)

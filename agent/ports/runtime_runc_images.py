@@ -69,8 +69,10 @@ class RuncImages:
 
     def images(self) -> tuple[ImageInfo, ...]:
         """As `Runtime.images`."""
-        names = sorted(path.name for path in self._store.glob("*") if PART not in path.name)
-        found = (self.image(digest_from_hex(name)) for name in names)
+        found = []
+        for path in sorted(self._store.glob("*")):
+            with contextlib.suppress(ValueError):  # on its way in or out, or nothing of ours
+                found.append(self.image(digest_from_hex(path.name)))
         return tuple(info for info in found if info is not None)
 
     def touch(self, digest: Digest) -> None:
@@ -107,15 +109,24 @@ class RuncImages:
     def _part(self, digest: Digest) -> Iterator[Path]:
         """A folder to be filled, locked meanwhile; what is not moved away is removed."""
         self._store.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = self._store / _part_name(digest)
-        part.mkdir(mode=0o700)
-        lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        part, lock = self._new_part(digest)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             yield part
         finally:
             shutil.rmtree(part, ignore_errors=True)
             os.close(lock)
+
+    def _new_part(self, digest: Digest) -> tuple[Path, int]:
+        """(folder, its lock, held). What a sweep takes for interrupted before it is locked is made again."""
+        while True:
+            part = self._store / _part_name(digest)
+            part.mkdir(mode=0o700)
+            with contextlib.suppress(FileNotFoundError):
+                lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if part.exists():  # nobody else makes one of this name
+                    return part, lock
+                os.close(lock)
 
     def _clear(self, part: Path) -> bool:
         """Remove what was interrupted; whether it was."""

@@ -114,11 +114,19 @@ class Storage(Protocol):
         """What this node's storage, or the one of the agent `near`, says of the blob. Raises: BlobMissing."""
         ...
 
-    def fetch_blob(self, digest: Digest, target: Path, *, limit_bytes: int, near: KeyId | None = None) -> int:
+    def fetch_blob(
+        self,
+        digest: Digest,
+        target: Path,
+        *,
+        limit_bytes: int,
+        near: KeyId | None = None,
+        within_s: float | None = None,
+    ) -> int:
         """Bring the blob to `target`, which appears whole or not at all; its size.
 
         Asks this node's storage first, then that of the agent `near`, then whoever is named as holding it.
-        Raises: BlobMissing, DigestMismatch, TooLarge.
+        Raises: BlobMissing, DigestMismatch, TooLarge; StorageUnavailable too when it is not here `within_s`.
         """
         ...
 

@@ -80,16 +80,26 @@ class HttpsStorage:
         """What this node's storage, or the one of the agent `near`, says of the blob. Raises: BlobMissing."""
         return self._blob_at(self._storage_of(self._own if near is None else near), digest)
 
-    def fetch_blob(self, digest: Digest, target: Path, *, limit_bytes: int, near: KeyId | None = None) -> int:
+    def fetch_blob(
+        self,
+        digest: Digest,
+        target: Path,
+        *,
+        limit_bytes: int,
+        near: KeyId | None = None,
+        within_s: float | None = None,
+    ) -> int:
         """Bring the blob to `target`, which appears whole or not at all; its size.
 
         Asks this node's storage, then that of the agent `near`, then whoever one of them names as holding it.
-        Raises: BlobMissing, DigestMismatch, TooLarge, NoSpace; StorageUnavailable when one that may hold it did not answer.
+        Raises: BlobMissing, DigestMismatch, TooLarge, NoSpace; StorageUnavailable when one that may hold it did not answer,
+        or not all of it came `within_s`.
         """
+        ends_s = None if within_s is None else time.monotonic() + within_s
         failures: list[OutsideError | DigestMismatch | TooLarge] = []
         for peer in self._places(digest, near, failures):
             try:
-                return self._fetch_from(peer, digest, target, limit_bytes)
+                return self._fetch_from(peer, digest, target, limit_bytes, ends_s)
             except (StorageUnavailable, BlobMissing, DigestMismatch, TooLarge) as failure:
                 failures.append(failure)
         raise next((f for f in failures if not isinstance(f, BlobMissing)), None) or BlobMissing(
@@ -176,13 +186,15 @@ class HttpsStorage:
                         StorageUnavailable(f"{peer} names storage {storage[:16]}: {cause.detail}")
                     )
 
-    def _fetch_from(self, peer: Peer, digest: Digest, target: Path, limit_bytes: int) -> int:
+    def _fetch_from(
+        self, peer: Peer, digest: Digest, target: Path, limit_bytes: int, ends_s: float | None
+    ) -> int:
         info = self._blob_at(peer, digest)
         if info.size > limit_bytes:
             raise TooLarge(f"{digest} has {info.size} bytes, the limit is {limit_bytes}")
         wanted = Wanted(f"/v1/blobs/{digest}/content", digest, info.size, str(digest))
         with _appearing(target, hex_of(digest)) as file:
-            Download(self._https, peer, wanted, file, self._pause).run()
+            Download(self._https, peer, wanted, file, self._pause, ends_s).run()
         return info.size
 
     def _storage_of(self, agent: KeyId) -> Peer:

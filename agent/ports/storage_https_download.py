@@ -4,6 +4,7 @@ The sink has swallowed what came before the break, so nothing is ever sent to it
 digest at the end, and until then nobody may use it.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -39,12 +40,15 @@ class Download:
         wanted: Wanted,
         sink: ByteSink,
         pause: Callable[[float], None],
+        ends_s: float | None = None,
     ) -> None:
+        """`ends_s`: when it must be over, on the monotonic clock."""
         self._https = https
         self._peer = peer
         self._wanted = wanted
         self._sink = sink
         self._pause = pause
+        self._ends_s = ends_s
         self._seen = ContentDigest()
         self._refusal: TrustError | None = (
             None  # of the sink, which saw what is wrong before the digest could
@@ -61,6 +65,8 @@ class Download:
             except StorageUnavailable:
                 fruitless = 0 if self._seen.length > before else fruitless + 1
                 if self._seen.length == 0 or fruitless > MAX_FRUITLESS or resumes >= MAX_RESUMES:
+                    raise
+                if self._is_late():
                     raise
                 self._pause(FIRST_PAUSE_S * 2**fruitless)
 
@@ -80,6 +86,8 @@ class Download:
     def _stream_rest(self) -> None:
         with self._https.stream(self._peer, self._wanted.target, self._range()) as stream:
             for piece in self._unseen(stream):
+                if self._is_late():
+                    raise StorageUnavailable(f"{self._peer} sends {self._wanted.what} too slowly")
                 self._seen.update(piece)
                 if self._seen.length > self._wanted.size_bytes:
                     size = self._wanted.size_bytes
@@ -87,6 +95,9 @@ class Download:
                         f"{self._peer} sends more than the {size} bytes of {self._wanted.what}"
                     )
                 self._write(piece)
+
+    def _is_late(self) -> bool:
+        return self._ends_s is not None and time.monotonic() > self._ends_s
 
     def _write(self, piece: bytes) -> None:
         if self._refusal is not None:

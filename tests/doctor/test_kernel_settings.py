@@ -35,6 +35,8 @@ def test_a_host_with_every_wish_has_nothing_to_mend() -> None:
         ("fs.protected_symlinks", "0", State.WARN),
         ("fs.protected_hardlinks", "0", State.WARN),
         ("fs.suid_dumpable", "2", State.WARN),
+        ("debug.exception-trace", "1", State.WARN),
+        ("debug.exception-trace", "0", State.OK),
         ("vm.unprivileged_userfaultfd", "1", State.WARN),
         ("vm.overcommit_memory", "1", State.WARN),
         ("vm.overcommit_memory", "2", State.OK),

@@ -38,6 +38,18 @@ def with_workspace(**changes: Any) -> Memory:
     return replace(FACTS, workspace=replace(WORKSPACE, **changes))
 
 
+def test_a_folder_of_runs_on_a_disk_fails_with_its_mend() -> None:
+    on_disk = replace(WORKSPACE, root="/var/runs", mount_point="/", file_system="ext4")
+
+    (line,) = [one for one in judge(replace(FACTS, runs=on_disk), None, 1) if one.name == "folder of runs"]
+
+    assert line.state is State.FAIL
+    assert "what jobs print is written to a disk" in line.seen
+    assert line.mend is not None
+    assert line.mend.startswith("mount -t tmpfs")
+    assert not any(one.name == "folder of runs" for one in judge(FACTS, None, 1))
+
+
 def test_a_tmpfs_of_its_own_without_swap_has_nothing_to_mend() -> None:
     assert {check.state for check in lines(FACTS)} == {State.OK}
 

@@ -114,7 +114,15 @@ class MemoryStorage:
         except KeyError as cause:
             raise BlobMissing(f"storage {storage[:16]} knows no place of {digest}") from cause
 
-    def fetch_blob(self, digest: Digest, target: Path, *, limit_bytes: int, near: KeyId | None = None) -> int:
+    def fetch_blob(
+        self,
+        digest: Digest,
+        target: Path,
+        *,
+        limit_bytes: int,
+        near: KeyId | None = None,
+        within_s: float | None = None,
+    ) -> int:
         failures: list[Exception] = []
         for storage in self._places(digest, near, failures):
             try:

@@ -38,6 +38,7 @@ pytestmark = pytest.mark.host
 
 UNSHARE, IO_URING_SETUP, KEYCTL, PTRACE, MOUNT = 272, 425, 250, 101, 165
 CLONE_NEWUSER, X32_WRITE = 0x10000000, 0x40000001
+PRLIMIT64, RLIMIT_CORE = 302, "4"
 
 
 def run(desk: Desk, spec: RunSpec) -> RunOutcome:
@@ -182,6 +183,20 @@ def test_a_dangerous_call_ends_the_guest(desk: Desk, number: int, kind: RunKind)
 
 def test_an_x32_call_ends_the_guest(desk: Desk) -> None:
     assert run(desk, desk.spec("call", str(X32_WRITE), "1", "0", "0")).cause == "seccomp"
+
+
+@pytest.mark.parametrize("kind", list(RunKind))
+def test_a_guest_does_not_lower_the_limit_that_keeps_its_memory_from_a_handler_of_cores(
+    desk: Desk, kind: RunKind
+) -> None:
+    """RLIMIT_CORE 1 is refused by the kernel also where core_pattern pipes; 0, which anybody may ask for, is not."""
+    an_address, of_itself = "1", "0"
+
+    looked = run(desk, desk.spec("call", str(PRLIMIT64), of_itself, RLIMIT_CORE, "0", "0", kind=kind))
+    set_it = run(desk, desk.spec("call", str(PRLIMIT64), of_itself, RLIMIT_CORE, an_address, "0", kind=kind))
+
+    assert said(looked)["result"] == "done"
+    assert said(set_it)["result"] == "ENOSYS"  # EFAULT, had the kernel looked at what is to be set
 
 
 @pytest.mark.parametrize("kind", list(RunKind))

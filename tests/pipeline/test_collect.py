@@ -15,7 +15,7 @@ from agent.pipeline.host import Rules
 from agent.ports.runtime import ImageInfo
 from tests.builders import NOW
 from tests.pipeline.test_resume import container_of, running_at_a
-from tests.pipeline.world import ALGO, PROBLEM, World
+from tests.pipeline.world import ALGO, PROBLEM, Tapped, World, once
 
 DAY = timedelta(days=1)
 OLD, OTHER = digest_of(b"an image of last year"), digest_of(b"another")
@@ -61,6 +61,14 @@ def test_under_the_disk_s_low_mark_the_longest_unused_go_first(world: World) -> 
 
 def test_what_was_used_a_moment_ago_stays_whatever_the_disk(world: World) -> None:
     assert chosen(world, image("fresh", days=0), free_bytes=0, low_disk_bytes=1) == []
+
+
+def test_an_image_that_was_used_in_the_future_is_not_kept_until_then(world: World) -> None:
+    """The clock was ahead while it was used, and was set back: nobody knows when that was, and the disk is full."""
+    future, soon = image("future", days=-400, size_bytes=40), image("soon", days=-0.001, size_bytes=40)
+
+    assert chosen(world, future, soon, free_bytes=0, low_disk_bytes=1) == [(future.digest, Reason.SPACE)]
+    assert chosen(world, future, soon, free_bytes=1, low_disk_bytes=1) == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 100)), max_size=8), st.integers(0, 400))
@@ -176,3 +184,22 @@ def test_a_rehearsal_discards_nothing(world: World) -> None:
     }
     assert len(world.a.runtime.images()) == 3
     assert world.a.ledger.events() == ()
+
+
+# ------------------------------------------------------------------ while a task is at it
+
+
+def test_an_image_that_leaves_between_the_look_and_the_run_costs_an_attempt_and_no_order(
+    world: World,
+) -> None:
+    """By our own sweep's last look, or by the operator's `podman image rm` while the dataset is fetched for an hour."""
+    real = world.a.runtime
+    world.a.ports(runtime=Tapped(real, before=once("run", lambda: real.discard(ALGO))))
+    order = world.order(train=("a1",), test=())
+    world.post(order, world.a)
+
+    world.work()
+
+    job = world.a.job(order, 0)
+    assert (job.state, job.reason) == (JobState.QUEUED, "runtime-unavailable")
+    assert world.a.runs() == []

@@ -21,7 +21,7 @@ from agent.ports.ledger_sqlalchemy import open_ledger
 from agent.ports.storage import BlobKind
 from agent.trust.signed import open_receipt
 from tests.builders import DAY, NOW, key_of, policy_text, uuid_of
-from tests.pipeline.world import ALGO, POLICY, PROBLEM, SCORE, Hospital, World
+from tests.pipeline.world import ALGO, POLICY, PROBLEM, SCORE, Hospital, Tapped, World, once
 from tests.ports.ledger_stage import fresh_ledger
 from tests.ports.test_image_archive import Image, tar
 
@@ -290,6 +290,37 @@ def test_an_approval_that_is_all_there_is_admits_an_attempt_and_its_loss_does_no
 
 
 # ------------------------------------------------------------------ time, races, crashes
+
+
+@pytest.mark.parametrize("call", ["open_dataset", "fetch_blob"])
+def test_a_denial_while_the_inputs_are_fetched_starts_no_container(
+    world: World, stranger: Digest, call: str
+) -> None:
+    """Fetching may take hours: what did not start is not what runs already."""
+    rule(world.a, stranger, Verdict.APPROVED)
+    real = world.a.host.ports.storage
+    deny = once(call, lambda: rule(world.a, stranger, Verdict.DENIED))
+    world.a.ports(storage=Tapped(real, before=deny))
+    order = order_for(world, stranger)
+    world.post(order, world.a)
+
+    world.work()
+
+    job = world.a.job(order, 0)
+    assert (job.state, job.reason, world.a.runs()) == (JobState.FAILED, "image-denied", [])
+
+
+def test_a_denial_between_two_runs_of_a_task_starts_no_further_one(world: World) -> None:
+    order = world.order(train=("b1",), test=("a2",))
+    real = world.a.runtime
+    deny = once("run", lambda: rule(world.a, ALGO, Verdict.DENIED))
+    world.a.ports(runtime=Tapped(real, after=deny))
+    world.post(order, world.b)
+
+    world.work()
+
+    assert world.a.runs() == ["detarget"]
+    assert world.a.job(order, 1).reason == "image-denied"
 
 
 def test_an_order_that_expires_while_it_is_held_is_told(world: World, stranger: Digest) -> None:

@@ -459,6 +459,25 @@ def test_a_default_access_list_of_a_folder_does_not_reach_the_next_guest(left: P
         assert not [name for name in os.listxattr(path) if name.startswith("system.posix_acl")]
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_more_attributes_than_can_be_listed_are_refused_without_a_word_of_the_name(
+    left: Path, tmp_path: Path, kind: str
+) -> None:
+    path = left / "patient 4711"
+    path.mkdir() if kind == "folder" else path.write_bytes(b"x")
+    try:
+        for number in range(600):
+            os.setxattr(path, f"user.{'a' * 200}{number}", b"")
+    except OSError as why:
+        pytest.skip(f"this file system takes no such attributes: {why.strerror}")
+
+    with pytest.raises(BadOutput, match="attributes") as refused:
+        take(left, tmp_path / "taken", CEILINGS)
+
+    assert "4711" not in refused.value.detail
+    assert "4711" not in repr(refused.value.__cause__)
+
+
 def test_a_file_with_capabilities_is_refused(left: Path) -> None:
     fill(left, {"tool": b"x"})
     every_capability = struct.pack("<IIIII", 0x02000001, 0xFFFFFFFF, 0, 0xFFFFFFFF, 0)

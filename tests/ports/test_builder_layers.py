@@ -4,6 +4,8 @@ import gzip
 import io
 import json
 import tarfile
+import time
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -277,6 +279,62 @@ def test_no_dockerfile_no_gzip_and_bombs_are_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr(image_context, "MAX_ENTRIES", 1)
     many = context(tmp_path, "FROM scratch", {"a": b"", "b": b""}).read_bytes()
     refused(many, "more than 1 entries")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "ENV A=xxxxxxxxxxxxxxxx\n" + "ENV A=$A$A$A$A\n" * 12,
+        "LABEL a=" + "$A" * 30_000 + "\n",
+        "COPY a /" + "$A" * 30_000 + "\n",
+        "ENV " + " ".join(f"V{n}=" + "$A" * 100 for n in range(250)) + "\n",
+    ],
+    ids=["variables of variables", "a label", "a target", "many small ones"],
+)
+def test_variables_that_grow_out_of_each_other_cost_no_memory(tmp_path: Path, lines: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadBuild, match=r"too long|together"):
+            build(tmp_path, f"FROM scratch\nENV A={'x' * 1000}\n{lines}{END}", {"a": b""})
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak_bytes < 16 << 20
+
+
+def test_copies_of_copies_do_not_fill_the_disk(tmp_path: Path) -> None:
+    """A context of 512 KiB, a hundred times: the limit of a context bounds what is made of it."""
+    copies = "".join(f"COPY a /a{n}\n" for n in range(100))
+
+    with pytest.raises(BadBuild, match="copies more than 1 MiB"):
+        build(tmp_path, f"FROM scratch\n{copies}{END}", {"a": bytes(512 << 10)})
+
+
+def test_many_folders_are_copied_in_time_that_grows_with_them(tmp_path: Path) -> None:
+    """A star for ten thousand folders looks through the context once, not ten thousand times."""
+    folders: dict[str, Content] = {f"d/{n}": entry(tarfile.DIRTYPE) for n in range(20_000)}
+    (tmp_path / "work").mkdir()
+    builder = LayersBuilder(NoSteps(), tmp_path / "work", 64 << 20)
+    packed = context(tmp_path, f"FROM scratch\nCOPY d/* /x/\n{END}", folders)
+    began = time.process_time()
+
+    builder.build(packed, lambda _: None, tmp_path / "out", DEFAULT_CEILINGS)
+
+    assert time.process_time() - began < 5
+
+
+def test_many_whiteouts_are_read_in_time_that_grows_with_them(tmp_path: Path) -> None:
+    files: dict[str, Content] = {f"f/{n}": b"" for n in range(15_000)}
+    files |= {f"w/.wh.{n}": b"" for n in range(15_000)}
+    (tmp_path / "work").mkdir()
+    builder = LayersBuilder(NoSteps(), tmp_path / "work", 64 << 20)
+    packed = context(tmp_path, f"FROM scratch\nCOPY f/ /d/\nCOPY w/ /d/\n{END}", files)
+    began = time.process_time()
+
+    builder.build(packed, lambda _: None, tmp_path / "out", DEFAULT_CEILINGS)
+
+    assert time.process_time() - began < 8
 
 
 # ------------------------------------------------------------------ steps

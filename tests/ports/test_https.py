@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -421,6 +422,35 @@ def test_a_download_goes_on_when_storage_begins_anew(town: Town) -> None:
     content, _ = download(town, know_no_ranges)
 
     assert content == CONTENT
+
+
+def test_a_download_that_must_come_in_time_ends_though_storage_goes_on_dripping(
+    town: Town, tmp_path: Path
+) -> None:
+    """A storage that sends a piece before every timeout could hold its caller for days."""
+    storage_id = key_of("storage-a").keyid
+    told = {"digest": digest_of(CONTENT), "size": len(CONTENT), "kind": "image", "locations": [storage_id]}
+
+    def drip(line: ssl.SSLSocket, heard: list[bytes]) -> None:
+        if b"/content" not in heard[-1].split(b"\r\n")[0]:
+            body = json.dumps(told).encode()
+            line.sendall(signed_answer(heard, town, key="storage-a", status=200, body=body))
+            return
+        line.sendall(answer(b"", content_length=str(len(CONTENT))))
+        with suppress(OSError):
+            for _ in range(200):
+                line.sendall(b"x")
+                time.sleep(0.05)
+
+    reserve(town, "storage-a")
+    storage, began = storage_of(town), time.monotonic()
+    with rude_server(town, "storage-a", drip), closing(storage):
+        with pytest.raises(StorageUnavailable, match="too slowly"):
+            storage.fetch_blob(digest_of(CONTENT), tmp_path / "image", limit_bytes=1 << 30, within_s=0.5)
+        took_s = time.monotonic() - began
+
+    assert took_s < 5
+    assert list(tmp_path.glob("image*")) == []
 
 
 def test_a_download_that_breaks_after_its_last_byte_is_whole(town: Town) -> None:

@@ -1,5 +1,6 @@
 """runc's parts that ask no kernel: the bundle's config, where runs get a cgroup, and whose ids a host gives."""
 
+import fcntl
 import os
 import socket
 from pathlib import Path
@@ -13,8 +14,10 @@ from agent.errors import BadSettings, CageNotApplied, RuntimeUnavailable
 from agent.ports import cage, cage_check
 from agent.ports.runtime_runc_cgroups import Cgroups, find_cgroups
 from agent.ports.runtime_runc_config import oci_config
+from agent.ports.runtime_runc_images import RuncImages
 from agent.ports.runtime_runc_runs import Known, Runs
 from agent.ports.user_namespace import IdRange, subordinate_ids
+from tests.ports.test_image_tree import image_of
 from tests.ports.test_podman_body import CEILINGS, IMAGE, ON_V1, ON_V2, SPEC
 
 SECCOMP: dict[str, Any] = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": []}
@@ -180,3 +183,37 @@ def test_another_process_with_the_id_of_one_that_ended_is_not_it() -> None:
 
     assert not known.is_alive()
     known.end()  # and is not killed
+
+
+# ------------------------------------------------------------------ the store
+
+
+def test_a_store_that_is_a_file_system_of_its_own_has_its_images_listed(tmp_path: Path) -> None:
+    """ext4 makes lost+found; whoever looks after the host may leave a note."""
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "README").write_text("roots of dc-compute")
+
+    assert RuncImages(tmp_path).images() == ()
+
+
+def test_a_folder_that_another_worker_s_sweep_took_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between mkdir and flock nothing tells a folder in use from what was interrupted."""
+    archive, _ = image_of(tmp_path / "image.tar", {"bin/a": b"#!"})
+    digest = digest_of(archive.read_bytes())
+    images, other, real = RuncImages(tmp_path / "s"), RuncImages(tmp_path / "s"), fcntl.flock
+    took: list[int] = []
+
+    def flock(lock: int, how: int) -> None:
+        if not took:
+            took.append(True)
+            took.append(other.clear())
+        real(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+    images.load(archive, digest)
+
+    assert took == [True, 1]
+    assert images.image(digest) is not None
