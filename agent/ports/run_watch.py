@@ -41,7 +41,7 @@ class RunWatch:
         Raises: RuntimeUnavailable.
         """
         try:
-            self._before = self._measure(UNCOUNTED)
+            self._before = self._measure(UNCOUNTED)[:2]
         except Failed as refusal:
             raise RuntimeUnavailable(f"the run's folders cannot be looked into: {refusal}") from refusal
         if self._folders or not self._holds_memory:
@@ -69,9 +69,11 @@ class RunWatch:
         if self._folders:
             most_bytes = self._before[0] + self._ceilings.output_bytes
             most_entries = self._before[1] + self._ceilings.output_files
-            taken, entries = self._measure(most_entries + 1)
+            taken, entries, is_deep = self._measure(most_entries + 1)
             if taken > most_bytes or entries > most_entries:
                 return "disk"
+            if is_deep:  # what cannot be looked into is bounded by nothing, and refused at the harvest anyway
+                return "output"
         if (
             not self._holds_memory
             and memory_of(self._pid, self._ceilings.memory_bytes) > self._ceilings.memory_bytes
@@ -79,12 +81,12 @@ class RunWatch:
             return "oom"
         return None
 
-    def _measure(self, most_entries: int) -> tuple[int, int]:
-        """Bytes taken and entries, counted up to `most_entries`."""
+    def _measure(self, most_entries: int) -> tuple[int, int, bool]:
+        """Bytes taken and entries, counted up to `most_entries`; whether folders lie too deep to be counted."""
         if not self._folders:
-            return 0, 0
+            return 0, 0, False
         told = self._inside.ask("measure", self._folders, most_entries)
-        return told["bytes"], told["entries"]
+        return told["bytes"], told["entries"], told["is_deep"]
 
 
 def memory_of(pid: int, enough: int, proc: Path = Path("/proc")) -> int:

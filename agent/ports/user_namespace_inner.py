@@ -128,32 +128,64 @@ def reclaim(folder: str) -> Answer:
     return {"set_id": walk.set_id, "is_deep": bool(walk.lifted)}
 
 
-def measure(folders: list[str], most_entries: int) -> Answer:
-    """What lies in these folders while a guest writes there: bytes that are taken, and entries, counted up to a bound."""
-    taken = entries = 0
-    todo = [(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW), 0) for folder in folders]
-    while todo:
-        fd, depth = todo.pop()
+class Measure:
+    """One look at folders in which a guest writes meanwhile: whatever it takes away under our eyes is passed over, and hides
+    nothing else. No link is followed; one descriptor is open per level.
+    """
+
+    def __init__(self, most_entries: int) -> None:
+        self.most_entries = most_entries
+        self.bytes = self.entries = 0
+        self.is_deep = False
+
+    def folder(self, fd: int, depth: int) -> None:
+        """Count what lies in this open folder and below, until there are too many entries."""
+        for name in self.count(fd):
+            if depth >= MAX_DEPTH:
+                self.is_deep = True
+                return
+            try:
+                below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            except OSError:
+                continue
+            try:
+                self.folder(below, depth + 1)
+            finally:
+                os.close(below)
+
+    def count(self, fd: int) -> list[str]:
+        """Count what lies right in this folder; the names of the folders among it."""
+        folders = []
         try:
             with os.scandir(fd) as found:
                 for entry in found:
-                    entries += 1
-                    if entries > most_entries:
-                        break
-                    about = entry.stat(follow_symlinks=False)
-                    taken += about.st_blocks * 512
-                    if stat.S_ISDIR(about.st_mode) and depth < MAX_DEPTH and len(todo) < MAX_DEPTH:
-                        todo.append(
-                            (
-                                os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd),
-                                depth + 1,
-                            )
-                        )
+                    self.entries += 1
+                    if self.entries > self.most_entries:
+                        return []
+                    try:
+                        about = entry.stat(follow_symlinks=False)
+                    except OSError:
+                        continue
+                    self.bytes += about.st_blocks * 512
+                    if stat.S_ISDIR(about.st_mode):
+                        folders.append(entry.name)
         except OSError:
-            pass  # it went while it was looked at
+            pass  # the folder itself went
+        return folders
+
+
+def measure(folders: list[str], most_entries: int) -> Answer:
+    """What lies in these folders while a guest writes there: bytes that are taken, and entries, counted up to a bound;
+    `is_deep`: whether there are folders too deep to look into.
+    """
+    walk = Measure(most_entries)
+    for folder in folders:
+        root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            walk.folder(root, 0)
         finally:
-            os.close(fd)
-    return {"bytes": taken, "entries": entries}
+            os.close(root)
+    return {"bytes": walk.bytes, "entries": walk.entries, "is_deep": walk.is_deep}
 
 
 def open_root(pid: int) -> Answer:

@@ -53,11 +53,11 @@ class Inside:
     def __init__(self, *told: Any) -> None:
         self.told = list(told)
 
-    def ask(self, _act: str, _folders: list[str], _most: int) -> dict[str, int]:
+    def ask(self, _act: str, _folders: list[str], _most: int) -> dict[str, Any]:
         answer = self.told.pop(0) if len(self.told) > 1 else self.told[0]
         if isinstance(answer, Exception):
             raise answer
-        return {"bytes": answer[0], "entries": answer[1]}
+        return {"bytes": answer[0], "entries": answer[1], "is_deep": len(answer) > 2}
 
 
 def watched(inside: Inside, facts: Any = ON_V2, ceilings: Any = CEILINGS) -> tuple[RunWatch, threading.Event]:
@@ -77,12 +77,22 @@ def test_a_run_that_leaves_too_much_is_killed(over: tuple[int, int]) -> None:
     assert watch.cause == "disk"
 
 
+def test_a_run_that_hides_folders_too_deep_to_be_measured_is_killed() -> None:
+    watch, killed = watched(Inside((0, 0), (1, 1, "deep")))
+
+    watch.start()
+
+    assert killed.wait(30)
+    watch.stop()
+    assert watch.cause == "output"
+
+
 def test_what_lay_there_before_does_not_count() -> None:
     seen_often = threading.Event()
     inside = Inside((CEILINGS.output_bytes, 5), (CEILINGS.output_bytes + 1, 6))
     honest = inside.ask
 
-    def ask(*words: Any) -> dict[str, int]:
+    def ask(*words: Any) -> dict[str, Any]:
         if len(inside.told) == 1:
             seen_often.set()
         return honest(*words)
