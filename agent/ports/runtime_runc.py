@@ -11,7 +11,6 @@ goes after it, so whoever comes later finds every container of this agent.
 import contextlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,7 +32,7 @@ from agent.ports.runtime_runc_cgroups import Cgroups
 from agent.ports.runtime_runc_images import RuncImages
 from agent.ports.runtime_runc_output import ConmonOutput
 from agent.ports.runtime_runc_programs import Programs
-from agent.ports.runtime_runc_runs import Known, Runs, began
+from agent.ports.runtime_runc_runs import Known, Runs, began, end_unknown
 from agent.ports.user_namespace import PATH, Failed, UserNamespace, own_subordinate_ids
 
 FREE_MAP_WAIT_S = 900.0
@@ -137,6 +136,7 @@ class RuncRuntime:
     def leftovers(self) -> tuple[Leftover, ...]:
         """As the protocol says."""
         self._programs.check()
+        self._runs.clear()
         return tuple(Leftover(known.name, known.labels, known.is_alive()) for known in self._runs.own())
 
     def remove(self, name: str) -> None:
@@ -264,10 +264,13 @@ class RuncRuntime:
         known = self._runs.read(folder)
         if known is not None:
             known.end()
+        if known is None or known.pid == 0:
+            end_unknown(folder.name, self._programs.state_of(folder.name))
         if self._programs.knows(folder.name):
             self._programs.runc("delete", "--force", folder.name)
+        self._cgroups.remove(folder.name)
         self._inside_do("unstage_run", f"{self._inside.stage}/{folder.name}")
-        shutil.rmtree(folder, ignore_errors=True)
+        self._runs.forget(folder)
 
     def _inside_do(self, act: str, *arguments: object) -> dict[str, Any]:
         try:

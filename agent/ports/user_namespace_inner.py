@@ -269,6 +269,7 @@ def answer(document: Answer) -> None:
 
 def main(how: str, *rest: str) -> None:
     """Enter or make the namespace, then answer until nobody asks any more."""
+    caller = os.getppid()
     os.umask(
         0o022
     )  # guests pass through what is set up for them; all of it lies below a folder of the agent's alone
@@ -278,6 +279,8 @@ def main(how: str, *rest: str) -> None:
     else:
         answer({"stage": make()})
     for line in sys.stdin:
+        if os.getppid() != caller:  # it died: whoever clears up after it must not find anything begun later
+            return
         act, arguments = json.loads(line)
         try:
             answer({"done": ACTS[act](*arguments)})
