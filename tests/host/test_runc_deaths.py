@@ -124,3 +124,49 @@ def test_whatever_a_dead_agent_left_is_found_and_removed(runc_desk: Desk, moment
     with runtime.run(runc_desk.spec("exit", "0", name="orphan")) as run:
         assert run.wait().cause is None
     assert traces(runtime, "orphan") == []
+
+
+def test_a_run_whose_conmon_died_ends_unknown_and_leaves_nothing(
+    runc_desk: Desk,
+) -> None:
+    runtime = runc_desk.runtime
+    assert isinstance(runtime, RuncRuntime)
+
+    with runtime.run(runc_desk.spec("sleep", "1", "+", "exit", "3", name="orphan")) as run:
+        os.kill(monitor_of(runtime, "orphan"), signal.SIGKILL)
+        outcome = run.wait()
+
+    assert outcome.cause == "unknown"  # and not the guest's fault, whose streams broke
+    assert settle(runtime, "orphan") == []
+
+
+def monitor_of(runtime: RuncRuntime, name: str) -> int:
+    known = runtime._runs.read(runtime._runs.folder_of(name))
+    assert known is not None
+    return known.monitor
+
+
+def test_a_run_goes_on_while_the_helper_dies_and_leaves_nothing(runc_desk: Desk) -> None:
+    runtime = runc_desk.runtime
+    assert isinstance(runtime, RuncRuntime)
+    mounts = (runc_desk.output(),)
+
+    with runtime.run(runc_desk.spec("sleep", "1", "+", "exit", "3", name="orphan", mounts=mounts)) as run:
+        process = runtime._inside._process
+        assert process is not None
+        process.kill()
+        outcome = run.wait()
+
+    assert outcome.cause == "exit:3"
+    assert settle(runtime, "orphan") == []
+
+
+def test_an_agent_that_died_while_conmon_did_too_leaves_nothing(runc_desk: Desk) -> None:
+    runtime = dead_agent(runc_desk, "running")
+    os.kill(monitor_of(runtime, "orphan"), signal.SIGKILL)
+
+    for leftover in runtime.leftovers():
+        assert leftover.is_running
+        runtime.remove(leftover.name)
+
+    assert settle(runtime, "orphan") == []
