@@ -81,6 +81,9 @@ class UserNamespace:
             except OSError as cause:
                 self._drop()
                 raise RuntimeUnavailable(f"the process in the user namespace is gone: {cause}") from cause
+            except BaseException:  # the answer that comes now would be taken for that of the next question
+                self._drop()
+                raise
         if "failed" in answer:
             raise Failed(answer["failed"], answer["errno"])
         done: dict[str, Any] = answer["done"]

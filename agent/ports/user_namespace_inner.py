@@ -9,8 +9,10 @@ starts in some 20 ms, and it does one thing at a time.
 """
 
 import ctypes
+import errno
 import json
 import os
+import select
 import stat
 import subprocess
 import sys
@@ -23,6 +25,7 @@ MNT_DETACH = 2
 STAGES = ("/mnt", "/media", "/srv")  # one of them is on every host, and everybody may pass through it
 
 MAX_DEPTH = 100  # folders deeper than this are lifted out: one descriptor is open per level
+TOOL_S = 120.0  # runc waits ten seconds for its container's end; nobody else is answered meanwhile
 SET_ID = stat.S_ISUID | stat.S_ISGID
 
 Answer = dict[str, Any]
@@ -228,32 +231,42 @@ def monitor(command: list[str], env: dict[str, str]) -> Answer:
     reading, writing = os.pipe()
     env = {**env, "_OCI_SYNCPIPE": str(writing)}
     nothing = subprocess.DEVNULL  # no pipe: what goes into the background would hold it open
-    started = subprocess.run(
-        command,
-        env=env,
-        cwd="/",
-        pass_fds=[writing],
-        stdin=nothing,
-        stdout=nothing,
-        stderr=nothing,
-        check=False,
-    )
-    os.close(writing)
-    with open(reading, encoding="utf-8", errors="replace") as told:
-        line = told.readline()
-    return {"code": started.returncode, "told": line}
+    with open(reading, "rb", buffering=0) as told:
+        try:
+            started = finished(
+                command, env=env, pass_fds=[writing], stdin=nothing, stdout=nothing, stderr=nothing
+            )
+        finally:
+            os.close(writing)
+        line = b""
+        while not line.endswith(b"\n") and (block := read_within(told.fileno())):
+            line += block
+    return {"code": started.returncode, "told": line.decode(errors="replace").partition("\n")[0]}
+
+
+def read_within(fd: int) -> bytes:
+    """What comes next from a pipe. Raises: OSError when nothing comes in time."""
+    if not select.select([fd], [], [], TOOL_S)[0]:
+        raise OSError(errno.ETIMEDOUT, "conmon says nothing")
+    return os.read(fd, 1 << 16)
 
 
 def run(command: list[str], env: dict[str, str]) -> Answer:
     """Run a program to its end."""
-    done = subprocess.run(
-        command, env=env, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, check=False
-    )
+    done = finished(command, env=env, stdin=subprocess.DEVNULL, capture_output=True)
     return {
         "code": done.returncode,
         "out": done.stdout.decode(errors="replace"),
         "errors": done.stderr.decode(errors="replace"),
     }
+
+
+def finished(command: list[str], **words: Any) -> "subprocess.CompletedProcess[bytes]":
+    """A program that ran to its end. Raises: OSError when it does not end in time; it is killed then."""
+    try:
+        return subprocess.run(command, cwd="/", check=False, timeout=TOOL_S, **words)
+    except subprocess.TimeoutExpired as cause:
+        raise OSError(errno.ETIMEDOUT, f"{command[0]} does not end") from cause
 
 
 ACTS: dict[str, Callable[..., Answer]] = {

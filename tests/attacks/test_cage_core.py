@@ -1,6 +1,8 @@
 """Attacks on the container core that need no container: on who measures a guest, and on what a death leaves behind."""
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.ports import user_namespace
 from agent.ports import user_namespace_inner as inner
 
 KIB = 1 << 10
@@ -73,3 +76,54 @@ def test_a_measure_that_fails_leaves_no_folder_open(tmp_path: Path) -> None:
             inner.measure([str(tmp_path), str(tmp_path / "none")], 10)
 
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ------------------------------------------------------------------ who asks the helper is interrupted
+
+
+class Interrupted(BaseException):
+    """A signal's handler, a test's time-out: whatever comes between question and answer."""
+
+
+def test_an_answer_that_nobody_took_is_not_that_of_the_next_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = user_namespace.UserNamespace(lambda: user_namespace._launch("join", str(os.getpid())))
+    monkeypatch.setattr(user_namespace, "_launch", helper)
+
+    def interrupt(_process: object) -> None:
+        raise Interrupted
+
+    assert inside.ask("measure", [str(tmp_path)], 10)["entries"] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(user_namespace, "_receive", interrupt)
+        with pytest.raises(Interrupted):
+            inside.ask("measure", [str(tmp_path)], 10)
+
+    assert inside.ask("read", "/proc/self/comm")["text"]
+    inside.close()
+
+
+def helper(*_words: str) -> "subprocess.Popen[str]":
+    """The helper without a namespace of its own."""
+    program = (
+        f"import sys; sys.argv = ['x']; import runpy; inner = runpy.run_path({str(user_namespace.PROGRAM)!r}); "
+        "inner['main'].__globals__['join'] = lambda pid: None; inner['main']('join', '0')"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_program_that_hangs_does_not_take_the_helper_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inner, "TOOL_S", 0.1)
+    silent = ["/bin/sh", "-c", "sleep 5 &"]
+
+    with pytest.raises(TimeoutError, match="does not end"):
+        inner.run(["/bin/sleep", "30"], {})
+    with pytest.raises(TimeoutError, match="conmon says nothing"):
+        inner.monitor(silent, {})
