@@ -17,6 +17,7 @@ from agent.errors import CageNotApplied, RuntimeUnavailable
 
 T = TypeVar("T")
 
+PAGE_BYTES = 4096
 GUEST_ID = 1000  # user and group inside the container
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 OCI_NAMESPACES = frozenset({"cgroup", "ipc", "mount", "network", "pid", "user", "uts"})
@@ -53,6 +54,10 @@ MASKED = frozenset(
     }
 )
 READ_ONLY = frozenset({"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"})
+# What an engine mounts anew for each container, by the kind of file system.
+FRESH = {"/proc": "proc", "/dev": "tmpfs", "/dev/pts": "devpts", "/dev/mqueue": "mqueue"}
+HARMLESS = frozenset({"nosuid", "nodev", "noexec"})
+UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 SWAP_FILES = {"memory.swap.max", "memory/memory.memsw.limit_in_bytes"}
 RLIMIT_LINES = {
     "RLIMIT_CORE": "Max core file size",
@@ -78,7 +83,9 @@ class Asked(Struct, frozen=True, kw_only=True):
     env: Mapping[str, str]
     work_dir: str
     binds: tuple[Bind, ...]
-    tmpfs: tuple[str, ...]
+    tmpfs: Mapping[str, int]  # place -> the most bytes it holds
+    hostname: str
+    umask: int
     rlimits: Mapping[str, int]
     cgroup: Mapping[str, str]  # file of its cgroups -> content, see `cage.cgroup_files`
     seccomp: Mapping[str, Any]
@@ -86,13 +93,30 @@ class Asked(Struct, frozen=True, kw_only=True):
     map_size: int
 
 
+class Mounted(Struct, frozen=True, kw_only=True):
+    """What the kernel says of one mount: `root` is the folder of the file system that is seen there, `device` the file system's
+    number, `is_passed_on` whether mounts below come from elsewhere or go there, `of_all` the options of the whole file system.
+    """
+
+    options: frozenset[str]
+    root: str
+    device: str
+    kind: str
+    is_passed_on: bool
+    of_all: frozenset[str]
+
+
 class Process(Struct, frozen=True, kw_only=True):
-    """What the kernel says of one process, as text of its files; `mounts`: mount point -> options of that mount."""
+    """What the kernel says of one process, as text of its files; `mounts`: by mount point. `own_devices`: file systems that the
+    reading process has too; `to_hide`: what masks must cover, as far as this kernel has it.
+    """
 
     status: Mapping[str, str]
     uid_map: tuple[tuple[int, int, int], ...]
     gid_map: tuple[tuple[int, int, int], ...]
-    mounts: Mapping[str, frozenset[str]]
+    mounts: Mapping[str, Mounted]
+    own_devices: frozenset[str]
+    to_hide: frozenset[str]
     interfaces: frozenset[str]
     limits: str
     shared_namespaces: frozenset[str]  # those it has in common with this process
@@ -136,6 +160,8 @@ def _program(process: Mapping[str, Any], asked: Asked) -> Iterator[str]:
         yield f"the working directory is {process.get('cwd')!r:.80}"
     if process.get("terminal"):
         yield "a terminal is attached"
+    if process.get("user", {}).get("umask") != asked.umask:
+        yield f"the umask is {process.get('user', {}).get('umask')}"
     env = set(process.get("env") or ())
     wanted = {f"{key}={value}" for key, value in asked.env.items()}
     names = {entry.partition("=")[0] for entry in env ^ wanted}
@@ -152,6 +178,8 @@ def _files(config: Mapping[str, Any], linux: Mapping[str, Any], asked: Asked) ->
         yield "the root file system is writable"
     if config.get("hooks"):
         yield "hooks would run"
+    if config.get("hostname") != asked.hostname:
+        yield f"the container's host is named {config.get('hostname')!r:.80}"
     binds = {bind.target: bind for bind in asked.binds}
     mounts = {mount["destination"]: mount for mount in config.get("mounts") or ()}
     for target in set(mounts) - set(binds) - set(asked.tmpfs) - ENGINE_MOUNTS:
@@ -254,15 +282,56 @@ def _mounted(process: Process, asked: Asked) -> Iterator[str]:
     known = writable | {bind.target for bind in asked.binds} | ENGINE_MOUNTS | DEVICES | {"/"}
     for point in (known - ENGINE_MOUNTS - DEVICES) - set(process.mounts):
         yield f"{point} is not mounted"
-    for point, options in process.mounts.items():
+    for point, mount in process.mounts.items():
         if point not in known and not point.startswith(("/proc/", "/sys/")):
             yield f"{point!r:.80} is mounted"
-        elif "rw" in options and point not in writable and not point.startswith(("/proc", "/sys/", "/dev")):
+        elif (
+            "rw" in mount.options
+            and point not in writable
+            and not point.startswith(("/proc", "/sys/", "/dev"))
+        ):
             yield f"{point} is mounted writable"
-        elif "ro" in options and point in writable:
+        elif "ro" in mount.options and point in writable:
             yield f"{point} is mounted read-only"
-    if "ro" not in process.mounts.get("/proc/sys", ()):
-        yield "/proc/sys is writable"
+    yield from _masked(process)
+    for point in {bind.target for bind in asked.binds} & set(process.mounts):
+        yield from _harmless(point, process.mounts[point])
+    for point, kind in (FRESH | dict.fromkeys(asked.tmpfs, "tmpfs")).items():
+        seen = process.mounts.get(point)
+        if seen is not None and (seen.kind != kind or seen.root != "/" or seen.device in process.own_devices):
+            yield f"{point} is no {kind} of the container's own"
+    for point, most_bytes in asked.tmpfs.items():
+        if point in process.mounts:
+            yield from _harmless(point, process.mounts[point])
+            size_bytes = _size(process.mounts[point])
+            if size_bytes is None or size_bytes >= most_bytes + PAGE_BYTES:
+                yield f"{point} holds {size_bytes} bytes"
+
+
+def _masked(process: Process) -> Iterator[str]:
+    """Podman lays its masks twice, so what counts is that something lies there."""
+    for point in process.to_hide:
+        above = "/" + point.split("/")[1]
+        if above in process.mounts and point not in process.mounts:
+            yield f"{point} is not hidden"
+    for point in READ_ONLY & set(process.mounts):
+        if "ro" not in process.mounts[point].options:
+            yield f"{point} is writable"
+
+
+def _harmless(point: str, mount: Mounted) -> Iterator[str]:
+    if HARMLESS - mount.options:
+        yield f"{point} lacks {', '.join(sorted(HARMLESS - mount.options))}"
+    if mount.is_passed_on:
+        yield f"what is mounted below {point} is passed on"
+
+
+def _size(mount: Mounted) -> int | None:
+    """Bytes that a tmpfs holds, None when nothing bounds it."""
+    for option in mount.of_all:
+        if told := re.fullmatch(r"size=(\d+)([kmg]?)", option):
+            return int(told[1]) * UNITS[told[2]]
+    return None
 
 
 def _limited(process: Process, asked: Asked) -> Iterator[str]:
@@ -300,6 +369,10 @@ def read_process(pid: int, cgroup_files: Mapping[str, str], proc: Path = Path("/
         uid_map=_id_map(own / "uid_map"),
         gid_map=_id_map(own / "gid_map"),
         mounts=_mounts((own / "mountinfo").read_text()),
+        own_devices=frozenset(
+            mount.device for mount in _mounts((proc / "self/mountinfo").read_text()).values()
+        ),
+        to_hide=frozenset(path for path in MASKED | READ_ONLY if os.path.exists(path)),
         interfaces=frozenset(re.findall(r"(?m)^ *([^\s:|]+):", (own / "net/dev").read_text())),
         limits=(own / "limits").read_text(),
         shared_namespaces=frozenset(name for name in NAMESPACES if _is_shared(own, proc / "self", name)),
@@ -322,13 +395,21 @@ def _id_map(file: Path) -> tuple[tuple[int, int, int], ...]:
     return tuple((int(inside), int(outside), int(count)) for inside, outside, count in rows)
 
 
-def _mounts(mountinfo: str) -> dict[str, frozenset[str]]:
-    """Options by mount point; of two mounts on one point the later one, which is the one seen."""
+def _mounts(mountinfo: str) -> dict[str, Mounted]:
+    """By mount point; of two mounts on one point the later one, which is the one seen. Source: proc(5)."""
     mounts = {}
     for line in mountinfo.splitlines():
-        fields = line.split(" ")
+        first, _, last = line.partition(" - ")
+        fields, (kind, _, of_all) = first.split(" "), last.split(" ", 2)
         point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
-        mounts[point] = frozenset(fields[5].split(","))
+        mounts[point] = Mounted(
+            options=frozenset(fields[5].split(",")),
+            root=fields[3],
+            device=fields[2],
+            kind=kind,
+            is_passed_on=bool(fields[6:]),
+            of_all=frozenset(of_all.split(",")),
+        )
     return mounts
 
 

@@ -12,7 +12,7 @@ from agent.ports.cage import (
     CPU_PERIOD_US,
     HOSTNAME,
     MAP_SIZE,
-    SHM_BYTES,
+    UMASK,
     WORK_DIR,
     EngineFacts,
     StoredImage,
@@ -20,6 +20,7 @@ from agent.ports.cage import (
     environment,
     map_start,
     rlimits,
+    shm_bytes,
 )
 from agent.ports.cage_check import GUEST_ID, MASKED, OCI_NAMESPACES, READ_ONLY
 from agent.ports.runtime import RunSpec
@@ -71,7 +72,7 @@ def _process(spec: RunSpec, image: StoredImage, facts: EngineFacts) -> dict[str,
     none: list[str] = []
     return {
         "terminal": False,
-        "user": {"uid": GUEST_ID, "gid": GUEST_ID, "umask": 0o077},
+        "user": {"uid": GUEST_ID, "gid": GUEST_ID, "umask": UMASK},
         "args": [*image.entrypoint, *spec.args],
         "env": [f"{key}={value}" for key, value in env.items()],
         "cwd": WORK_DIR,
@@ -85,15 +86,14 @@ def _process(spec: RunSpec, image: StoredImage, facts: EngineFacts) -> dict[str,
 
 
 def _mounts(spec: RunSpec, sources: Sequence[str]) -> list[dict[str, Any]]:
-    quiet = ["nosuid", "noexec"]
-    shm_bytes = min(SHM_BYTES, spec.ceilings.tmp_bytes)
+    quiet, shm = ["nosuid", "noexec"], shm_bytes(spec.ceilings)
     return [
         _mount("/proc", "proc", "proc", [*quiet, "nodev"]),
         _mount("/dev", "tmpfs", "tmpfs", [*quiet, "strictatime", "mode=755", f"size={DEV_BYTES}"]),
         _mount(
             "/dev/pts", "devpts", "devpts", [*quiet, "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
         ),
-        _mount("/dev/shm", "tmpfs", "shm", [*quiet, "nodev", "mode=1777", f"size={shm_bytes}"]),  # noqa: S108
+        _mount("/dev/shm", "tmpfs", "shm", [*quiet, "nodev", "mode=1777", f"size={shm}"]),  # noqa: S108
         _mount("/tmp", "tmpfs", "tmpfs", [*quiet, "nodev", "mode=1777", f"size={spec.ceilings.tmp_bytes}"]),  # noqa: S108
         *(
             _mount(
