@@ -6,8 +6,10 @@ holds its lock, that was interrupted.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from agent.ports.cage import StoredImage
 from agent.ports.runtime import ImageInfo
 
 PART, NOTE = ".part-", "image.json"
+NAME = re.compile("[0-9a-f]{64}")
 MOUNT_POINTS = (
     "data",
     "dev",
@@ -54,9 +57,19 @@ class RuncImages:
                 env=dict(found.env),
             )
             _write(part / NOTE, msgspec.json.encode(stored))
-            with contextlib.suppress(OSError):  # another worker was quicker
-                part.rename(self._folder(digest))
+            self._place(part, digest)
         return self.image(digest) or _info(digest, stored, 0.0)
+
+    def _place(self, part: Path, digest: Digest) -> None:
+        """Move a whole image to its place, unless another worker was quicker. What lies there and is none makes room."""
+        try:
+            part.rename(self._folder(digest))
+        except OSError as cause:
+            if cause.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
+            if self.stored(digest) is None:  # a note that another version wrote
+                self.discard(digest)
+                part.rename(self._folder(digest))
 
     def image(self, digest: Digest) -> ImageInfo | None:
         """As `Runtime.image`."""
@@ -69,7 +82,7 @@ class RuncImages:
 
     def images(self) -> tuple[ImageInfo, ...]:
         """As `Runtime.images`."""
-        names = sorted(path.name for path in self._store.glob("*") if PART not in path.name)
+        names = sorted(path.name for path in self._store.glob("*") if NAME.fullmatch(path.name))
         found = (self.image(digest_from_hex(name)) for name in names)
         return tuple(info for info in found if info is not None)
 
@@ -107,11 +120,16 @@ class RuncImages:
     def _part(self, digest: Digest) -> Iterator[Path]:
         """A folder to be filled, locked meanwhile; what is not moved away is removed."""
         self._store.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = self._store / _part_name(digest)
-        part.mkdir(mode=0o700)
-        lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        while True:
+            part = self._store / _part_name(digest)
+            part.mkdir(mode=0o700)
+            with contextlib.suppress(FileNotFoundError):
+                lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if part.exists():
+                    break
+                os.close(lock)  # somebody cleared it before it was locked
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             yield part
         finally:
             shutil.rmtree(part, ignore_errors=True)

@@ -1,5 +1,7 @@
 """Attacks on the container core that need no container: on who measures a guest, and on what a death leaves behind."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -10,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from agent.devkit.images import build_image, program_layer
+from agent.domain.ids import Digest
 from agent.ports import user_namespace
 from agent.ports import user_namespace_inner as inner
+from agent.ports.runtime_runc_images import RuncImages
 
 KIB = 1 << 10
 
@@ -127,3 +132,72 @@ def test_a_program_that_hangs_does_not_take_the_helper_along(monkeypatch: pytest
         inner.run(["/bin/sleep", "30"], {})
     with pytest.raises(TimeoutError, match="conmon says nothing"):
         inner.monitor(silent, {})
+
+
+# ------------------------------------------------------------------ unpacked images of several workers
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> tuple[Path, Digest]:
+    """A small image."""
+    layer = program_layer(tmp_path / "cache", {"/opt/program/probe.py": b"pass\n"})
+    path = tmp_path / "image.tar"
+    return path, build_image(path, layers=[layer], entrypoint=["python3", "/opt/program/probe.py"])
+
+
+def test_what_lies_in_the_store_of_images_and_is_none_stops_nobody(
+    tmp_path: Path, archive: tuple[Path, Digest]
+) -> None:
+    images = RuncImages(tmp_path / "store")
+    images.load(*archive)
+    (tmp_path / "store/lost+found").mkdir()
+
+    assert [info.digest for info in images.images()] == [archive[1]]
+
+
+def test_a_load_whose_folder_is_cleared_before_it_has_its_lock_begins_again(
+    tmp_path: Path, archive: tuple[Path, Digest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, other = (RuncImages(tmp_path / "store") for _ in range(2))
+    flock = fcntl.flock
+    cleared: list[int | None] = []
+
+    def late(fd: int, how: int) -> None:
+        if not cleared:
+            cleared.append(None)
+            cleared.append(other.clear())
+        flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+
+    images.load(*archive)
+
+    assert cleared == [None, 1]
+    assert [info.digest for info in images.images()] == [archive[1]]
+
+
+def test_an_image_that_cannot_be_moved_to_its_place_is_not_told_as_loaded(
+    tmp_path: Path, archive: tuple[Path, Digest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = RuncImages(tmp_path / "store")
+
+    def full(*_words: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "rename", full)
+
+    with pytest.raises(OSError, match="Input/output"):
+        images.load(*archive)
+
+
+def test_an_image_whose_note_another_version_wrote_is_loaded_anew(
+    tmp_path: Path, archive: tuple[Path, Digest]
+) -> None:
+    images = RuncImages(tmp_path / "store")
+    images.load(*archive)
+    (note,) = (tmp_path / "store").glob("*/image.json")
+    note.write_text("{}")
+
+    images.load(*archive)
+
+    assert [info.digest for info in images.images()] == [archive[1]]
