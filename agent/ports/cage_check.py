@@ -121,6 +121,7 @@ class Process(Struct, frozen=True, kw_only=True):
     limits: str
     shared_namespaces: frozenset[str]  # those it has in common with this process
     cgroup: Mapping[str, str]
+    has_swap: bool  # whether this host swaps at all
 
 
 # ------------------------------------------------------------------ the effective OCI config
@@ -340,8 +341,8 @@ def _limited(process: Process, asked: Asked) -> Iterator[str]:
         if line is None or line.groups() != (str(value), str(value)):
             yield f"{name} is {line.groups() if line else 'unknown'}"
     for name, content in asked.cgroup.items():
-        if name in SWAP_FILES and name not in process.cgroup:
-            continue  # a kernel without swap
+        if name in SWAP_FILES and name not in process.cgroup and not process.has_swap:
+            continue  # this kernel bounds none, and there is none
         if process.cgroup.get(name) != content:
             yield f"{name} is {process.cgroup.get(name)}"
 
@@ -377,6 +378,7 @@ def read_process(pid: int, cgroup_files: Mapping[str, str], proc: Path = Path("/
         limits=(own / "limits").read_text(),
         shared_namespaces=frozenset(name for name in NAMESPACES if _is_shared(own, proc / "self", name)),
         cgroup=_cgroup((own / "cgroup").read_text(), cgroup_files),
+        has_swap=len((proc / "swaps").read_text().splitlines()) > 1 if (proc / "swaps").exists() else False,
     )
 
 

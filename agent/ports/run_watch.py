@@ -85,7 +85,7 @@ class RunWatch:
         """Bytes taken and entries, counted up to `most_entries`; whether folders lie too deep to be counted."""
         if not self._folders:
             return 0, 0, False
-        told = self._inside.ask("measure", self._folders, most_entries)
+        told = self._inside.ask("measure", self._folders, most_entries, self._pid)
         return told["bytes"], told["entries"], told["is_deep"]
 
 

@@ -16,7 +16,7 @@ import select
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
@@ -177,18 +177,48 @@ class Measure:
         return folders
 
 
-def measure(folders: list[str], most_entries: int) -> Answer:
+def measure(folders: list[str], most_entries: int, pid: int = 0) -> Answer:
     """What lies in these folders while a guest writes there: bytes that are taken, and entries, counted up to a bound;
     `is_deep`: whether there are folders too deep to look into.
+
+    `pid`: the guest's first process. What it and those below it hold open of these file systems without a name counts too.
     """
     walk = Measure(most_entries)
+    devices = set()
     for folder in folders:
         root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
+            devices.add(os.fstat(root).st_dev)
             walk.folder(root, 0)
         finally:
             os.close(root)
-    return {"bytes": walk.bytes, "entries": walk.entries, "is_deep": walk.is_deep}
+    nameless = {}
+    for file in open_files(pid) if pid else ():
+        if stat.S_ISREG(file.st_mode) and file.st_nlink == 0 and file.st_dev in devices:
+            nameless[file.st_dev, file.st_ino] = file.st_blocks * 512
+    return {"bytes": walk.bytes + sum(nameless.values()), "entries": walk.entries, "is_deep": walk.is_deep}
+
+
+def open_files(first: int) -> Iterator[os.stat_result]:
+    """What a process and all below it hold open; each of its threads may have descriptors of its own."""
+    todo = [first]
+    while todo:
+        try:
+            tasks = [task.path for task in os.scandir(f"/proc/{todo.pop()}/task")]
+        except OSError:
+            continue  # it ended
+        for task in tasks:
+            try:
+                with open(f"{task}/children", encoding="ascii") as children:
+                    todo += map(int, children.read().split())
+                descriptors = [one.path for one in os.scandir(f"{task}/fd")]
+            except OSError:
+                continue
+            for descriptor in descriptors:
+                try:
+                    yield os.stat(descriptor)
+                except OSError:
+                    continue
 
 
 def open_root(pid: int) -> Answer:

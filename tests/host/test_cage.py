@@ -236,6 +236,15 @@ def test_what_a_run_leaves_stops_at_the_ceiling_while_it_runs(desk: Desk) -> Non
     assert (outcome.cause, outcome.wall_s < 30) == ("disk", True)
 
 
+def test_files_without_a_name_count_while_they_are_open(desk: Desk) -> None:
+    ceilings = replace(CEILINGS, output_bytes=4 * MIB)
+    acts_ = acts(("hide", "/data/model/f", "8"), ("sleep", "50"))
+
+    outcome = run(desk, desk.spec(*acts_, mounts=(desk.output(),), ceilings=ceilings))
+
+    assert (outcome.cause, outcome.wall_s < 30) == ("disk", True)
+
+
 def test_the_number_of_files_stops_at_the_ceiling_while_it_runs(desk: Desk) -> None:
     ceilings = replace(CEILINGS, output_files=20)
     acts_ = acts(*(("write", f"/data/model/{n}", "") for n in range(30)), ("sleep", "50"))

@@ -158,6 +158,7 @@ PROCESS = Process(
     limits=LIMITS,
     shared_namespaces=frozenset(),
     cgroup={"memory.max": "4096"},
+    has_swap=False,
 )
 
 
@@ -334,6 +335,14 @@ def test_on_cgroup_v1_a_limit_is_that_of_the_process_s_own_cgroup_of_the_control
     assert found == {"memory/memory.limit_in_bytes": "7", "cpu/cpu.cfs_quota_us": "5"}
 
 
+def test_a_host_that_swaps_must_bound_it() -> None:
+    asked = replace(ASKED, cgroup={"memory.swap.max": "0"})
+
+    assert process_differences(replace(PROCESS, cgroup={}, has_swap=True), asked, AGENT_UID) == [
+        "memory.swap.max is None"
+    ]
+
+
 def test_a_kernel_without_swap_needs_no_limit_of_it() -> None:
     asked = replace(ASKED, cgroup={"memory.swap.max": "0"})
 
@@ -366,6 +375,8 @@ def test_mount_points_are_read_as_they_are_written_and_the_upper_one_counts(tmp_
         "1 1 8:1 / / rw shared:1 - ext4 /dev/vda rw\n2 1 0:9 /in /b ro master:3 - tmpfs x rw,size=4k\n"
     )
 
+    (tmp_path / "swaps").write_text("Filename Type Size Used Priority\n/dev/vdb partition 1 0 -2\n")
+
     process = read_process(7, {"memory.max": "1"}, tmp_path)
     ours = cage_check._mounts((tmp_path / "self/mountinfo").read_text())
 
@@ -378,6 +389,7 @@ def test_mount_points_are_read_as_they_are_written_and_the_upper_one_counts(tmp_
         "ro", root="/in", device="0:9", is_passed_on=True, of_all=frozenset({"rw", "size=4k"})
     )
     assert "/proc/sys" in process.to_hide
+    assert process.has_swap
     assert process.interfaces == {"lo", "eth0"}
     assert process.uid_map == ((0, 5, 6),)
     assert process.shared_namespaces == frozenset()

@@ -53,7 +53,7 @@ class Inside:
     def __init__(self, *told: Any) -> None:
         self.told = list(told)
 
-    def ask(self, _act: str, _folders: list[str], _most: int) -> dict[str, Any]:
+    def ask(self, _act: str, _folders: list[str], _most: int, _pid: int) -> dict[str, Any]:
         answer = self.told.pop(0) if len(self.told) > 1 else self.told[0]
         if isinstance(answer, Exception):
             raise answer
