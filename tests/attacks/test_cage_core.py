@@ -16,6 +16,8 @@ from agent.devkit.images import build_image, program_layer
 from agent.domain.ids import Digest
 from agent.ports import user_namespace
 from agent.ports import user_namespace_inner as inner
+from agent.ports.container_run import ContainerRun
+from agent.ports.memory_events import MemoryEvents
 from agent.ports.runtime_runc_images import RuncImages
 
 KIB = 1 << 10
@@ -201,3 +203,42 @@ def test_an_image_whose_note_another_version_wrote_is_loaded_anew(
     images.load(*archive)
 
     assert [info.digest for info in images.images()] == [archive[1]]
+
+
+# ------------------------------------------------------------------ a kill that comes late
+
+
+class NoOutput:
+    """Streams that ended."""
+
+    def read(self, take: object) -> None:
+        """Nothing comes."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def test_a_kill_after_the_run_hits_nobody_else() -> None:
+    with sleeper() as ours, sleeper() as stranger:
+        pidfd = os.pidfd_open(ours.pid)
+        memory = MemoryEvents(ours.pid)
+        run = ContainerRun(pidfd, memory, output=NoOutput(), log_bytes=1, engine_code=lambda: None)
+        run.close()
+        memory.close()
+        os.close(pidfd)
+        os.dup2(os.pidfd_open(stranger.pid), pidfd)  # the number is another's now
+
+        run.kill()
+
+        with pytest.raises(subprocess.TimeoutExpired):
+            stranger.wait(0.3)
+        os.close(pidfd)
+
+
+@contextmanager
+def sleeper() -> "Iterator[subprocess.Popen[bytes]]":
+    with subprocess.Popen(["/bin/sleep", "60"]) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
