@@ -18,6 +18,7 @@ FIRST_LOOK_S = 0.5  # short runs are judged at their harvest
 EVERY_S = 0.25
 PAGE_BYTES = 4096
 UNCOUNTED = 1 << 30
+MOST_PROCESSES = 10_000  # who forks on and on is not followed for ever
 
 
 class RunWatch:
@@ -103,7 +104,7 @@ def memory_of(pid: int, enough: int, proc: Path = Path("/proc")) -> int:
 def _tree(pid: int, proc: Path) -> list[int]:
     """The process and all below it; whoever loses its parent in a container gets the first process as one."""
     found, todo = [], [pid]
-    while todo:
+    while todo and len(found) < MOST_PROCESSES:
         one = todo.pop()
         found.append(one)
         with contextlib.suppress(OSError):

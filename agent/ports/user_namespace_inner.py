@@ -25,6 +25,7 @@ MNT_DETACH = 2
 STAGES = ("/mnt", "/media", "/srv")  # one of them is on every host, and everybody may pass through it
 
 MAX_DEPTH = 100  # folders deeper than this are lifted out: one descriptor is open per level
+MOST_PROCESSES = 10_000  # who forks on and on is not followed for ever
 TOOL_S = 120.0  # runc waits ten seconds for its container's end; nobody else is answered meanwhile
 SET_ID = stat.S_ISUID | stat.S_ISGID
 
@@ -201,8 +202,9 @@ def measure(folders: list[str], most_entries: int, pid: int = 0) -> Answer:
 
 def open_files(first: int) -> Iterator[os.stat_result]:
     """What a process and all below it hold open; each of its threads may have descriptors of its own."""
-    todo = [first]
-    while todo:
+    todo, seen = [first], 0
+    while todo and seen < MOST_PROCESSES:
+        seen += 1
         try:
             tasks = [task.path for task in os.scandir(f"/proc/{todo.pop()}/task")]
         except OSError:

@@ -47,6 +47,12 @@ def test_pages_that_processes_share_count_once_when_it_matters(tmp_path: Path) -
     assert memory_of(1, 100 * MIB, tmp_path) == 70 * MIB
 
 
+def test_who_forks_on_and_on_is_not_followed_for_ever(tmp_path: Path) -> None:
+    process(tmp_path, 1, resident_mib=1, pss_mib=1, children="1 ")
+
+    assert memory_of(1, 1 << 62, tmp_path) == run_watch.MOST_PROCESSES * MIB
+
+
 class Inside:
     """A user namespace that tells these measures one after the other, the last one again and again."""
 
