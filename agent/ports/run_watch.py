@@ -103,7 +103,8 @@ def memory_of(pid: int, enough: int, proc: Path = Path("/proc")) -> int:
 
 def _tree(pid: int, proc: Path) -> list[int]:
     """The process and all below it; whoever loses its parent in a container gets the first process as one."""
-    found, todo = [], [pid]
+    found: list[int] = []
+    todo = [pid]
     while todo and len(found) < MOST_PROCESSES:
         one = todo.pop()
         found.append(one)
