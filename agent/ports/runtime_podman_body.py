@@ -25,7 +25,8 @@ from agent.ports.cage import (
     rlimits,
     shm_bytes,
 )
-from agent.ports.cage_check import GUEST_ID, MASKED
+from agent.ports.cage_check import GUEST_ID
+from agent.ports.cage_seen import MASKED
 from agent.ports.runtime import RunSpec
 
 CGROUPS = "/sys/fs/cgroup"  # those of the whole host, where a container has none of its own

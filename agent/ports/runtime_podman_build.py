@@ -20,7 +20,8 @@ from agent.errors import NoSpace, RuntimeUnavailable
 from agent.ports import cage, cage_check
 from agent.ports import runtime_podman_body as body
 from agent.ports.cage import EngineFacts, StoredImage
-from agent.ports.cage_check import GUEST_ID, Asked, Process
+from agent.ports.cage_check import GUEST_ID, Asked
+from agent.ports.cage_seen import Process
 from agent.ports.image_layers import MAX_BYTES
 from agent.ports.runtime import RunKind, RunOutcome, RunSpec
 from agent.ports.runtime_podman import PodmanRuntime

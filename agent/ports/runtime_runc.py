@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from agent.domain.ceilings import DEFAULT_CEILINGS
 from agent.domain.ids import Digest, hex_of
 from agent.errors import BadImage, CageNotApplied, RuntimeUnavailable
-from agent.ports import cage, cage_check, run_end, runtime_runc_config
+from agent.ports import cage, cage_check, cage_seen, run_end, runtime_runc_config
 from agent.ports.cage import EngineFacts, StoredImage
 from agent.ports.cage_check import Bind
 from agent.ports.container_run import ContainerRun
@@ -113,12 +113,12 @@ class RuncRuntime:
             self._images.touch(spec.image)
             config = self._set_up(spec, image, known.number, seccomp, facts, folder)
             known = self._make(spec, known, folder)
-            pidfd = cage_check.read_back(lambda: os.pidfd_open(known.pid))
+            pidfd = cage_seen.read_back(lambda: os.pidfd_open(known.pid))
             stack.callback(os.close, pidfd)
             self._check(spec, image, known, seccomp, facts, config)
-            monitor = cage_check.read_back(lambda: os.pidfd_open(known.monitor))
+            monitor = cage_seen.read_back(lambda: os.pidfd_open(known.monitor))
             stack.callback(os.close, monitor)
-            memory = cage_check.read_back(lambda: MemoryEvents(known.pid))
+            memory = cage_seen.read_back(lambda: MemoryEvents(known.pid))
             stack.callback(memory.close)
             run = ContainerRun(
                 pidfd,
@@ -223,7 +223,7 @@ class RuncRuntime:
         Raises: BadImage when the image cannot start; CageNotApplied.
         """
         pid = self._programs.create(folder, spec.ceilings)
-        monitor = cage_check.read_back(lambda: int((folder / "conmon.pid").read_text()))
+        monitor = cage_seen.read_back(lambda: int((folder / "conmon.pid").read_text()))
         made = replace(known, pid=pid, began=began(pid), monitor=monitor, monitor_began=began(monitor))
         self._runs.remember(folder, made)
         return made
@@ -245,13 +245,13 @@ class RuncRuntime:
             for number, bind in enumerate(asked.binds)
         )
         asked = replace(asked, binds=binds)
-        process = cage_check.read_back(lambda: cage_check.read_process(known.pid, asked.cgroup))
+        process = cage_seen.read_back(lambda: cage_seen.read_process(known.pid, asked.cgroup))
         differences = cage_check.config_differences(config, asked)
         differences += cage_check.process_differences(process, asked, os.getuid())
         if process.status.get("Seccomp") != "2":
             differences.append("the seccomp filter was not loaded")
         for mount in spec.mounts:
-            seen = cage_check.read_back(lambda: os.stat(f"/proc/{known.pid}/root{mount.target}"))  # noqa: B023 - called at once
+            seen = cage_seen.read_back(lambda: os.stat(f"/proc/{known.pid}/root{mount.target}"))  # noqa: B023 - called at once
             wanted = mount.source.stat()
             if (seen.st_dev, seen.st_ino) != (wanted.st_dev, wanted.st_ino):
                 differences.append(f"{mount.target} is another folder than the one that was asked for")

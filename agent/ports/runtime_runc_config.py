@@ -22,7 +22,8 @@ from agent.ports.cage import (
     rlimits,
     shm_bytes,
 )
-from agent.ports.cage_check import GUEST_ID, MASKED, OCI_NAMESPACES, READ_ONLY
+from agent.ports.cage_check import GUEST_ID, OCI_NAMESPACES
+from agent.ports.cage_seen import MASKED, READ_ONLY
 from agent.ports.runtime import RunSpec
 
 OCI_VERSION = "1.0.2"

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from agent.domain.ids import Digest
 from agent.errors import RuntimeUnavailable
-from agent.ports import cage_check, run_end
+from agent.ports import cage_seen, run_end
 from agent.ports.container_run import kill
 
 GONE_WAIT_S = 30.0
@@ -190,8 +190,8 @@ def _makes(pid: int, name: str) -> bool:
 
 
 def began(pid: int) -> int:
-    """When a process began, in ticks since the boot. Raises: as `cage_check.read_back`."""
-    return cage_check.read_back(lambda: _began(pid))
+    """When a process began, in ticks since the boot. Raises: as `cage_seen.read_back`."""
+    return cage_seen.read_back(lambda: _began(pid))
 
 
 def _began(pid: int) -> int:

@@ -74,16 +74,15 @@ class UserNamespace:
     def ask(self, act: str, *arguments: object) -> dict[str, Any]:
         """What the act answers. Raises: Failed; RuntimeUnavailable when the namespace cannot be had."""
         with self._lock:
-            process = self._alive()
+            process, answer = self._alive(), None
             try:
                 _send(process, [act, list(arguments)])
                 answer = _receive(process)
             except OSError as cause:
-                self._drop()
                 raise RuntimeUnavailable(f"the process in the user namespace is gone: {cause}") from cause
-            except BaseException:  # the answer that comes now would be taken for that of the next question
-                self._drop()
-                raise
+            finally:
+                if answer is None:  # interrupted: what it answers yet would be taken for the next answer
+                    self._drop()
         if "failed" in answer:
             raise Failed(answer["failed"], answer["errno"])
         done: dict[str, Any] = answer["done"]

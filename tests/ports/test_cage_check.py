@@ -9,20 +9,16 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agent.ports import cage_check
+from agent.ports import cage_seen
 from agent.ports.cage_check import (
     ENGINE_MOUNTS,
-    MASKED,
-    READ_ONLY,
     Asked,
     Bind,
-    Mounted,
-    Process,
     canonical_seccomp,
     config_differences,
     process_differences,
-    read_process,
 )
+from agent.ports.cage_seen import MASKED, READ_ONLY, Mounted, Process, read_process
 
 AGENT_UID = 995
 MAP_START, HOST_START, SIZE = 65537, 1065536, 65536
@@ -159,6 +155,8 @@ PROCESS = Process(
     shared_namespaces=frozenset(),
     cgroup={"memory.max": "4096"},
     has_swap=False,
+    users=frozenset({0, 1000, AGENT_UID}),
+    groups=frozenset({0, 1000}),
 )
 
 
@@ -245,6 +243,8 @@ KERNEL_CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("has the groups", status(Groups="1066536 27")),
     ("uid_map", {"uid_map": ((0, HOST_START, SIZE), (SIZE, AGENT_UID, 1))}),
     ("agent's own user", {"uid_map": ((0, AGENT_UID, SIZE),)}),
+    ("user 1065540 of this host is mapped", {"users": frozenset({0, HOST_START + 4})}),
+    ("group 1131071 of this host is mapped", {"groups": frozenset({0, HOST_START + SIZE - 1})}),
     ("gid_map", {"gid_map": ((0, HOST_START, 1),)}),
     ("interfaces are eth0, lo", {"interfaces": frozenset({"lo", "eth0"})}),
     ("interfaces are ", {"interfaces": frozenset()}),
@@ -309,9 +309,7 @@ def test_a_limit_is_found_on_the_way_up_where_crun_puts_it(tmp_path: Path) -> No
     (scope / "container/cpu.max").write_text("max 100000\n")
     files = {"memory.max": "", "cpu.max": "", "pids.max": ""}
 
-    found = cage_check._cgroup(
-        "1:name=systemd:/x\n0::/user.slice/libpod-1.scope/container\n", files, tmp_path
-    )
+    found = cage_seen._cgroup("1:name=systemd:/x\n0::/user.slice/libpod-1.scope/container\n", files, tmp_path)
 
     assert found == {"memory.max": "7", "cpu.max": "50000 100000"}
 
@@ -330,7 +328,7 @@ def test_on_cgroup_v1_a_limit_is_that_of_the_process_s_own_cgroup_of_the_control
     membership = "4:memory:/given/dc-1\n3:cpu,cpuacct:/given/dc-1\n2:pids:/given/dc-1\n0::/\n"
     files = {"memory/memory.limit_in_bytes": "", "cpu/cpu.cfs_quota_us": "", "pids/pids.max": ""}
 
-    found = cage_check._cgroup(membership, files, tmp_path)
+    found = cage_seen._cgroup(membership, files, tmp_path)
 
     assert found == {"memory/memory.limit_in_bytes": "7", "cpu/cpu.cfs_quota_us": "5"}
 
@@ -378,7 +376,7 @@ def test_mount_points_are_read_as_they_are_written_and_the_upper_one_counts(tmp_
     (tmp_path / "swaps").write_text("Filename Type Size Used Priority\n/dev/vdb partition 1 0 -2\n")
 
     process = read_process(7, {"memory.max": "1"}, tmp_path)
-    ours = cage_check._mounts((tmp_path / "self/mountinfo").read_text())
+    ours = cage_seen._mounts((tmp_path / "self/mountinfo").read_text())
 
     assert {point: mount.options for point, mount in process.mounts.items()} == {
         "/data/with space": frozenset({"ro", "nosuid"}),
@@ -390,6 +388,7 @@ def test_mount_points_are_read_as_they_are_written_and_the_upper_one_counts(tmp_
     )
     assert "/proc/sys" in process.to_hide
     assert process.has_swap
+    assert 0 in process.users & process.groups
     assert process.interfaces == {"lo", "eth0"}
     assert process.uid_map == ((0, 5, 6),)
     assert process.shared_namespaces == frozenset()
