@@ -222,7 +222,13 @@ class RuncRuntime:
 
         Raises: BadImage when the image cannot start; CageNotApplied.
         """
-        pid = self._programs.create(folder, spec.ceilings)
+        started = self._inside.started
+        try:
+            pid = self._programs.create(folder, spec.ceilings)
+        except CageNotApplied as refusal:
+            if self._inside.started != started:
+                raise RuntimeUnavailable(f"the helper died while a run was set up: {refusal}") from refusal
+            raise
         monitor = cage_seen.read_back(lambda: int((folder / "conmon.pid").read_text()))
         made = replace(known, pid=pid, began=began(pid), monitor=monitor, monitor_began=began(monitor))
         self._runs.remember(folder, made)
@@ -261,6 +267,12 @@ class RuncRuntime:
     def _destroy(self, folder: Path) -> None:
         """Kill what runs there, and take everything of it away. Gone already is fine. Raises: RuntimeUnavailable."""
         self._programs.check()
+        try:
+            self._take_away(folder)
+        except RuntimeUnavailable:  # the helper died: another one goes on where it was
+            self._take_away(folder)
+
+    def _take_away(self, folder: Path) -> None:
         known = self._runs.read(folder)
         if known is not None:
             known.end()

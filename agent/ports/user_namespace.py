@@ -50,6 +50,7 @@ class UserNamespace:
         self._process: subprocess.Popen[str] | None = None
         self._ending: weakref.finalize[Any, Any] | None = None  # whoever forgets us ends the process
         self._stage = ""
+        self.started = 0  # how often: what one process set up is gone with it
 
     @classmethod
     def joined(cls, pid: Callable[[], int]) -> "UserNamespace":
@@ -104,6 +105,7 @@ class UserNamespace:
                 _end(process)
                 raise RuntimeUnavailable(f"the user namespace cannot be entered: {cause}") from cause
             self._process = process
+            self.started += 1
             self._ending = weakref.finalize(self, _end, process)
         return self._process
 

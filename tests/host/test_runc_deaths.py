@@ -8,10 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agent.errors import RuntimeUnavailable
+from agent.ports import user_namespace
 from agent.ports.runtime_runc import RuncRuntime
+from agent.ports.runtime_runc_programs import Programs
 from tests.host.podman import Desk
 
 pytestmark = pytest.mark.host
@@ -159,6 +163,51 @@ def test_a_run_goes_on_while_the_helper_dies_and_leaves_nothing(runc_desk: Desk)
 
     assert outcome.cause == "exit:3"
     assert settle(runtime, "orphan") == []
+
+
+@pytest.mark.parametrize("act", ["run", "unstage_run"])
+def test_a_helper_that_dies_while_a_run_is_taken_away_is_followed_by_another(
+    runc_desk: Desk, act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = runc_desk.runtime
+    assert isinstance(runtime, RuncRuntime)
+    send = user_namespace._send
+    killed: list[str] = []
+
+    def send_and_kill(process: "subprocess.Popen[str]", document: object) -> None:
+        send(process, document)
+        if isinstance(document, list) and document[0] == act and not killed:
+            process.kill()
+            killed.append(act)
+
+    with runtime.run(runc_desk.spec("exit", "0", name="orphan")) as run:
+        assert run.wait().cause is None
+        monkeypatch.setattr(user_namespace, "_send", send_and_kill)
+
+    assert killed == [act]
+    assert runtime.leftovers() == ()
+    assert settle(runtime, "orphan") == []
+
+
+def test_a_helper_that_dies_before_the_container_is_made_is_no_fault_of_the_cage(
+    runc_desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = runc_desk.runtime
+    assert isinstance(runtime, RuncRuntime)
+    honest = Programs.create
+
+    def create(self: Programs, *words: Any) -> int:
+        assert runtime._inside._process is not None
+        runtime._inside._process.kill()
+        runtime._inside._process.wait()  # and with it goes what was set up in its namespace
+        return honest(self, *words)
+
+    monkeypatch.setattr(Programs, "create", create)
+
+    with pytest.raises(RuntimeUnavailable), runtime.run(runc_desk.spec("exit", "0", name="orphan")):
+        pass
+
+    assert traces(runtime, "orphan") == []
 
 
 def test_an_agent_that_died_while_conmon_did_too_leaves_nothing(runc_desk: Desk) -> None:
