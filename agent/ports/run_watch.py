@@ -16,6 +16,7 @@ from agent.ports.user_namespace import Failed, UserNamespace
 
 FIRST_LOOK_S = 0.5  # short runs are judged at their harvest
 EVERY_S = 0.25
+MOST_FAILED = 120  # looks in a row, half a minute and more
 PAGE_BYTES = 4096
 UNCOUNTED = 1 << 30
 MOST_PROCESSES = 10_000  # who forks on and on is not followed for ever
@@ -55,16 +56,18 @@ class RunWatch:
             self._thread.join()
 
     def _watch(self) -> None:
-        rest_s = FIRST_LOOK_S
+        rest_s, failed = FIRST_LOOK_S, 0
         while not self._is_over.wait(rest_s):
             rest_s = EVERY_S
-            with contextlib.suppress(
-                AgentError, Failed, OSError
-            ):  # an engine that is away for a moment: the next look tells
-                self.cause = self._over()
-                if self.cause is not None:
-                    self._kill()
-                    return
+            try:
+                self.cause, failed = self._over(), 0
+            except (AgentError, Failed, OSError):  # an engine that is away for a moment: the next look tells
+                failed += 1
+            if failed >= MOST_FAILED:  # a ceiling that nobody watches holds nothing
+                self.cause = "unknown"
+            if self.cause is not None:
+                self._kill()
+                return
 
     def _over(self) -> str | None:
         if self._folders:

@@ -9,6 +9,7 @@ goes after it, so whoever comes later finds every container of this agent.
 """
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -313,6 +314,8 @@ def _add_mount_points(root: Path, targets: list[str]) -> None:
                 os.close(fd)
                 fd = below
         except OSError as cause:
+            if cause.errno not in {errno.ENOTDIR, errno.ELOOP}:
+                raise RuntimeUnavailable(f"no folder can be made at {target}: {cause.strerror}") from cause
             raise BadImage(f"the image has something else than a folder at {target}") from cause
         finally:
             os.close(fd)

@@ -14,10 +14,12 @@ import pytest
 
 from agent.devkit.images import build_image, program_layer
 from agent.domain.ids import Digest
+from agent.errors import BadImage, RuntimeUnavailable
 from agent.ports import user_namespace
 from agent.ports import user_namespace_inner as inner
 from agent.ports.container_run import ContainerRun
 from agent.ports.memory_events import MemoryEvents
+from agent.ports.runtime_runc import _add_mount_points
 from agent.ports.runtime_runc_images import RuncImages
 
 KIB = 1 << 10
@@ -242,3 +244,25 @@ def sleeper() -> "Iterator[subprocess.Popen[bytes]]":
             yield process
         finally:
             process.kill()
+
+
+# ------------------------------------------------------------------ whose fault it is
+
+
+def test_a_disk_without_space_is_no_fault_of_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/test").symlink_to("/etc")
+    (tmp_path / "file").touch()
+
+    for target in ("/data/test/pred", "/file/x"):
+        with pytest.raises(BadImage, match="something else than a folder"):
+            _add_mount_points(tmp_path, [target])
+
+    def full(*_words: object, **_more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(RuntimeUnavailable, match="No space"):
+        _add_mount_points(tmp_path, ["/data/train"])

@@ -123,6 +123,16 @@ def test_a_look_that_fails_is_followed_by_another() -> None:
     watch.stop()
 
 
+def test_a_run_that_nobody_can_look_after_is_killed_and_blamed_for_nothing() -> None:
+    watch, killed = watched(Inside((0, 0), RuntimeUnavailable("away for good")))
+
+    watch.start()
+
+    assert killed.wait(30)
+    watch.stop()
+    assert watch.cause == "unknown"
+
+
 def test_folders_that_cannot_be_looked_into_begin_no_run() -> None:
     watch, _ = watched(Inside(Failed("Permission denied", 13)))
 
