@@ -36,6 +36,7 @@ ROOM_OF = {"cli_*": "cli", "__main__": "cli"}
 PLUMBING = {
     "cage",
     "cage_check",
+    "cage_seen",
     "container_run",
     "https",
     "image_archive",

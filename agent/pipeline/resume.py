@@ -78,8 +78,11 @@ def _remove_containers(host: Host) -> None:
             continue
         job, attempt = leftover.labels.get(JOB_LABEL, ""), leftover.labels.get(ATTEMPT_LABEL, "")
         if not _is_live(JobId(job), attempt, host):
-            host.ports.runtime.remove(leftover.name)
-            log.warning("leftover.removed", container=leftover.name)
+            try:
+                host.ports.runtime.remove(leftover.name)
+                log.warning("leftover.removed", container=leftover.name)
+            except RuntimeUnavailable as error:
+                log.error("leftover.stays", container=leftover.name, detail=str(error))
 
 
 def _remove_folders(host: Host) -> None:

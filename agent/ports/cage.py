@@ -22,6 +22,7 @@ from agent.ports.runtime import Cage, Enforcement, RunKind, RunSpec
 MAP_SIZE = 65536  # ids of one container; images may own files as any of them
 WORK_DIR = "/data"
 HOSTNAME = "job"
+UMASK = 0o077
 OWN_ENV = {"HOME": "/tmp", "TMPDIR": "/tmp"}  # noqa: S108 - the container's own /tmp
 SHM_BYTES = 64 << 20
 TMP_INODES = 16_384  # each takes the kernel about a kilobyte, which is no page of the tmpfs
@@ -166,13 +167,20 @@ def asked_for(
         env=environment(image) | {"HOSTNAME": HOSTNAME},  # Podman adds that one
         work_dir=WORK_DIR,
         binds=tuple(Bind(str(mount.source), mount.target, mount.is_writable) for mount in spec.mounts),
-        tmpfs=("/dev/shm", "/tmp"),  # noqa: S108
+        tmpfs={"/dev/shm": shm_bytes(spec.ceilings), "/tmp": spec.ceilings.tmp_bytes},  # noqa: S108
+        hostname=HOSTNAME,
+        umask=UMASK,
         rlimits=rlimits(spec.ceilings, facts),
         cgroup=cgroup_files(spec.ceilings, facts),
         seccomp=seccomp,
         map_start=map_start(number),
         map_size=MAP_SIZE,
     )
+
+
+def shm_bytes(ceilings: Ceilings) -> int:
+    """The most bytes of /dev/shm."""
+    return min(SHM_BYTES, ceilings.tmp_bytes)
 
 
 def environment(image: StoredImage) -> dict[str, str]:

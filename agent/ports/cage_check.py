@@ -1,24 +1,20 @@
 """Is the cage what was asked for? The effective OCI config and the kernel's own view of the process, held against it.
 
-The kernel's view is read after the engine has made the container and before it starts the image's program. Every function
-gives the differences as short sentences; none is the only good answer. Nothing here talks to an engine.
+The kernel's view (`cage_seen.py`) is read after the engine has made the container and before it starts the image's program.
+Every function gives the differences as short sentences; none is the only good answer. Nothing here talks to an engine.
 Source: docs/contracts/container.md, "The cage".
 """
 
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from msgspec import Struct
 
-from agent.errors import CageNotApplied, RuntimeUnavailable
+from agent.ports.cage_seen import MASKED, READ_ONLY, Mounted, Process
 
-T = TypeVar("T")
-
+PAGE_BYTES = 4096
 GUEST_ID = 1000  # user and group inside the container
-NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 OCI_NAMESPACES = frozenset({"cgroup", "ipc", "mount", "network", "pid", "user", "uts"})
 
 # What an engine mounts by itself. Device files below /dev, and masks below /proc and /sys, are judged apart.
@@ -37,22 +33,10 @@ ENGINE_MOUNTS = frozenset(
     }
 )
 DEVICES = frozenset(f"/dev/{name}" for name in ("null", "zero", "full", "tty", "random", "urandom"))
-MASKED = frozenset(
-    {
-        "/proc/acpi",
-        "/proc/cmdline",
-        "/proc/config.gz",
-        "/proc/interrupts",
-        "/proc/kallsyms",
-        "/proc/kcore",
-        "/proc/keys",
-        "/proc/sched_debug",
-        "/proc/scsi",
-        "/proc/timer_list",
-        "/sys/firmware",
-    }
-)
-READ_ONLY = frozenset({"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"})
+# What an engine mounts anew for each container, by the kind of file system.
+FRESH = {"/proc": "proc", "/dev": "tmpfs", "/dev/pts": "devpts", "/dev/mqueue": "mqueue"}
+HARMLESS = frozenset({"nosuid", "nodev", "noexec"})
+UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 SWAP_FILES = {"memory.swap.max", "memory/memory.memsw.limit_in_bytes"}
 RLIMIT_LINES = {
     "RLIMIT_CORE": "Max core file size",
@@ -78,25 +62,14 @@ class Asked(Struct, frozen=True, kw_only=True):
     env: Mapping[str, str]
     work_dir: str
     binds: tuple[Bind, ...]
-    tmpfs: tuple[str, ...]
+    tmpfs: Mapping[str, int]  # place -> the most bytes it holds
+    hostname: str
+    umask: int
     rlimits: Mapping[str, int]
     cgroup: Mapping[str, str]  # file of its cgroups -> content, see `cage.cgroup_files`
     seccomp: Mapping[str, Any]
     map_start: int
     map_size: int
-
-
-class Process(Struct, frozen=True, kw_only=True):
-    """What the kernel says of one process, as text of its files; `mounts`: mount point -> options of that mount."""
-
-    status: Mapping[str, str]
-    uid_map: tuple[tuple[int, int, int], ...]
-    gid_map: tuple[tuple[int, int, int], ...]
-    mounts: Mapping[str, frozenset[str]]
-    interfaces: frozenset[str]
-    limits: str
-    shared_namespaces: frozenset[str]  # those it has in common with this process
-    cgroup: Mapping[str, str]
 
 
 # ------------------------------------------------------------------ the effective OCI config
@@ -136,6 +109,8 @@ def _program(process: Mapping[str, Any], asked: Asked) -> Iterator[str]:
         yield f"the working directory is {process.get('cwd')!r:.80}"
     if process.get("terminal"):
         yield "a terminal is attached"
+    if process.get("user", {}).get("umask") != asked.umask:
+        yield f"the umask is {process.get('user', {}).get('umask')}"
     env = set(process.get("env") or ())
     wanted = {f"{key}={value}" for key, value in asked.env.items()}
     names = {entry.partition("=")[0] for entry in env ^ wanted}
@@ -152,6 +127,8 @@ def _files(config: Mapping[str, Any], linux: Mapping[str, Any], asked: Asked) ->
         yield "the root file system is writable"
     if config.get("hooks"):
         yield "hooks would run"
+    if config.get("hostname") != asked.hostname:
+        yield f"the container's host is named {config.get('hostname')!r:.80}"
     binds = {bind.target: bind for bind in asked.binds}
     mounts = {mount["destination"]: mount for mount in config.get("mounts") or ()}
     for target in set(mounts) - set(binds) - set(asked.tmpfs) - ENGINE_MOUNTS:
@@ -233,6 +210,12 @@ def _maps(process: Process, asked: Asked, own_uid: int) -> Iterator[str]:
             yield f"{name} is {table}"
     if any(start <= own_uid < start + size for _, start, size in process.uid_map):
         yield "the agent's own user is mapped into the container"
+    for kind, real, table in (
+        ("user", process.users, process.uid_map),
+        ("group", process.groups, process.gid_map),
+    ):
+        for one in sorted(one for one in real for _, start, size in table if start <= one < start + size):
+            yield f"{kind} {one} of this host is mapped into the container"
     for name, table in (("Uid", process.uid_map), ("Gid", process.gid_map)):
         wanted = str(table[0][1] + GUEST_ID) if table else ""
         if set(process.status.get(name, "").split()) != {wanted}:
@@ -254,15 +237,56 @@ def _mounted(process: Process, asked: Asked) -> Iterator[str]:
     known = writable | {bind.target for bind in asked.binds} | ENGINE_MOUNTS | DEVICES | {"/"}
     for point in (known - ENGINE_MOUNTS - DEVICES) - set(process.mounts):
         yield f"{point} is not mounted"
-    for point, options in process.mounts.items():
+    for point, mount in process.mounts.items():
         if point not in known and not point.startswith(("/proc/", "/sys/")):
             yield f"{point!r:.80} is mounted"
-        elif "rw" in options and point not in writable and not point.startswith(("/proc", "/sys/", "/dev")):
+        elif (
+            "rw" in mount.options
+            and point not in writable
+            and not point.startswith(("/proc", "/sys/", "/dev"))
+        ):
             yield f"{point} is mounted writable"
-        elif "ro" in options and point in writable:
+        elif "ro" in mount.options and point in writable:
             yield f"{point} is mounted read-only"
-    if "ro" not in process.mounts.get("/proc/sys", ()):
-        yield "/proc/sys is writable"
+    yield from _masked(process)
+    for point in {bind.target for bind in asked.binds} & set(process.mounts):
+        yield from _harmless(point, process.mounts[point])
+    for point, kind in (FRESH | dict.fromkeys(asked.tmpfs, "tmpfs")).items():
+        seen = process.mounts.get(point)
+        if seen is not None and (seen.kind != kind or seen.root != "/" or seen.device in process.own_devices):
+            yield f"{point} is no {kind} of the container's own"
+    for point, most_bytes in asked.tmpfs.items():
+        if point in process.mounts:
+            yield from _harmless(point, process.mounts[point])
+            size_bytes = _size(process.mounts[point])
+            if size_bytes is None or size_bytes >= most_bytes + PAGE_BYTES:
+                yield f"{point} holds {size_bytes} bytes"
+
+
+def _masked(process: Process) -> Iterator[str]:
+    """Podman lays its masks twice, so what counts is that something lies there."""
+    for point in process.to_hide:
+        above = "/" + point.split("/")[1]
+        if above in process.mounts and point not in process.mounts:
+            yield f"{point} is not hidden"
+    for point in READ_ONLY & set(process.mounts):
+        if "ro" not in process.mounts[point].options:
+            yield f"{point} is writable"
+
+
+def _harmless(point: str, mount: Mounted) -> Iterator[str]:
+    if HARMLESS - mount.options:
+        yield f"{point} lacks {', '.join(sorted(HARMLESS - mount.options))}"
+    if mount.is_passed_on:
+        yield f"what is mounted below {point} is passed on"
+
+
+def _size(mount: Mounted) -> int | None:
+    """Bytes that a tmpfs holds, None when nothing bounds it."""
+    for option in mount.of_all:
+        if told := re.fullmatch(r"size=(\d+)([kmg]?)", option):
+            return int(told[1]) * UNITS[told[2]]
+    return None
 
 
 def _limited(process: Process, asked: Asked) -> Iterator[str]:
@@ -271,95 +295,7 @@ def _limited(process: Process, asked: Asked) -> Iterator[str]:
         if line is None or line.groups() != (str(value), str(value)):
             yield f"{name} is {line.groups() if line else 'unknown'}"
     for name, content in asked.cgroup.items():
-        if name in SWAP_FILES and name not in process.cgroup:
-            continue  # a kernel without swap
+        if name in SWAP_FILES and name not in process.cgroup and not process.has_swap:
+            continue  # this kernel bounds none, and there is none
         if process.cgroup.get(name) != content:
             yield f"{name} is {process.cgroup.get(name)}"
-
-
-# ------------------------------------------------------------------ reading it
-
-
-def read_back(how: Callable[[], T]) -> T:
-    """The kernel's answer. Raises: CageNotApplied when this host hides it (ProtectProc=invisible does);
-    RuntimeUnavailable when the process is gone, which says nothing about the cage.
-    """
-    try:
-        return how()
-    except (FileNotFoundError, ProcessLookupError) as cause:
-        raise RuntimeUnavailable(f"the container ended before it was started: {cause}") from cause
-    except (OSError, ValueError) as cause:
-        raise CageNotApplied(f"what was applied cannot be read back: {cause}") from cause
-
-
-def read_process(pid: int, cgroup_files: Mapping[str, str], proc: Path = Path("/proc")) -> Process:
-    """What the kernel says of this process, and of these files of its cgroup. Raises: OSError when it may not be read."""
-    own = proc / str(pid)
-    return Process(
-        status=read_status(own),
-        uid_map=_id_map(own / "uid_map"),
-        gid_map=_id_map(own / "gid_map"),
-        mounts=_mounts((own / "mountinfo").read_text()),
-        interfaces=frozenset(re.findall(r"(?m)^ *([^\s:|]+):", (own / "net/dev").read_text())),
-        limits=(own / "limits").read_text(),
-        shared_namespaces=frozenset(name for name in NAMESPACES if _is_shared(own, proc / "self", name)),
-        cgroup=_cgroup((own / "cgroup").read_text(), cgroup_files),
-    )
-
-
-def read_status(own: Path) -> dict[str, str]:
-    """/proc/<pid>/status as a table. Raises: OSError."""
-    lines = (line.partition(":") for line in (own / "status").read_text().splitlines())
-    return {key: value.strip() for key, _, value in lines}
-
-
-def _is_shared(one: Path, other: Path, namespace: str) -> bool:
-    return os.readlink(one / "ns" / namespace) == os.readlink(other / "ns" / namespace)
-
-
-def _id_map(file: Path) -> tuple[tuple[int, int, int], ...]:
-    rows = (line.split() for line in file.read_text().splitlines())
-    return tuple((int(inside), int(outside), int(count)) for inside, outside, count in rows)
-
-
-def _mounts(mountinfo: str) -> dict[str, frozenset[str]]:
-    """Options by mount point; of two mounts on one point the later one, which is the one seen."""
-    mounts = {}
-    for line in mountinfo.splitlines():
-        fields = line.split(" ")
-        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
-        mounts[point] = frozenset(fields[5].split(","))
-    return mounts
-
-
-def _cgroup(membership: str, files: Mapping[str, str], root: Path = Path("/sys/fs/cgroup")) -> dict[str, str]:
-    """What binds a process, by file of its cgroups; files that stand nowhere are left out.
-
-    Of cgroup v2 it is the nearest value on the way up that is a limit: crun puts the process one level below the cgroup that
-    has the limits. A file of cgroup v1 is named "controller/file" and read where the process is.
-    """
-    found: dict[str, str] = {}
-    for name in files:
-        controller, _, file = name.rpartition("/")
-        folder = root / controller / cgroup_of(membership, controller).lstrip("/")
-        for level in (folder, *folder.parents):
-            if (
-                not level.is_relative_to(root)
-                or ".." in level.parts
-                or not found.get(name, "max").startswith("max")
-            ):
-                break
-            if (level / file).exists():
-                found[name] = (level / file).read_text().strip()
-            if controller:
-                break
-    return found
-
-
-def cgroup_of(membership: str, controller: str) -> str:
-    """The path that /proc/<pid>/cgroup tells for a controller of cgroup v1, or for cgroup v2 when it is ""; else "/"."""
-    for line in membership.splitlines():
-        number, names, path = line.split(":", 2)
-        if controller in names.split(",") and (controller or number == "0"):
-            return path
-    return "/"

@@ -53,6 +53,7 @@ class ContainerRun:
         self._log = RunLog(log_bytes)
         self._reader = threading.Thread(target=self._read, name=f"log-{pidfd}", daemon=True)
         self._reader.start()
+        self._closing, self._is_closed = threading.Lock(), False
         self._began_s = 0.0
         self._cage: Cage | None = None
         self._watch: RunWatch | None = None
@@ -73,8 +74,10 @@ class ContainerRun:
         return self._outcome
 
     def kill(self) -> None:
-        """As the protocol says; killing what has ended is fine."""
-        kill(self._pidfd)
+        """As the protocol says; killing what has ended is fine, and so is a kill that comes after the run."""
+        with self._closing:  # closed, the descriptor's number may be another run's
+            if not self._is_closed:
+                kill(self._pidfd)
 
     def progress(self) -> float | None:
         """As the protocol says."""
@@ -84,6 +87,8 @@ class ContainerRun:
         """Let go of streams and watcher. The container is not touched."""
         if self._watch is not None:
             self._watch.stop()
+        with self._closing:
+            self._is_closed = True
         self._output.close()
         self._reader.join(LOG_GRACE_S)
 

@@ -20,7 +20,7 @@ PIDFD_INFO_EXIT: Final = 1 << 3
 _INFO = struct.Struct("=QQ11Ii")  # mask, cgroupid, eleven ids, exit_code
 _INFO_BYTES = 64
 
-SIGKILL, SIGXFSZ, SIGSYS = 9, 25, 31
+SIGKILL, SIGPIPE, SIGXFSZ, SIGSYS = 9, 13, 25, 31
 POLL_S = 86400.0  # one poll takes milliseconds in 31 bits
 
 
@@ -51,9 +51,10 @@ def end_of(pidfd: int, engine_code: int | None, *, wait_s: float = 1.0) -> End:
             time.sleep(0.002)  # nothing wakes us when it is reaped
     except OSError:  # before Linux 6.15
         return end_of_engine_code(engine_code)
-    if os.WIFSIGNALED(status):
-        return End(signal=os.WTERMSIG(status))
-    return End(code=os.WEXITSTATUS(status))
+    end = End(signal=os.WTERMSIG(status)) if os.WIFSIGNALED(status) else End(code=os.WEXITSTATUS(status))
+    # Who records no code has died itself, and took the guest's streams along: what the guest made of that is not its fault.
+    is_of_broken_streams = end.signal == SIGPIPE or end.code not in {None, 0}
+    return End() if is_of_broken_streams and end_of_engine_code(engine_code) == End() else end
 
 
 def cause_of(end: End, *, was_out_of_memory: bool) -> str | None:

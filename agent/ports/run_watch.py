@@ -16,8 +16,10 @@ from agent.ports.user_namespace import Failed, UserNamespace
 
 FIRST_LOOK_S = 0.5  # short runs are judged at their harvest
 EVERY_S = 0.25
+MOST_FAILED = 120  # looks in a row, half a minute and more
 PAGE_BYTES = 4096
 UNCOUNTED = 1 << 30
+MOST_PROCESSES = 10_000  # who forks on and on is not followed for ever
 
 
 class RunWatch:
@@ -41,7 +43,7 @@ class RunWatch:
         Raises: RuntimeUnavailable.
         """
         try:
-            self._before = self._measure(UNCOUNTED)
+            self._before = self._measure(UNCOUNTED)[:2]
         except Failed as refusal:
             raise RuntimeUnavailable(f"the run's folders cannot be looked into: {refusal}") from refusal
         if self._folders or not self._holds_memory:
@@ -54,24 +56,28 @@ class RunWatch:
             self._thread.join()
 
     def _watch(self) -> None:
-        rest_s = FIRST_LOOK_S
+        rest_s, failed = FIRST_LOOK_S, 0
         while not self._is_over.wait(rest_s):
             rest_s = EVERY_S
-            with contextlib.suppress(
-                AgentError, Failed, OSError
-            ):  # an engine that is away for a moment: the next look tells
-                self.cause = self._over()
-                if self.cause is not None:
-                    self._kill()
-                    return
+            try:
+                self.cause, failed = self._over(), 0
+            except (AgentError, Failed, OSError):  # an engine that is away for a moment: the next look tells
+                failed += 1
+            if failed >= MOST_FAILED:  # a ceiling that nobody watches holds nothing
+                self.cause = "unknown"
+            if self.cause is not None:
+                self._kill()
+                return
 
     def _over(self) -> str | None:
         if self._folders:
             most_bytes = self._before[0] + self._ceilings.output_bytes
             most_entries = self._before[1] + self._ceilings.output_files
-            taken, entries = self._measure(most_entries + 1)
+            taken, entries, is_deep = self._measure(most_entries + 1)
             if taken > most_bytes or entries > most_entries:
                 return "disk"
+            if is_deep:  # what cannot be looked into is bounded by nothing, and refused at the harvest anyway
+                return "output"
         if (
             not self._holds_memory
             and memory_of(self._pid, self._ceilings.memory_bytes) > self._ceilings.memory_bytes
@@ -79,12 +85,12 @@ class RunWatch:
             return "oom"
         return None
 
-    def _measure(self, most_entries: int) -> tuple[int, int]:
-        """Bytes taken and entries, counted up to `most_entries`."""
+    def _measure(self, most_entries: int) -> tuple[int, int, bool]:
+        """Bytes taken and entries, counted up to `most_entries`; whether folders lie too deep to be counted."""
         if not self._folders:
-            return 0, 0
-        told = self._inside.ask("measure", self._folders, most_entries)
-        return told["bytes"], told["entries"]
+            return 0, 0, False
+        told = self._inside.ask("measure", self._folders, most_entries, self._pid)
+        return told["bytes"], told["entries"], told["is_deep"]
 
 
 def memory_of(pid: int, enough: int, proc: Path = Path("/proc")) -> int:
@@ -100,8 +106,9 @@ def memory_of(pid: int, enough: int, proc: Path = Path("/proc")) -> int:
 
 def _tree(pid: int, proc: Path) -> list[int]:
     """The process and all below it; whoever loses its parent in a container gets the first process as one."""
-    found, todo = [], [pid]
-    while todo:
+    found: list[int] = []
+    todo = [pid]
+    while todo and len(found) < MOST_PROCESSES:
         one = todo.pop()
         found.append(one)
         with contextlib.suppress(OSError):

@@ -60,7 +60,8 @@ class RunOutcome(Struct, frozen=True, kw_only=True):
     """How a run ended.
 
     `cause` is None on exit code 0, else a word of the container contract: `exit:N`, `signal:N`, `oom`, `timeout`, `disk`,
-    `seccomp`, `unknown`. `log`: stdout and stderr, capped, head and tail kept; it may carry data and stays on the host.
+    `output` (folders too deep to be measured), `seccomp`, `unknown`. `log`: stdout and stderr, capped, head and tail
+    kept; it may carry data and stays on the host.
     """
 
     cause: str | None

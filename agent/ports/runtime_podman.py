@@ -18,7 +18,7 @@ from typing import Any
 from agent.domain.ceilings import DEFAULT_CEILINGS
 from agent.domain.ids import Digest, hex_of
 from agent.errors import BadImage, CageNotApplied, RuntimeUnavailable
-from agent.ports import cage, cage_check
+from agent.ports import cage, cage_check, cage_seen
 from agent.ports import runtime_podman_body as body
 from agent.ports.cage import EngineFacts, StoredImage
 from agent.ports.container_run import ContainerRun
@@ -106,9 +106,9 @@ class PodmanRuntime:
             asked = self._asked_for(spec, image, number, seccomp, facts)
             pid = self._make(container)
             self._check(container, pid, asked)
-            pidfd = cage_check.read_back(lambda: os.pidfd_open(pid))
+            pidfd = cage_seen.read_back(lambda: os.pidfd_open(pid))
             stack.callback(os.close, pidfd)
-            memory = cage_check.read_back(lambda: MemoryEvents(pid))
+            memory = cage_seen.read_back(lambda: MemoryEvents(pid))
             stack.callback(memory.close)
             run = ContainerRun(
                 pidfd,
@@ -177,7 +177,7 @@ class PodmanRuntime:
             version=f"podman {info['version']['Version']}, {runtime_line}",
             controllers=frozenset(host.get("cgroupControllers") or ()) if on_v2 else frozenset(),
             id_count=min(counts),
-            hard_limits=cage_check.read_back(lambda: cage.hard_limits(service)),
+            hard_limits=cage_seen.read_back(lambda: cage.hard_limits(service)),
         )
 
     def _create(
@@ -238,11 +238,11 @@ class PodmanRuntime:
         with _refusals(RuntimeUnavailable):
             config_path = self._api.get(f"/containers/{container}/json")["OCIConfigPath"]
         config = json.loads(self._inside_do("read", config_path)["text"])
-        process = cage_check.read_back(lambda: cage_check.read_process(pid, asked.cgroup))
+        process = cage_seen.read_back(lambda: cage_seen.read_process(pid, asked.cgroup))
         differences = self._differences(config, process, asked)
         if differences:
             raise CageNotApplied("; ".join(differences)[:1000])
-        tmp = cage_check.read_back(lambda: Path(f"/proc/{pid}/root/tmp").stat())
+        tmp = cage_seen.read_back(lambda: Path(f"/proc/{pid}/root/tmp").stat())
         if tmp.st_mode & 0o7777 != 0o1777:
             raise BadImage(
                 f"the image's /tmp has mode {tmp.st_mode & 0o7777:o}: make it 1777 or leave it out"
@@ -266,7 +266,7 @@ class PodmanRuntime:
         return cage.asked_for(spec, image, number, seccomp, facts)
 
     def _differences(
-        self, config: Mapping[str, Any], process: cage_check.Process, asked: cage_check.Asked
+        self, config: Mapping[str, Any], process: cage_seen.Process, asked: cage_check.Asked
     ) -> list[str]:
         differences = cage_check.config_differences(config, asked)
         return differences + cage_check.process_differences(process, asked, os.getuid())
@@ -331,7 +331,7 @@ def _await_filter(pid: int) -> None:
     own = Path(f"/proc/{pid}")
     while time.monotonic() < deadline_s:
         try:
-            status = cage_check.read_status(own)
+            status = cage_seen.read_status(own)
         except OSError:
             return
         if status.get("Seccomp") == "2" or status.get("State", "").startswith(("Z", "X")):

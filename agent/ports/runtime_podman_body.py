@@ -15,7 +15,7 @@ from agent.ports.cage import (
     LONGEST_TIMEOUT_S,
     MAP_SIZE,
     ORPHAN_GRACE_S,
-    SHM_BYTES,
+    UMASK,
     WORK_DIR,
     EngineFacts,
     StoredImage,
@@ -23,9 +23,13 @@ from agent.ports.cage import (
     environment,
     map_start,
     rlimits,
+    shm_bytes,
 )
-from agent.ports.cage_check import GUEST_ID, MASKED
+from agent.ports.cage_check import GUEST_ID
+from agent.ports.cage_seen import MASKED
 from agent.ports.runtime import RunSpec
+
+CGROUPS = "/sys/fs/cgroup"  # those of the whole host, where a container has none of its own
 
 
 class Names(Struct, frozen=True):
@@ -53,7 +57,7 @@ def create_body(
         "create_working_dir": True,
         "hostname": HOSTNAME,
         "user": f"{GUEST_ID}:{GUEST_ID}",
-        "umask": "0077",
+        "umask": f"{UMASK:04o}",
         "netns": {"nsmode": "none"},
         "ipcns": {"nsmode": "none"},  # of its own, and /dev/shm is ours below
         "pidns": {"nsmode": "private"},
@@ -65,7 +69,7 @@ def create_body(
         "cap_drop": ["all"],
         "no_new_privileges": True,
         "seccomp_profile_path": seccomp_path,
-        "mask": sorted(MASKED),
+        "mask": sorted(MASKED if facts.controllers else MASKED | {CGROUPS}),
         "read_only_filesystem": True,
         "read_write_tmpfs": False,
         "image_volume_mode": "ignore",
@@ -96,7 +100,7 @@ def id_mappings(start: int) -> dict[str, Any]:
 def _mounts(spec: RunSpec) -> list[dict[str, Any]]:
     return [
         _tmpfs("/tmp", spec.ceilings.tmp_bytes),  # noqa: S108
-        _tmpfs("/dev/shm", min(SHM_BYTES, spec.ceilings.tmp_bytes)),  # noqa: S108
+        _tmpfs("/dev/shm", shm_bytes(spec.ceilings)),  # noqa: S108
         *(_bind(str(mount.source), mount.target, mount.is_writable) for mount in spec.mounts),
     ]
 

@@ -20,7 +20,8 @@ from agent.errors import NoSpace, RuntimeUnavailable
 from agent.ports import cage, cage_check
 from agent.ports import runtime_podman_body as body
 from agent.ports.cage import EngineFacts, StoredImage
-from agent.ports.cage_check import GUEST_ID, Asked, Process
+from agent.ports.cage_check import GUEST_ID, Asked
+from agent.ports.cage_seen import Process
 from agent.ports.image_layers import MAX_BYTES
 from agent.ports.runtime import RunKind, RunOutcome, RunSpec
 from agent.ports.runtime_podman import PodmanRuntime
@@ -28,6 +29,7 @@ from agent.ports.runtime_podman_api import ApiRefusal
 from agent.ports.runtime_podman_body import Names
 
 DELETED = 2  # as Podman numbers what may happen to a file
+STEP_UMASK = 0o022
 
 # Where the root is writable, Podman mounts files of its own for this one container writable too.
 WRITABLE_WITH_ROOT = frozenset({"/", "/etc/hostname", "/run/.containerenv"})
@@ -106,13 +108,15 @@ class PodmanStep(PodmanRuntime):
             "read_only_filesystem": False,
             "user": f"{self._user}:{self._user}",
             "work_dir": self._work_dir,
-            "umask": "0022",  # what a step makes is read by the job's user later
+            "umask": f"{STEP_UMASK:04o}",  # what a step makes is read by the job's user later
         }
 
     def _asked_for(
         self, spec: RunSpec, image: StoredImage, number: int, seccomp: Mapping[str, Any], facts: EngineFacts
     ) -> Asked:
-        return replace(cage.asked_for(spec, image, number, seccomp, facts), work_dir=self._work_dir)
+        return replace(
+            cage.asked_for(spec, image, number, seccomp, facts), work_dir=self._work_dir, umask=STEP_UMASK
+        )
 
     def _differences(self, config: Mapping[str, Any], process: Process, asked: Asked) -> list[str]:
         """Hold the two that the job's check knows otherwise against what they must be here, and leave the rest to it."""
@@ -123,7 +127,10 @@ class PodmanStep(PodmanRuntime):
         ) - {self._user}:
             found.append(f"the user inside is {user}")
         as_for_a_job = {**config, "root": {**config.get("root", {}), "readonly": True}}
-        as_for_a_job["process"] = {**config.get("process", {}), "user": {"uid": GUEST_ID, "gid": GUEST_ID}}
+        as_for_a_job["process"] = {
+            **config.get("process", {}),
+            "user": {"uid": GUEST_ID, "gid": GUEST_ID, "umask": user.get("umask")},
+        }
         found += cage_check.config_differences(as_for_a_job, asked)
         seen, differs = self._as_guest(process)
         return found + differs + cage_check.process_differences(seen, asked, os.getuid())
@@ -141,8 +148,10 @@ class PodmanStep(PodmanRuntime):
             differs.append(f"the process has the groups {status.get('Groups')}")
         status["Groups"] = ""
         mounts = {
-            point: options - {"rw"} | {"ro"} if point in WRITABLE_WITH_ROOT else options
-            for point, options in process.mounts.items()
+            point: replace(mount, options=mount.options - {"rw"} | {"ro"})
+            if point in WRITABLE_WITH_ROOT
+            else mount
+            for point, mount in process.mounts.items()
         }
         return replace(process, status=status, mounts=mounts), differs
 

@@ -9,9 +9,9 @@ goes after it, so whoever comes later finds every container of this agent.
 """
 
 import contextlib
+import errno
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from agent.domain.ceilings import DEFAULT_CEILINGS
 from agent.domain.ids import Digest, hex_of
 from agent.errors import BadImage, CageNotApplied, RuntimeUnavailable
-from agent.ports import cage, cage_check, run_end, runtime_runc_config
+from agent.ports import cage, cage_check, cage_seen, run_end, runtime_runc_config
 from agent.ports.cage import EngineFacts, StoredImage
 from agent.ports.cage_check import Bind
 from agent.ports.container_run import ContainerRun
@@ -33,7 +33,7 @@ from agent.ports.runtime_runc_cgroups import Cgroups
 from agent.ports.runtime_runc_images import RuncImages
 from agent.ports.runtime_runc_output import ConmonOutput
 from agent.ports.runtime_runc_programs import Programs
-from agent.ports.runtime_runc_runs import Known, Runs, began
+from agent.ports.runtime_runc_runs import Known, Runs, began, end_unknown
 from agent.ports.user_namespace import PATH, Failed, UserNamespace, own_subordinate_ids
 
 FREE_MAP_WAIT_S = 900.0
@@ -114,12 +114,12 @@ class RuncRuntime:
             self._images.touch(spec.image)
             config = self._set_up(spec, image, known.number, seccomp, facts, folder)
             known = self._make(spec, known, folder)
-            pidfd = cage_check.read_back(lambda: os.pidfd_open(known.pid))
+            pidfd = cage_seen.read_back(lambda: os.pidfd_open(known.pid))
             stack.callback(os.close, pidfd)
             self._check(spec, image, known, seccomp, facts, config)
-            monitor = cage_check.read_back(lambda: os.pidfd_open(known.monitor))
+            monitor = cage_seen.read_back(lambda: os.pidfd_open(known.monitor))
             stack.callback(os.close, monitor)
-            memory = cage_check.read_back(lambda: MemoryEvents(known.pid))
+            memory = cage_seen.read_back(lambda: MemoryEvents(known.pid))
             stack.callback(memory.close)
             run = ContainerRun(
                 pidfd,
@@ -137,6 +137,7 @@ class RuncRuntime:
     def leftovers(self) -> tuple[Leftover, ...]:
         """As the protocol says."""
         self._programs.check()
+        self._runs.clear()
         return tuple(Leftover(known.name, known.labels, known.is_alive()) for known in self._runs.own())
 
     def remove(self, name: str) -> None:
@@ -223,8 +224,14 @@ class RuncRuntime:
 
         Raises: BadImage when the image cannot start; CageNotApplied.
         """
-        pid = self._programs.create(folder, spec.ceilings)
-        monitor = cage_check.read_back(lambda: int((folder / "conmon.pid").read_text()))
+        started = self._inside.started
+        try:
+            pid = self._programs.create(folder, spec.ceilings)
+        except CageNotApplied as refusal:
+            if self._inside.started != started:
+                raise RuntimeUnavailable(f"the helper died while a run was set up: {refusal}") from refusal
+            raise
+        monitor = cage_seen.read_back(lambda: int((folder / "conmon.pid").read_text()))
         made = replace(known, pid=pid, began=began(pid), monitor=monitor, monitor_began=began(monitor))
         self._runs.remember(folder, made)
         return made
@@ -246,13 +253,13 @@ class RuncRuntime:
             for number, bind in enumerate(asked.binds)
         )
         asked = replace(asked, binds=binds)
-        process = cage_check.read_back(lambda: cage_check.read_process(known.pid, asked.cgroup))
+        process = cage_seen.read_back(lambda: cage_seen.read_process(known.pid, asked.cgroup))
         differences = cage_check.config_differences(config, asked)
         differences += cage_check.process_differences(process, asked, os.getuid())
         if process.status.get("Seccomp") != "2":
             differences.append("the seccomp filter was not loaded")
         for mount in spec.mounts:
-            seen = cage_check.read_back(lambda: os.stat(f"/proc/{known.pid}/root{mount.target}"))  # noqa: B023 - called at once
+            seen = cage_seen.read_back(lambda: os.stat(f"/proc/{known.pid}/root{mount.target}"))  # noqa: B023 - called at once
             wanted = mount.source.stat()
             if (seen.st_dev, seen.st_ino) != (wanted.st_dev, wanted.st_ino):
                 differences.append(f"{mount.target} is another folder than the one that was asked for")
@@ -262,13 +269,22 @@ class RuncRuntime:
     def _destroy(self, folder: Path) -> None:
         """Kill what runs there, and take everything of it away. Gone already is fine. Raises: RuntimeUnavailable."""
         self._programs.check()
+        try:
+            self._take_away(folder)
+        except RuntimeUnavailable:  # the helper died: another one goes on where it was
+            self._take_away(folder)
+
+    def _take_away(self, folder: Path) -> None:
         known = self._runs.read(folder)
         if known is not None:
             known.end()
+        if known is None or known.pid == 0:
+            end_unknown(folder.name, self._programs.state_of(folder.name))
         if self._programs.knows(folder.name):
             self._programs.runc("delete", "--force", folder.name)
+        self._cgroups.remove(folder.name)
         self._inside_do("unstage_run", f"{self._inside.stage}/{folder.name}")
-        shutil.rmtree(folder, ignore_errors=True)
+        self._runs.forget(folder)
 
     def _inside_do(self, act: str, *arguments: object) -> dict[str, Any]:
         try:
@@ -299,6 +315,8 @@ def _add_mount_points(root: Path, targets: list[str]) -> None:
                 os.close(fd)
                 fd = below
         except OSError as cause:
+            if cause.errno not in {errno.ENOTDIR, errno.ELOOP}:
+                raise RuntimeUnavailable(f"no folder can be made at {target}: {cause.strerror}") from cause
             raise BadImage(f"the image has something else than a folder at {target}") from cause
         finally:
             os.close(fd)

@@ -5,6 +5,7 @@ cgroup v1 one in each controller's hierarchy); the user's own systemd, which del
 rlimits and a watcher stand in.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,15 @@ class Cgroups(Struct, frozen=True, kw_only=True):
         if self.parent is None:
             return None
         return f"{self.parent}:dc-compute:{name}" if self.by_systemd else f"{self.parent}/{name}"
+
+    def remove(self, name: str, root: Path = ROOT) -> None:
+        """Take away a run's cgroups that runc left, because it was killed before it wrote them down. systemd does so itself."""
+        if self.parent is None or self.by_systemd:
+            return
+        below = f"{self.parent}/{name}".lstrip("/")
+        for folder in (root / below,) if self.version == 2 else root.glob(f"*/{below}"):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     @property
     def options(self) -> tuple[str, ...]:

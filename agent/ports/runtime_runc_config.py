@@ -12,7 +12,7 @@ from agent.ports.cage import (
     CPU_PERIOD_US,
     HOSTNAME,
     MAP_SIZE,
-    SHM_BYTES,
+    UMASK,
     WORK_DIR,
     EngineFacts,
     StoredImage,
@@ -20,8 +20,10 @@ from agent.ports.cage import (
     environment,
     map_start,
     rlimits,
+    shm_bytes,
 )
-from agent.ports.cage_check import GUEST_ID, MASKED, OCI_NAMESPACES, READ_ONLY
+from agent.ports.cage_check import GUEST_ID, OCI_NAMESPACES
+from agent.ports.cage_seen import MASKED, READ_ONLY
 from agent.ports.runtime import RunSpec
 
 OCI_VERSION = "1.0.2"
@@ -71,7 +73,7 @@ def _process(spec: RunSpec, image: StoredImage, facts: EngineFacts) -> dict[str,
     none: list[str] = []
     return {
         "terminal": False,
-        "user": {"uid": GUEST_ID, "gid": GUEST_ID, "umask": 0o077},
+        "user": {"uid": GUEST_ID, "gid": GUEST_ID, "umask": UMASK},
         "args": [*image.entrypoint, *spec.args],
         "env": [f"{key}={value}" for key, value in env.items()],
         "cwd": WORK_DIR,
@@ -86,14 +88,13 @@ def _process(spec: RunSpec, image: StoredImage, facts: EngineFacts) -> dict[str,
 
 def _mounts(spec: RunSpec, facts: EngineFacts, sources: Sequence[str]) -> list[dict[str, Any]]:
     quiet = ["nosuid", "noexec"]
-    shm_bytes = min(SHM_BYTES, spec.ceilings.tmp_bytes)
     return [
         _mount("/proc", "proc", "proc", [*quiet, "nodev"]),
         _mount("/dev", "tmpfs", "tmpfs", [*quiet, "strictatime", "mode=755", f"size={DEV_BYTES}"]),
         _mount(
             "/dev/pts", "devpts", "devpts", [*quiet, "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
         ),
-        _tmpfs("/dev/shm", shm_bytes, facts),  # noqa: S108
+        _tmpfs("/dev/shm", shm_bytes(spec.ceilings), facts),  # noqa: S108
         _tmpfs("/tmp", spec.ceilings.tmp_bytes, facts),  # noqa: S108
         *(
             _mount(

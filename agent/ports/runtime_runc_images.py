@@ -6,8 +6,10 @@ holds its lock, that was interrupted.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from agent.ports.cage import StoredImage
 from agent.ports.runtime import ImageInfo
 
 PART, NOTE = ".part-", "image.json"
+NAME = re.compile("[0-9a-f]{64}")
 MOUNT_POINTS = (
     "data",
     "dev",
@@ -54,9 +57,19 @@ class RuncImages:
                 env=dict(found.env),
             )
             _write(part / NOTE, msgspec.json.encode(stored))
-            with contextlib.suppress(OSError):  # another worker was quicker
-                part.rename(self._folder(digest))
+            self._place(part, digest)
         return self.image(digest) or _info(digest, stored, 0.0)
+
+    def _place(self, part: Path, digest: Digest) -> None:
+        """Move a whole image to its place, unless another worker was quicker. What lies there and is none makes room."""
+        try:
+            part.rename(self._folder(digest))
+        except OSError as cause:
+            if cause.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
+            if self.stored(digest) is None:  # a note that another version wrote
+                self.discard(digest)
+                part.rename(self._folder(digest))
 
     def image(self, digest: Digest) -> ImageInfo | None:
         """As `Runtime.image`."""

@@ -87,7 +87,11 @@ class Programs:
 
     def knows(self, name: str) -> bool:
         """Whether runc has state of a container of this name."""
-        return (self._root / name).exists()
+        return self.state_of(name).exists()
+
+    def state_of(self, name: str) -> Path:
+        """The folder of runc's state of a container."""
+        return self._root / name
 
     def _find(self, name: str) -> str:
         found = shutil.which(name, path=self._path)

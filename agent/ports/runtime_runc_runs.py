@@ -5,7 +5,9 @@ it is gone. So whoever comes later finds every container of this agent, and no t
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from msgspec import Struct
 
 from agent.domain.ids import Digest
 from agent.errors import RuntimeUnavailable
-from agent.ports import cage_check, run_end
+from agent.ports import cage_seen, run_end
 from agent.ports.container_run import kill
 
 GONE_WAIT_S = 30.0
@@ -88,6 +90,25 @@ class Runs:
             self.remember(folder, known)
             return known
 
+    def forget(self, folder: Path) -> None:
+        """Take a run's folder away, what it is known by last: interrupted, it is found again. Gone already is fine.
+
+        Raises: RuntimeUnavailable when something of it cannot go.
+        """
+        with self.alone(), _removing(folder):
+            for path in folder.iterdir():
+                if path.name != NOTE:
+                    _remove(path)
+            (folder / NOTE).unlink(missing_ok=True)
+            folder.rmdir()
+
+    def clear(self) -> None:
+        """Take away the folders of runs that nobody remembers: whoever made or removed them was interrupted there."""
+        with self.alone():
+            for folder in self._folder.iterdir():
+                if not (folder / NOTE).exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+
     def uses(self, image: Digest) -> bool:
         """Whether a run of any agent uses the image."""
         return any(known.image == image for known in self._every())
@@ -120,9 +141,57 @@ class Runs:
             os.close(folder)
 
 
+@contextlib.contextmanager
+def _removing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        pass
+    except OSError as cause:
+        raise RuntimeUnavailable(f"what is remembered of a run stays at {folder}: {cause}") from cause
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def end_unknown(name: str, state: Path) -> None:
+    """Kill a container whose processes nobody wrote down, and all who were making it: they bear its name among their words, and
+    the container's first process stands in runc's `state`. (runc itself could not kill it: it is asked in another user
+    namespace than the one that the container is in.) Raises: RuntimeUnavailable when one stays.
+    """
+    while makers := [pid for pid in _own_processes() if _makes(pid, name)]:
+        for pid in makers:
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                _end(pid, _began(pid), kills=True)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        told = json.loads((state / "state.json").read_bytes())
+        _end(int(told["init_process_pid"]), int(told["init_process_start"]), kills=True)
+
+
+def _own_processes() -> Iterator[int]:
+    """Processes of the agent's user, itself left out."""
+    for path in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if path.name.isdigit() and path.stat().st_uid == os.getuid() and int(path.name) != os.getpid():
+                yield int(path.name)
+
+
+def _makes(pid: int, name: str) -> bool:
+    """Whether it is conmon or runc, at work on the container of this name."""
+    try:
+        program, *words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return False
+    return program.rpartition("/")[2] in {"conmon", "runc"} and name in words
+
+
 def began(pid: int) -> int:
-    """When a process began, in ticks since the boot. Raises: as `cage_check.read_back`."""
-    return cage_check.read_back(lambda: _began(pid))
+    """When a process began, in ticks since the boot. Raises: as `cage_seen.read_back`."""
+    return cage_seen.read_back(lambda: _began(pid))
 
 
 def _began(pid: int) -> int:

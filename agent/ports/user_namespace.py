@@ -50,6 +50,7 @@ class UserNamespace:
         self._process: subprocess.Popen[str] | None = None
         self._ending: weakref.finalize[Any, Any] | None = None  # whoever forgets us ends the process
         self._stage = ""
+        self.started = 0  # how often: what one process set up is gone with it
 
     @classmethod
     def joined(cls, pid: Callable[[], int]) -> "UserNamespace":
@@ -74,13 +75,15 @@ class UserNamespace:
     def ask(self, act: str, *arguments: object) -> dict[str, Any]:
         """What the act answers. Raises: Failed; RuntimeUnavailable when the namespace cannot be had."""
         with self._lock:
-            process = self._alive()
+            process, answer = self._alive(), None
             try:
                 _send(process, [act, list(arguments)])
                 answer = _receive(process)
             except OSError as cause:
-                self._drop()
                 raise RuntimeUnavailable(f"the process in the user namespace is gone: {cause}") from cause
+            finally:
+                if answer is None:  # interrupted: what it answers yet would be taken for the next answer
+                    self._drop()
         if "failed" in answer:
             raise Failed(answer["failed"], answer["errno"])
         done: dict[str, Any] = answer["done"]
@@ -102,6 +105,7 @@ class UserNamespace:
                 _end(process)
                 raise RuntimeUnavailable(f"the user namespace cannot be entered: {cause}") from cause
             self._process = process
+            self.started += 1
             self._ending = weakref.finalize(self, _end, process)
         return self._process
 

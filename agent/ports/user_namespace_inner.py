@@ -9,12 +9,14 @@ starts in some 20 ms, and it does one thing at a time.
 """
 
 import ctypes
+import errno
 import json
 import os
+import select
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
@@ -23,6 +25,8 @@ MNT_DETACH = 2
 STAGES = ("/mnt", "/media", "/srv")  # one of them is on every host, and everybody may pass through it
 
 MAX_DEPTH = 100  # folders deeper than this are lifted out: one descriptor is open per level
+MOST_PROCESSES = 10_000  # who forks on and on is not followed for ever
+TOOL_S = 120.0  # runc waits ten seconds for its container's end; nobody else is answered meanwhile
 SET_ID = stat.S_ISUID | stat.S_ISGID
 
 Answer = dict[str, Any]
@@ -128,32 +132,95 @@ def reclaim(folder: str) -> Answer:
     return {"set_id": walk.set_id, "is_deep": bool(walk.lifted)}
 
 
-def measure(folders: list[str], most_entries: int) -> Answer:
-    """What lies in these folders while a guest writes there: bytes that are taken, and entries, counted up to a bound."""
-    taken = entries = 0
-    todo = [(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW), 0) for folder in folders]
-    while todo:
-        fd, depth = todo.pop()
+class Measure:
+    """One look at folders in which a guest writes meanwhile: whatever it takes away under our eyes is passed over, and hides
+    nothing else. No link is followed; one descriptor is open per level.
+    """
+
+    def __init__(self, most_entries: int) -> None:
+        self.most_entries = most_entries
+        self.bytes = self.entries = 0
+        self.is_deep = False
+
+    def folder(self, fd: int, depth: int) -> None:
+        """Count what lies in this open folder and below, until there are too many entries."""
+        for name in self.count(fd):
+            if depth >= MAX_DEPTH:
+                self.is_deep = True
+                return
+            try:
+                below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            except OSError:
+                continue
+            try:
+                self.folder(below, depth + 1)
+            finally:
+                os.close(below)
+
+    def count(self, fd: int) -> list[str]:
+        """Count what lies right in this folder; the names of the folders among it."""
+        folders = []
         try:
             with os.scandir(fd) as found:
                 for entry in found:
-                    entries += 1
-                    if entries > most_entries:
-                        break
-                    about = entry.stat(follow_symlinks=False)
-                    taken += about.st_blocks * 512
-                    if stat.S_ISDIR(about.st_mode) and depth < MAX_DEPTH and len(todo) < MAX_DEPTH:
-                        todo.append(
-                            (
-                                os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd),
-                                depth + 1,
-                            )
-                        )
+                    self.entries += 1
+                    if self.entries > self.most_entries:
+                        return []
+                    try:
+                        about = entry.stat(follow_symlinks=False)
+                    except OSError:
+                        continue
+                    self.bytes += about.st_blocks * 512
+                    if stat.S_ISDIR(about.st_mode):
+                        folders.append(entry.name)
         except OSError:
-            pass  # it went while it was looked at
+            pass  # the folder itself went
+        return folders
+
+
+def measure(folders: list[str], most_entries: int, pid: int = 0) -> Answer:
+    """What lies in these folders while a guest writes there: bytes that are taken, and entries, counted up to a bound;
+    `is_deep`: whether there are folders too deep to look into.
+
+    `pid`: the guest's first process. What it and those below it hold open of these file systems without a name counts too.
+    """
+    walk = Measure(most_entries)
+    devices = set()
+    for folder in folders:
+        root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            devices.add(os.fstat(root).st_dev)
+            walk.folder(root, 0)
         finally:
-            os.close(fd)
-    return {"bytes": taken, "entries": entries}
+            os.close(root)
+    nameless = {}
+    for file in open_files(pid) if pid else ():
+        if stat.S_ISREG(file.st_mode) and file.st_nlink == 0 and file.st_dev in devices:
+            nameless[file.st_dev, file.st_ino] = file.st_blocks * 512
+    return {"bytes": walk.bytes + sum(nameless.values()), "entries": walk.entries, "is_deep": walk.is_deep}
+
+
+def open_files(first: int) -> Iterator[os.stat_result]:
+    """What a process and all below it hold open; each of its threads may have descriptors of its own."""
+    todo, seen = [first], 0
+    while todo and seen < MOST_PROCESSES:
+        seen += 1
+        try:
+            tasks = [task.path for task in os.scandir(f"/proc/{todo.pop()}/task")]
+        except OSError:
+            continue  # it ended
+        for task in tasks:
+            try:
+                with open(f"{task}/children", encoding="ascii") as children:
+                    todo += map(int, children.read().split())
+                descriptors = [one.path for one in os.scandir(f"{task}/fd")]
+            except OSError:
+                continue
+            for descriptor in descriptors:
+                try:
+                    yield os.stat(descriptor)
+                except OSError:
+                    continue
 
 
 def open_root(pid: int) -> Answer:
@@ -196,32 +263,42 @@ def monitor(command: list[str], env: dict[str, str]) -> Answer:
     reading, writing = os.pipe()
     env = {**env, "_OCI_SYNCPIPE": str(writing)}
     nothing = subprocess.DEVNULL  # no pipe: what goes into the background would hold it open
-    started = subprocess.run(
-        command,
-        env=env,
-        cwd="/",
-        pass_fds=[writing],
-        stdin=nothing,
-        stdout=nothing,
-        stderr=nothing,
-        check=False,
-    )
-    os.close(writing)
-    with open(reading, encoding="utf-8", errors="replace") as told:
-        line = told.readline()
-    return {"code": started.returncode, "told": line}
+    with open(reading, "rb", buffering=0) as told:
+        try:
+            started = finished(
+                command, env=env, pass_fds=[writing], stdin=nothing, stdout=nothing, stderr=nothing
+            )
+        finally:
+            os.close(writing)
+        line = b""
+        while not line.endswith(b"\n") and (block := read_within(told.fileno())):
+            line += block
+    return {"code": started.returncode, "told": line.decode(errors="replace").partition("\n")[0]}
+
+
+def read_within(fd: int) -> bytes:
+    """What comes next from a pipe. Raises: OSError when nothing comes in time."""
+    if not select.select([fd], [], [], TOOL_S)[0]:
+        raise OSError(errno.ETIMEDOUT, "conmon says nothing")
+    return os.read(fd, 1 << 16)
 
 
 def run(command: list[str], env: dict[str, str]) -> Answer:
     """Run a program to its end."""
-    done = subprocess.run(
-        command, env=env, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, check=False
-    )
+    done = finished(command, env=env, stdin=subprocess.DEVNULL, capture_output=True)
     return {
         "code": done.returncode,
         "out": done.stdout.decode(errors="replace"),
         "errors": done.stderr.decode(errors="replace"),
     }
+
+
+def finished(command: list[str], **words: Any) -> "subprocess.CompletedProcess[bytes]":
+    """A program that ran to its end. Raises: OSError when it does not end in time; it is killed then."""
+    try:
+        return subprocess.run(command, cwd="/", check=False, timeout=TOOL_S, **words)
+    except subprocess.TimeoutExpired as cause:
+        raise OSError(errno.ETIMEDOUT, f"{command[0]} does not end") from cause
 
 
 ACTS: dict[str, Callable[..., Answer]] = {
@@ -237,6 +314,7 @@ def answer(document: Answer) -> None:
 
 def main(how: str, *rest: str) -> None:
     """Enter or make the namespace, then answer until nobody asks any more."""
+    caller = os.getppid()
     os.umask(
         0o022
     )  # guests pass through what is set up for them; all of it lies below a folder of the agent's alone
@@ -246,6 +324,8 @@ def main(how: str, *rest: str) -> None:
     else:
         answer({"stage": make()})
     for line in sys.stdin:
+        if os.getppid() != caller:  # it died: whoever clears up after it must not find anything begun later
+            return
         act, arguments = json.loads(line)
         try:
             answer({"done": ACTS[act](*arguments)})

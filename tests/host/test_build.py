@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from agent.cli import run
 from agent.errors import BadBuild, CageNotApplied
 from agent.pipeline.outputs import file_digest
-from agent.ports import cage_check
+from agent.ports import cage_seen
 from agent.ports.builder import Base
 from agent.ports.builder_layers import LayersBuilder
 from agent.ports.image_archive import inspect
@@ -267,9 +267,9 @@ def test_a_step_as_the_job_s_user_writes_only_where_that_user_may(workshop: Work
 def test_the_cage_of_a_step_is_read_back_before_it_begins(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    really = cage_check.read_process
+    really = cage_seen.read_process
 
-    def read_otherwise(*told: object) -> cage_check.Process:
+    def read_otherwise(*told: object) -> cage_seen.Process:
         process = really(*told)  # type: ignore[arg-type]
         match name:
             case "Uid is":
@@ -281,7 +281,7 @@ def test_the_cage_of_a_step_is_read_back_before_it_begins(
             case _:
                 return process
 
-    monkeypatch.setattr(cage_check, "read_process", read_otherwise)
+    monkeypatch.setattr(cage_seen, "read_process", read_otherwise)
     if name == "the user inside":
         as_asked = PodmanStep._body
 

@@ -220,6 +220,16 @@ def test_processes_and_sockets_by_kind_of_run(
     assert said(run(desk, desk.spec("fork", kind=kind))) == {"child": child, "socketpair": socketpair}
 
 
+def test_a_guest_sees_nothing_of_the_cgroups_of_others(desk: Desk) -> None:
+    probe = ("tree", "/sys/fs/cgroup")
+    ceilings = replace(CEILINGS, log_bytes=MIB)
+
+    seen = said(run(desk, desk.spec(*probe, ceilings=ceilings)))
+
+    others = [path for path in seen if Path(path).name == "cgroup.procs" and len(Path(path).parts) > 2]
+    assert others == []
+
+
 # ------------------------------------------------------------------ ceilings
 
 
@@ -247,6 +257,15 @@ def test_memory_of_all_processes_together_stops_at_the_ceiling(desk: Desk) -> No
 def test_what_a_run_leaves_stops_at_the_ceiling_while_it_runs(desk: Desk) -> None:
     ceilings = replace(CEILINGS, output_bytes=4 * MIB)
     acts_ = acts(*(("fill", f"/data/model/{n}", "1") for n in range(8)), ("sleep", "50"))
+
+    outcome = run(desk, desk.spec(*acts_, mounts=(desk.output(),), ceilings=ceilings))
+
+    assert (outcome.cause, outcome.wall_s < 30) == ("disk", True)
+
+
+def test_files_without_a_name_count_while_they_are_open(desk: Desk) -> None:
+    ceilings = replace(CEILINGS, output_bytes=4 * MIB)
+    acts_ = acts(("hide", "/data/model/f", "8"), ("sleep", "50"))
 
     outcome = run(desk, desk.spec(*acts_, mounts=(desk.output(),), ceilings=ceilings))
 
@@ -408,6 +427,21 @@ def shared(kind: str) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def mounted(target: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], None]:
+    """Changes how one place is mounted."""
+    return lambda config: change(next(one for one in config["mounts"] if one["destination"] == target))
+
+
+def options(*, less: str = "", more: str = "") -> Callable[[dict[str, Any]], None]:
+    """Drops the options that begin so, and adds one."""
+
+    def change(mount: dict[str, Any]) -> None:
+        kept = [one for one in mount["options"] if not less or not one.startswith(less)]
+        mount["options"] = [*kept, *([more] if more else [])]
+
+    return change
+
+
 def mapped_to_the_agent() -> list[dict[str, int]]:
     return [
         {"containerID": 0, "hostID": 0, "size": 1},
@@ -450,6 +484,16 @@ TAKEN_FROM_BUNDLE: dict[str, tuple[list[Callable[[dict[str, Any]], None]], str]]
         [without("linux.devices", [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}])],
         "devices are added",
     ),
+    "size of /tmp": ([mounted("/tmp", options(less="size"))], "/tmp holds"),
+    "size of /dev/shm": ([mounted("/dev/shm", options(less="size"))], "/dev/shm holds"),
+    "/tmp of its own": (
+        [mounted("/tmp", lambda one: one.update(type="bind", source="/usr", options=["bind", "rw"]))],
+        "/tmp is no",
+    ),
+    "nothing runs in /tmp": ([mounted("/tmp", options(less="noexec"))], "/tmp lacks noexec"),
+    "mounts of its own": ([mounted("/data/model", options(less="rprivate", more="rshared"))], "passed on"),
+    "host's name": ([without("hostname", "storage-7")], "host is named"),
+    "umask": ([without("process.user", {"uid": 1000, "gid": 1000, "umask": 0})], "umask"),
     "ceilings": ([without("linux.resources", {})], "is (None|9223372036854771712|-1|max)"),
 }
 

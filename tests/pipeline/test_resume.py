@@ -18,7 +18,7 @@ from agent.pipeline.run import ATTEMPT_LABEL, JOB_LABEL
 from agent.pipeline.workspace import folder_name
 from agent.ports.broker import Queue
 from agent.ports.ledger import DeliveryKind
-from agent.ports.runtime import RunKind, RunSpec
+from agent.ports.runtime import Leftover, RunKind, RunSpec
 from tests.builders import NOW
 from tests.fakes.broker import Ring
 from tests.fakes.runtime import Guest
@@ -387,6 +387,29 @@ def test_leftovers_of_a_job_that_ended_are_removed(world: World) -> None:
 
     world.a.sweep()
 
+    assert world.a.leftovers() == []
+
+
+def test_a_container_that_cannot_go_keeps_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = world.order(train=("a1",), test=())
+    world.post(order, world.a)
+    world.work()
+    leave_behind(world.a, world.a.job(order, 0))
+    (real,) = world.a.runtime.leftovers()
+    stuck = Leftover("stuck", real.labels, True)
+    runtime, remove = world.a.runtime, world.a.runtime.remove
+
+    def remove_but_one(name: str) -> None:
+        if name == "stuck":
+            raise RuntimeUnavailable("process 7 of a container does not end")
+        remove(name)
+
+    monkeypatch.setattr(runtime, "leftovers", lambda: (stuck, real))
+    monkeypatch.setattr(runtime, "remove", remove_but_one)
+
+    world.a.sweep()
+
+    monkeypatch.undo()
     assert world.a.leftovers() == []
 
 

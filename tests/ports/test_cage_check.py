@@ -9,19 +9,16 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agent.ports import cage_check
+from agent.ports import cage_seen
 from agent.ports.cage_check import (
     ENGINE_MOUNTS,
-    MASKED,
-    READ_ONLY,
     Asked,
     Bind,
-    Process,
     canonical_seccomp,
     config_differences,
     process_differences,
-    read_process,
 )
+from agent.ports.cage_seen import MASKED, READ_ONLY, Mounted, Process, read_process
 
 AGENT_UID = 995
 MAP_START, HOST_START, SIZE = 65537, 1065536, 65536
@@ -46,7 +43,9 @@ ASKED = Asked(
     env={"PATH": "/usr/bin", "HOME": "/tmp"},
     work_dir="/data",
     binds=(Bind("/ws/train", "/data/train", False), Bind("/ws/model", "/data/model", True)),
-    tmpfs=("/dev/shm", "/tmp"),
+    tmpfs={"/dev/shm": 5000, "/tmp": 1 << 20},
+    hostname="job",
+    umask=0o077,
     rlimits={"RLIMIT_CORE": 0, "RLIMIT_NOFILE": 1024},
     cgroup={"memory.max": "4096"},
     seccomp=PROFILE,
@@ -94,6 +93,7 @@ def config() -> dict[str, Any]:
             ],
             "noNewPrivileges": True,
         },
+        "hostname": "job",
         "root": {"path": "/merged", "readonly": True},
         "mounts": mounts,
         "linux": {
@@ -109,6 +109,20 @@ def config() -> dict[str, Any]:
     }
 
 
+SAFE = ("nosuid", "nodev", "noexec")
+
+
+def seen(*options: str, kind: str = "tmpfs", **more: Any) -> Mounted:
+    """A mount as the kernel shows it."""
+    honest = Mounted(
+        options=frozenset(options), root="/", device="0:50", kind=kind, is_passed_on=False, of_all=frozenset()
+    )
+    return replace(honest, **more)
+
+
+TMP = seen("rw", *SAFE, of_all=frozenset({"rw", "size=1024k"}))
+SHM = seen("rw", *SAFE, of_all=frozenset({"size=8k"}))  # whole pages
+
 PROCESS = Process(
     status={
         "Uid": "\t".join(["1066536"] * 4),
@@ -121,23 +135,28 @@ PROCESS = Process(
     uid_map=((0, HOST_START, SIZE),),
     gid_map=((0, HOST_START, SIZE),),
     mounts={
-        "/": frozenset({"ro"}),
-        "/tmp": frozenset({"rw"}),
-        "/dev/shm": frozenset({"rw"}),
-        "/data/train": frozenset({"ro"}),
-        "/data/model": frozenset({"rw"}),
-        "/proc": frozenset({"rw"}),
-        "/proc/sys": frozenset({"ro"}),
-        "/proc/kcore": frozenset({"rw"}),
-        "/sys": frozenset({"ro"}),
-        "/dev": frozenset({"rw"}),
-        "/dev/null": frozenset({"rw"}),
-        "/etc/passwd": frozenset({"ro"}),
+        "/": seen("ro", kind="overlay"),
+        "/tmp": TMP,
+        "/dev/shm": SHM,
+        "/data/train": seen("ro", *SAFE, kind="ext4", root="/ws/train", device="8:1"),
+        "/data/model": seen("rw", *SAFE, root="/ws/model", device="0:20"),
+        "/proc": seen("rw", *SAFE, kind="proc"),
+        "/proc/sys": seen("ro", kind="proc", root="/sys"),
+        "/proc/kcore": seen("rw", kind="devtmpfs", root="/null", device="0:6"),
+        "/sys": seen("ro", kind="sysfs"),
+        "/dev": seen("rw"),
+        "/dev/null": seen("rw", kind="devtmpfs", root="/null", device="0:6", is_passed_on=True),
+        "/etc/passwd": seen("ro", kind="ext4", device="8:1"),
     },
+    own_devices=frozenset({"8:1", "0:20", "0:6"}),
+    to_hide=frozenset({"/proc/kcore", "/proc/sys"}),
     interfaces=frozenset({"lo"}),
     limits=LIMITS,
     shared_namespaces=frozenset(),
     cgroup={"memory.max": "4096"},
+    has_swap=False,
+    users=frozenset({0, 1000, AGENT_UID}),
+    groups=frozenset({0, 1000}),
 )
 
 
@@ -169,6 +188,8 @@ CHANGES: list[tuple[str, Change]] = [
     ("RLIMIT_NOFILE", lambda c: c["process"]["rlimits"][1].update(hard=4096)),
     ("RLIMIT_CORE is None", lambda c: c["process"]["rlimits"].pop(0)),
     ("root file system", lambda c: c["root"].update(readonly=False)),
+    ("named 'storage-7'", lambda c: c.update(hostname="storage-7")),
+    ("umask is 18", lambda c: c["process"]["user"].update(umask=0o022)),
     ("hooks", lambda c: c.update(hooks={"prestart": [{"path": "/bin/sh"}]})),
     ("'/host' is mounted", lambda c: c["mounts"].append({"destination": "/host", "options": []})),
     ("not the folder", lambda c: mount(c, "/data/train").update(source="/etc")),
@@ -205,9 +226,13 @@ def status(**values: str) -> dict[str, Any]:
 
 def mounts(**values: str) -> dict[str, Any]:
     added = {
-        "/" + name.replace("__", "/").strip("/"): frozenset({options}) for name, options in values.items()
+        "/" + name.replace("__", "/").strip("/"): seen(options, *SAFE) for name, options in values.items()
     }
     return {"mounts": {**PROCESS.mounts, **added}}
+
+
+def at(point: str, **changes: Any) -> dict[str, Any]:
+    return {"mounts": {**PROCESS.mounts, point: replace(PROCESS.mounts[point], **changes)}}
 
 
 KERNEL_CHANGES: list[tuple[str, dict[str, Any]]] = [
@@ -218,18 +243,31 @@ KERNEL_CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("has the groups", status(Groups="1066536 27")),
     ("uid_map", {"uid_map": ((0, HOST_START, SIZE), (SIZE, AGENT_UID, 1))}),
     ("agent's own user", {"uid_map": ((0, AGENT_UID, SIZE),)}),
+    ("user 1065540 of this host is mapped", {"users": frozenset({0, HOST_START + 4})}),
+    ("group 1131071 of this host is mapped", {"groups": frozenset({0, HOST_START + SIZE - 1})}),
     ("gid_map", {"gid_map": ((0, HOST_START, 1),)}),
     ("interfaces are eth0, lo", {"interfaces": frozenset({"lo", "eth0"})}),
     ("interfaces are ", {"interfaces": frozenset()}),
     ("shared with the host: net", {"shared_namespaces": frozenset({"net"})}),
     ("'/host' is mounted", mounts(host="ro")),
-    ("/ is mounted writable", {"mounts": {**PROCESS.mounts, "/": frozenset({"rw"})}}),
+    ("/ is mounted writable", {"mounts": {**PROCESS.mounts, "/": seen("rw")}}),
     ("/data/train is mounted writable", mounts(data__train="rw")),
     ("/data/model is mounted read-only", mounts(data__model="ro")),
     ("/etc/passwd is mounted writable", mounts(etc__passwd="rw")),
     ("/sys is mounted writable", mounts(sys="rw")),
     ("'/dev/kmsg' is mounted", mounts(dev__kmsg="rw")),
     ("/proc/sys is writable", mounts(proc__sys="rw")),
+    ("/proc/kcore is not hidden", {"mounts": {k: v for k, v in PROCESS.mounts.items() if k != "/proc/kcore"}}),
+    ("/tmp holds None", at("/tmp", of_all=frozenset({"rw"}))),
+    ("/tmp holds 2097152", at("/tmp", of_all=frozenset({"size=2m"}))),
+    ("/dev/shm holds 12288", at("/dev/shm", of_all=frozenset({"size=12k"}))),
+    ("/tmp is no tmpfs", at("/tmp", kind="ext4")),
+    ("/tmp is no tmpfs", at("/tmp", root="/of/another")),
+    ("/proc is no proc", at("/proc", device="0:20")),
+    ("/dev is no tmpfs", at("/dev", kind="devtmpfs")),
+    ("/tmp lacks noexec", at("/tmp", options=frozenset({"rw", "nosuid", "nodev"}))),
+    ("/data/train lacks nodev", at("/data/train", options=frozenset({"ro", "nosuid", "noexec"}))),
+    ("below /data/model is passed on", at("/data/model", is_passed_on=True)),
     ("/data/model is not mounted", {"mounts": {k: v for k, v in PROCESS.mounts.items() if k != "/data/model"}}),
     ("RLIMIT_NOFILE", {"limits": LIMITS.replace("1024", "20000")}),
     ("RLIMIT_CORE is unknown", {"limits": ""}),
@@ -271,9 +309,7 @@ def test_a_limit_is_found_on_the_way_up_where_crun_puts_it(tmp_path: Path) -> No
     (scope / "container/cpu.max").write_text("max 100000\n")
     files = {"memory.max": "", "cpu.max": "", "pids.max": ""}
 
-    found = cage_check._cgroup(
-        "1:name=systemd:/x\n0::/user.slice/libpod-1.scope/container\n", files, tmp_path
-    )
+    found = cage_seen._cgroup("1:name=systemd:/x\n0::/user.slice/libpod-1.scope/container\n", files, tmp_path)
 
     assert found == {"memory.max": "7", "cpu.max": "50000 100000"}
 
@@ -292,9 +328,17 @@ def test_on_cgroup_v1_a_limit_is_that_of_the_process_s_own_cgroup_of_the_control
     membership = "4:memory:/given/dc-1\n3:cpu,cpuacct:/given/dc-1\n2:pids:/given/dc-1\n0::/\n"
     files = {"memory/memory.limit_in_bytes": "", "cpu/cpu.cfs_quota_us": "", "pids/pids.max": ""}
 
-    found = cage_check._cgroup(membership, files, tmp_path)
+    found = cage_seen._cgroup(membership, files, tmp_path)
 
     assert found == {"memory/memory.limit_in_bytes": "7", "cpu/cpu.cfs_quota_us": "5"}
+
+
+def test_a_host_that_swaps_must_bound_it() -> None:
+    asked = replace(ASKED, cgroup={"memory.swap.max": "0"})
+
+    assert process_differences(replace(PROCESS, cgroup={}, has_swap=True), asked, AGENT_UID) == [
+        "memory.swap.max is None"
+    ]
 
 
 def test_a_kernel_without_swap_needs_no_limit_of_it() -> None:
@@ -325,12 +369,26 @@ def test_mount_points_are_read_as_they_are_written_and_the_upper_one_counts(tmp_
         line.format(1, r"/data/with\040space", "ro") + line.format(2, "/a", "ro") + line.format(3, "/a", "rw")
     )
 
-    process = read_process(7, {"memory.max": "1"}, tmp_path)
+    (tmp_path / "self/mountinfo").write_text(
+        "1 1 8:1 / / rw shared:1 - ext4 /dev/vda rw\n2 1 0:9 /in /b ro master:3 - tmpfs x rw,size=4k\n"
+    )
 
-    assert process.mounts == {
+    (tmp_path / "swaps").write_text("Filename Type Size Used Priority\n/dev/vdb partition 1 0 -2\n")
+
+    process = read_process(7, {"memory.max": "1"}, tmp_path)
+    ours = cage_seen._mounts((tmp_path / "self/mountinfo").read_text())
+
+    assert {point: mount.options for point, mount in process.mounts.items()} == {
         "/data/with space": frozenset({"ro", "nosuid"}),
         "/a": frozenset({"rw", "nosuid"}),
     }
+    assert process.own_devices == {"8:1", "0:9"}
+    assert ours["/b"] == seen(
+        "ro", root="/in", device="0:9", is_passed_on=True, of_all=frozenset({"rw", "size=4k"})
+    )
+    assert "/proc/sys" in process.to_hide
+    assert process.has_swap
+    assert 0 in process.users & process.groups
     assert process.interfaces == {"lo", "eth0"}
     assert process.uid_map == ((0, 5, 6),)
     assert process.shared_namespaces == frozenset()

@@ -43,6 +43,19 @@ def test_a_signal_is_the_kernel_s_whatever_the_engine_says(number: int) -> None:
     os.close(pidfd)
 
 
+@needs_exact_ends
+def test_an_end_of_which_the_engine_recorded_nothing_is_no_fault_of_the_guest() -> None:
+    broken_pipe = f"import signal; signal.signal(13, signal.SIG_DFL); {DIE}"
+    words = [("raise SystemExit(1)",), (broken_pipe, "13"), (DIE, "9"), ("pass",)]
+
+    pidfds = [ended(*one) for one in words]
+
+    assert [end_of(one, None) for one in pidfds] == [End(), End(), End(signal=9), End(code=0)]
+    assert end_of(pidfds[0], -1) == End()
+    for one in pidfds:
+        os.close(one)
+
+
 def test_without_the_kernel_s_word_the_engine_s_counts() -> None:
     reading, writing = os.pipe()  # no pidfd at all: as on a kernel that has no such call
 

@@ -47,17 +47,23 @@ def test_pages_that_processes_share_count_once_when_it_matters(tmp_path: Path) -
     assert memory_of(1, 100 * MIB, tmp_path) == 70 * MIB
 
 
+def test_who_forks_on_and_on_is_not_followed_for_ever(tmp_path: Path) -> None:
+    process(tmp_path, 1, resident_mib=1, pss_mib=1, children="1 ")
+
+    assert memory_of(1, 1 << 62, tmp_path) == run_watch.MOST_PROCESSES * MIB
+
+
 class Inside:
     """A user namespace that tells these measures one after the other, the last one again and again."""
 
     def __init__(self, *told: Any) -> None:
         self.told = list(told)
 
-    def ask(self, _act: str, _folders: list[str], _most: int) -> dict[str, int]:
+    def ask(self, _act: str, _folders: list[str], _most: int, _pid: int) -> dict[str, Any]:
         answer = self.told.pop(0) if len(self.told) > 1 else self.told[0]
         if isinstance(answer, Exception):
             raise answer
-        return {"bytes": answer[0], "entries": answer[1]}
+        return {"bytes": answer[0], "entries": answer[1], "is_deep": len(answer) > 2}
 
 
 def watched(inside: Inside, facts: Any = ON_V2, ceilings: Any = CEILINGS) -> tuple[RunWatch, threading.Event]:
@@ -77,12 +83,22 @@ def test_a_run_that_leaves_too_much_is_killed(over: tuple[int, int]) -> None:
     assert watch.cause == "disk"
 
 
+def test_a_run_that_hides_folders_too_deep_to_be_measured_is_killed() -> None:
+    watch, killed = watched(Inside((0, 0), (1, 1, "deep")))
+
+    watch.start()
+
+    assert killed.wait(30)
+    watch.stop()
+    assert watch.cause == "output"
+
+
 def test_what_lay_there_before_does_not_count() -> None:
     seen_often = threading.Event()
     inside = Inside((CEILINGS.output_bytes, 5), (CEILINGS.output_bytes + 1, 6))
     honest = inside.ask
 
-    def ask(*words: Any) -> dict[str, int]:
+    def ask(*words: Any) -> dict[str, Any]:
         if len(inside.told) == 1:
             seen_often.set()
         return honest(*words)
@@ -105,6 +121,16 @@ def test_a_look_that_fails_is_followed_by_another() -> None:
 
     assert killed.wait(30)
     watch.stop()
+
+
+def test_a_run_that_nobody_can_look_after_is_killed_and_blamed_for_nothing() -> None:
+    watch, killed = watched(Inside((0, 0), RuntimeUnavailable("away for good")))
+
+    watch.start()
+
+    assert killed.wait(30)
+    watch.stop()
+    assert watch.cause == "unknown"
 
 
 def test_folders_that_cannot_be_looked_into_begin_no_run() -> None:

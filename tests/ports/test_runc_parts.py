@@ -217,3 +217,45 @@ def test_a_folder_that_another_worker_s_sweep_took_before_it_was_locked_is_made_
 
     assert took == [True, 1]
     assert images.image(digest) is not None
+
+
+def test_a_folder_that_nobody_remembers_is_cleared_and_its_name_is_free(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, "ours")
+    (runs.folder_of("a") / "exit").mkdir(parents=True)  # killed before its note, or after
+
+    runs.clear()
+
+    assert list(tmp_path.iterdir()) == []
+    assert runs.claim("a", {}, ROOT, range(1, 9), 4) is not None
+    runs.clear()
+    assert [known.name for known in runs.own()] == ["a"]
+
+
+def test_what_a_run_is_known_by_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = Runs(tmp_path, "ours")
+    runs.claim("a", {}, ROOT, range(1, 9), 4)
+    folder = runs.folder_of("a")
+
+    def full(_path: Path) -> None:
+        raise PermissionError(13, "no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", full)
+        with pytest.raises(RuntimeUnavailable, match="stays"):
+            runs.forget(folder)
+
+    assert [known.name for known in runs.own()] == ["a"]
+    runs.forget(folder)
+    runs.forget(folder)
+    assert not folder.exists()
+
+
+def test_a_cgroup_that_runc_left_is_removed(tmp_path: Path) -> None:
+    for controller in ("cpu", "memory"):
+        (tmp_path / controller / "given/dc-1").mkdir(parents=True)
+        (tmp_path / controller / "given/dc-2").mkdir(parents=True)
+
+    Cgroups(version=1, parent="/given").remove("dc-1", tmp_path)
+    Cgroups(version=2, parent="/memory/given").remove("dc-2", tmp_path)
+
+    assert [path.name for path in sorted(tmp_path.glob("*/given/*"))] == ["dc-2"]

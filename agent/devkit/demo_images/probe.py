@@ -79,6 +79,14 @@ def fill(path: str, mebibytes: str) -> None:
             file.write(bytes(1 << 20))
 
 
+def hide(path: str, mebibytes: str) -> None:
+    """Hold files of a mebibyte each open that have no name any more."""
+    for number in range(int(mebibytes)):
+        kept = os.open(f"{path}{number}", os.O_CREAT | os.O_WRONLY)
+        os.unlink(f"{path}{number}")
+        os.write(kept, b"x" * (1 << 20))
+
+
 def sleep(seconds: str) -> None:
     """Say so, then sleep."""
     print("asleep", flush=True)
@@ -285,6 +293,7 @@ WORDS: dict[str, Callable[..., None]] = {
     "fork": fork,
     "fork-bomb": fork_bomb,
     "hostile-output": hostile_output,
+    "hide": hide,
     "inet": inet,
     "progress": progress,
     "segfault": segfault,
