@@ -54,9 +54,9 @@ def allow(town: Town, *absent: str) -> None:
     """The host's policy: these gaps, and a quarter of a gibibyte of memory."""
     town.consortium.admit([town.image(guest) for guest in ("noop", "bomb")], accept_missing=absent)
     policy = town.consortium.hospital("A").agent.folder / "policy.toml"
-    text = policy.read_text()
-    assert text.rstrip().splitlines()[-2] == "[ceilings]"
-    policy.write_text(f"{text.rstrip()}\nmemory_bytes = {256 << 20}\n")
+    head, found, ceilings = policy.read_text().partition("[ceilings]\n")
+    assert found
+    policy.write_text(f"{head}{found}memory_bytes = {256 << 20}\n{ceilings}")
 
 
 def test_an_order_is_refused_where_a_ceiling_cannot_be_held(town: Town, absent: tuple[str, ...]) -> None:
