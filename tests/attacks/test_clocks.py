@@ -41,7 +41,7 @@ def test_a_clock_that_jumps_ahead_takes_no_task_from_a_worker_that_is_at_it(
     job = house.ledger.move(received, JobEvent.ENQUEUE, NOW)
     is_claimed, may_end, is_swept = threading.Event(), threading.Event(), threading.Semaphore(0)
 
-    def claim(_job: object, _host: object, name: str) -> None:
+    def claim(_job: object, _host: object, name: str, **_: object) -> None:
         house.ledger.start(job, house.clock(), worker=name, lease_until=house.clock() + host.rules.lease)
         is_claimed.set()
         may_end.wait(PATIENCE_S)
@@ -66,7 +66,7 @@ def test_a_clock_that_jumps_ahead_takes_no_task_from_a_worker_that_is_at_it(
     monkeypatch.setattr(worker, "SWEEP_EVERY_S", 0.05)
     stop = worker.Stop()
     at_work = threading.Thread(
-        target=worker.work, args=(host, Hands), kwargs={"grace_s": PATIENCE_S, "stop": stop}
+        target=worker.work, args=(host, Hands, tuple), kwargs={"grace_s": PATIENCE_S, "stop": stop}
     )
     at_work.start()
     assert is_claimed.wait(PATIENCE_S)

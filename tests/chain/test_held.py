@@ -48,7 +48,7 @@ def test_a_real_agent_asks_its_operator_before_it_loads_a_stranger(town: Town) -
         town.wait_for_result(signed)
 
         reports = town.reports(signed)
-    assert loaded == []
+    assert image not in {one["digest"] for one in loaded}  # the guest of the self-test may be
     assert view["image"]["asked_by"][0]["order"] == signed.order.id
     assert view["image"]["description"]["about"]["entrypoint"][0] == "/usr/bin/python3"
     assert "opt/program/noop.py" in [entry["path"] for entry in view["files"]]
