@@ -148,10 +148,6 @@ class RuncRuntime:
         """As the protocol says: everything is the agent's even when this raises."""
         cage.judge_reclaimed(self._inside_do("reclaim", str(folder)))
 
-    def close(self) -> None:
-        """Let go of the user namespace; what runs goes on."""
-        self._inside.close()
-
     def _stored(self, digest: Digest) -> StoredImage:
         """Raises: BadImage when it is not loaded."""
         stored = self._images.stored(digest)
