@@ -175,7 +175,16 @@ def asked_for(
         seccomp=seccomp,
         map_start=map_start(number),
         map_size=MAP_SIZE,
+        runs_outputs=runs_outputs(facts.version),
     )
+
+
+def runs_outputs(version: str) -> bool:
+    """Whether an engine of this version leaves noexec out of writable binds: crun 1.8 does, below Podman.
+
+    A guest may run programs of its own anyway, those of its image and whatever its interpreter reads.
+    """
+    return "crun" in version
 
 
 def shm_bytes(ceilings: Ceilings) -> int:

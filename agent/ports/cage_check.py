@@ -70,6 +70,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     seccomp: Mapping[str, Any]
     map_start: int
     map_size: int
+    runs_outputs: bool = False  # the engine leaves noexec out of writable binds, though it was asked for
 
 
 # ------------------------------------------------------------------ the effective OCI config
@@ -249,15 +250,17 @@ def _mounted(process: Process, asked: Asked) -> Iterator[str]:
         elif "ro" in mount.options and point in writable:
             yield f"{point} is mounted read-only"
     yield from _masked(process)
-    for point in {bind.target for bind in asked.binds} & set(process.mounts):
-        yield from _harmless(point, process.mounts[point])
+    for bind in asked.binds:
+        if bind.target in process.mounts:
+            excused = frozenset({"noexec"} if asked.runs_outputs and bind.is_writable else ())
+            yield from _harmless(bind.target, process.mounts[bind.target], HARMLESS - excused)
     for point, kind in (FRESH | dict.fromkeys(asked.tmpfs, "tmpfs")).items():
         seen = process.mounts.get(point)
         if seen is not None and (seen.kind != kind or seen.root != "/" or seen.device in process.own_devices):
             yield f"{point} is no {kind} of the container's own"
     for point, most_bytes in asked.tmpfs.items():
         if point in process.mounts:
-            yield from _harmless(point, process.mounts[point])
+            yield from _harmless(point, process.mounts[point], HARMLESS)
             size_bytes = _size(process.mounts[point])
             if size_bytes is None or size_bytes >= most_bytes + PAGE_BYTES:
                 yield f"{point} holds {size_bytes} bytes"
@@ -274,9 +277,9 @@ def _masked(process: Process) -> Iterator[str]:
             yield f"{point} is writable"
 
 
-def _harmless(point: str, mount: Mounted) -> Iterator[str]:
-    if HARMLESS - mount.options:
-        yield f"{point} lacks {', '.join(sorted(HARMLESS - mount.options))}"
+def _harmless(point: str, mount: Mounted, wanted: frozenset[str]) -> Iterator[str]:
+    if wanted - mount.options:
+        yield f"{point} lacks {', '.join(sorted(wanted - mount.options))}"
     if mount.is_passed_on:
         yield f"what is mounted below {point} is passed on"
 

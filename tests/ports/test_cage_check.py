@@ -393,3 +393,21 @@ def test_mount_points_are_read_as_they_are_written_and_the_upper_one_counts(tmp_
     assert process.uid_map == ((0, 5, 6),)
     assert process.shared_namespaces == frozenset()
     assert process.cgroup == {}
+
+
+@pytest.mark.parametrize(("is_writable", "differences"), [(True, []), (False, ["/data/x lacks noexec"])])
+def test_an_engine_that_leaves_noexec_out_of_writable_binds_is_excused_for_these_only(
+    is_writable: bool, differences: list[str]
+) -> None:
+    bind = Bind("/ws/x", "/data/x", is_writable)
+    options = frozenset({"rw" if is_writable else "ro", "nosuid", "nodev"})
+    seen = replace(next(iter(PROCESS.mounts.values())), options=options, is_passed_on=False)
+    process = replace(PROCESS, mounts={**PROCESS.mounts, "/data/x": seen})
+
+    told = process_differences(
+        process, replace(ASKED, binds=(*ASKED.binds, bind), runs_outputs=True), AGENT_UID
+    )
+    strict = process_differences(process, replace(ASKED, binds=(*ASKED.binds, bind)), AGENT_UID)
+
+    assert told == differences
+    assert strict == ["/data/x lacks noexec"]
