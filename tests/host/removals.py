@@ -384,9 +384,16 @@ REMOVALS: dict[str, Removal] = {
         ),
     ),
     "rlimits": Removal(
-        frozenset({"descriptor-bomb", "output-file", "sparse-file", "core"}),
+        frozenset({"descriptor-bomb", "output-file", "sparse-file"}),
         both(body(r_limits=[]), bundle(process={"rlimits": []})),
         no_watch,
+    ),
+    "rlimits and seccomp": Removal(  # the profile lets nobody set a limit, so nobody raises this one
+        frozenset({"core"}),
+        both(
+            body(r_limits=[], seccomp_profile_path="unconfined"),
+            bundle(linux={"seccomp": None}, process={"rlimits": []}),
+        ),
     ),
     "rlimits and cgroup": Removal(
         frozenset({"fork-bomb", "thread-bomb", "memory-bomb"}),

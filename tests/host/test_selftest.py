@@ -25,6 +25,13 @@ def test_every_attempt_fails_in_the_real_cage_and_nothing_is_left(runtime: Runti
     assert in_shared_memory() <= before
 
 
+def test_what_a_worker_tries_at_its_start_holds(runtime: Runtime, workspaces: Path) -> None:
+    findings = found(runtime, workspaces, is_quick=True)
+
+    assert [finding for finding in findings if not finding.held] == []
+    assert {finding.probe for finding in findings} == {probe.name for probe in PROBES if probe.is_quick}
+
+
 def in_shared_memory() -> set[str]:
     """What ids of guests own in the host's /dev/shm; tests beside this one own the rest."""
     with os.scandir("/dev/shm") as entries:

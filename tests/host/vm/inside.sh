@@ -63,6 +63,7 @@ for run in $runs; do
         crun | runc) run_tests "$run" "$run" tests/host/test_cgroup_v2.py -k podman ;;
         bundle) run_tests bundle crun tests/host/test_cgroup_v2.py -k runc ;;
         contract) run_tests contract crun tests/ports/test_runtime_contract.py -k podman ;;
+        selftest) run_tests selftest crun tests/host/test_selftest.py -k 'tries_at_its_start and podman' ;;
         order) run_tests order crun tests/chain/test_ceilings.py ;;
         cage) run_tests cage crun tests/host/test_cage.py ;;
     esac
