@@ -36,6 +36,7 @@ GIVEN_LABEL = LABEL + "given."  # before the labels of a RunSpec
 
 FREE_MAP_WAIT_S = 900.0
 FILTER_WAIT_S = 5.0
+PASSING = "Resource temporarily unavailable"
 NOT_STARTABLE = (
     "attempted to invoke a command that was not found",
     "permission denied",
@@ -229,6 +230,10 @@ class PodmanRuntime:
         except ApiRefusal as refusal:
             if any(words in str(refusal) for words in NOT_STARTABLE):
                 raise BadImage(f"the image cannot start: {refusal}") from refusal
+            if PASSING in str(
+                refusal
+            ):  # processes that were killed a moment ago still count under the same ids
+                raise RuntimeUnavailable(f"Podman could not make the cage now: {refusal}") from refusal
             raise CageNotApplied(f"Podman did not make the cage: {refusal}") from refusal
         with _refusals(RuntimeUnavailable):
             return int(self._api.get(f"/containers/{container}/json")["State"]["Pid"])

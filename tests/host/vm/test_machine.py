@@ -14,12 +14,12 @@ from tests.host.vm.machine import BOOT_TIMEOUT_S, BUILD_TIMEOUT_S, CACHE, Machin
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(BUILD_TIMEOUT_S + BOOT_TIMEOUT_S)]
 
-# What inside.sh runs, by name. `DC_COMPUTE_VM=all` adds the whole cage under crun and a whole order, many minutes more: in an
-# emulated machine the agents of that order prove their cage for longer than the order's test waits.
+# What inside.sh runs, by name. `DC_COMPUTE_VM=all` adds the self-test, the whole cage under crun and a whole order, many
+# minutes more: in an emulated machine the agents of that order prove their cage for longer than the order's test waits.
 # crun and runc below Podman, and runc without it.
 LIMITED = ("crun", "runc", "bundle")
-FURTHER = ("order", "cage") if os.environ.get("DC_COMPUTE_VM") == "all" else ()
-RUNS = (*LIMITED, "contract", "selftest", *FURTHER)
+FURTHER = ("selftest", "order", "cage") if os.environ.get("DC_COMPUTE_VM") == "all" else ()
+RUNS = (*LIMITED, "contract", *FURTHER)
 LEAST_PASSED = {"crun": 20, "runc": 20, "bundle": 20, "contract": 20, "selftest": 1, "order": 2, "cage": 40}
 # On this machine nothing is missing, but for what says that something is.
 MAY_BE_SKIPPED = {
