@@ -16,7 +16,7 @@ from msgspec import Struct
 from agent.domain.ceilings import Ceilings
 from agent.domain.ids import Digest, digest_of
 from agent.errors import BadOutput, CageNotApplied
-from agent.ports.cage_check import Asked, Bind
+from agent.ports.cage_check import PAGE_BYTES, Asked, Bind
 from agent.ports.runtime import Cage, Enforcement, RunKind, RunSpec
 
 MAP_SIZE = 65536  # ids of one container; images may own files as any of them
@@ -27,7 +27,6 @@ OWN_ENV = {"HOME": "/tmp", "TMPDIR": "/tmp"}  # noqa: S108 - the container's own
 SHM_BYTES = 64 << 20
 TMP_INODES = 16_384  # each takes the kernel about a kilobyte, which is no page of the tmpfs
 CPU_PERIOD_US = 100_000
-PAGE_BYTES = 4096
 LEAST_DATA_BYTES, LEAST_PIDS, LEAST_FILES = 256 << 20, 16, 64
 LONGEST_TIMEOUT_S = 4_000_000  # conmon counts milliseconds in 32 bits
 ORPHAN_GRACE_S = 60  # an agent kills at the wall clock ceiling; without one the engine does, this much later
@@ -37,15 +36,11 @@ class EngineFacts(Struct, frozen=True, kw_only=True):
     """What the engine and its host can do, as Podman tells it."""
 
     version: str  # of Podman and of the OCI runtime under it
-    controllers: frozenset[
-        str
-    ]  # cgroup controllers that containers get; empty where the agent was given none
+    controllers: frozenset[str]  # of cgroups, that containers get; empty where the agent was given none
     id_count: int  # ids beside its own that the engine's user has
     hard_limits: Mapping[str, int]  # RLIMIT_* -> the highest value a container can get; absent: no bound
     cgroup_version: int = 2
-    tmp_inodes: int = (
-        0  # how many files /tmp and /dev/shm may have each; 0 where the engine sets no such number
-    )
+    tmp_inodes: int = 0  # how many files /tmp and /dev/shm may have each; 0: the engine sets no number
 
 
 class StoredImage(Struct, frozen=True, kw_only=True):

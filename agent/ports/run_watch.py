@@ -11,13 +11,13 @@ from pathlib import Path
 
 from agent.errors import AgentError, RuntimeUnavailable
 from agent.ports.cage import EngineFacts
+from agent.ports.cage_check import PAGE_BYTES
 from agent.ports.runtime import RunSpec
 from agent.ports.user_namespace import Failed, UserNamespace
 
 FIRST_LOOK_S = 0.5  # short runs are judged at their harvest
 EVERY_S = 0.25
 MOST_FAILED = 120  # looks in a row, half a minute and more
-PAGE_BYTES = 4096
 UNCOUNTED = 1 << 30
 MOST_PROCESSES = 10_000  # who forks on and on is not followed for ever
 
