@@ -17,7 +17,7 @@ from agent.domain.ceilings import Ceilings
 from agent.domain.ids import Digest, digest_of
 from agent.errors import BadOutput, CageNotApplied
 from agent.ports.cage_check import PAGE_BYTES, Asked, Bind
-from agent.ports.runtime import Cage, Enforcement, RunKind, RunSpec
+from agent.ports.runtime import Cage, Enforcement, RunKind, RunSpec, runs_outputs
 
 MAP_SIZE = 65536  # ids of one container; images may own files as any of them
 WORK_DIR = "/data"
@@ -172,14 +172,6 @@ def asked_for(
         map_size=MAP_SIZE,
         runs_outputs=runs_outputs(facts.version),
     )
-
-
-def runs_outputs(version: str) -> bool:
-    """Whether an engine of this version leaves noexec out of writable binds: crun 1.8 does, below Podman.
-
-    A guest may run programs of its own anyway, those of its image and whatever its interpreter reads.
-    """
-    return "crun" in version
 
 
 def shm_bytes(ceilings: Ceilings) -> int:

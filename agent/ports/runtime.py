@@ -99,6 +99,14 @@ class Enforcement(Struct, frozen=True, kw_only=True):
     absent: tuple[str, ...]
 
 
+def runs_outputs(version: str) -> bool:
+    """Whether an engine of this version leaves noexec out of writable binds: crun 1.8 does, below Podman.
+
+    A guest may run programs of its own anyway, those of its image and whatever its interpreter reads.
+    """
+    return "crun" in version
+
+
 class Runtime(Protocol):
     """A container engine that holds the cage.
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from agent.errors import AgentError, BadImage, CageNotApplied
 from agent.pipeline.trials import trial
-from agent.ports.runtime import Enforcement, Runtime
+from agent.ports.runtime import Enforcement, Runtime, runs_outputs
 from agent.selftest.image import guest_image
 from agent.selftest.probe import Probe, Scene
 from agent.selftest.probes import PROBES
@@ -99,7 +99,7 @@ def _on_this_host(one: Probe, enforcement: Enforcement) -> Probe:
         return replace(one, expected=words, pattern=f"{re.escape(one.expected)}|{re.escape(other)}")
     if one.ceiling == TMP_FILES and "inodes" not in enforcement.means.get("tmp_bytes", ""):
         return replace(one, expected=f"{ABSENT}: this engine sets no number of files", pattern=".*")
-    if one.name == RUN_FROM_OUTPUT and "crun" in enforcement.version:
+    if one.name == RUN_FROM_OUTPUT and runs_outputs(enforcement.version):
         return replace(one, expected=f"{ABSENT}: crun leaves noexec out of writable binds", pattern=".*")
     if one.ceiling in enforcement.absent:
         stand_in = enforcement.means.get(one.ceiling)
