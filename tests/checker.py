@@ -25,7 +25,7 @@ The rules, each with a name that stands in its violations:
   reported     each receipt of a result was also reported as done, by the agent that signed it
   one-result   an order has one result
   stored       every output that an acknowledged receipt names lies at a storage under its digest
-  same-model   the final model is the one that a run without faults leaves (`Issued.model`; guests are functions of their inputs)
+  same-model   the final model is the one that a run without faults leaves (`Issued.model`)
   one-handoff  no (order, position) was taken over by two agents, or twice by one after different receipts
   once-trained no task ran to its good end more often than `Run.times` excuses: once
   no-alarm     no orchestrator refused a second, different record for one place
@@ -68,8 +68,8 @@ ANYTHING = frozenset({"*"})
 class Issued:
     """An order that was sent to an agent.
 
-    `envelope`: the DSSE envelope as sent. `accepted_by`: agents that answered its orchestrator 2xx; with none the order need not
-    end. `may_fail`: words, one of which must stand in the reason of its end if it fails (ANYTHING: whatever the reason).
+    `envelope`: the DSSE envelope as sent. `accepted_by`: agents that answered its orchestrator 2xx; with none it need
+    not end. `may_fail`: words, one of which must stand in the reason of its end if it fails (ANYTHING: whatever the reason).
     `must_fail`: a result would be wrong (its guest always fails, say). `model`: the digest of the final model as a run without
     faults leaves it; None where there is none or it is not compared.
     """
