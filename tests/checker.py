@@ -29,6 +29,7 @@ The rules, each with a name that stands in its violations:
   one-handoff  no (order, position) was taken over by two agents, or twice by one after different receipts
   once-trained no task ran to its good end more often than `Run.times` excuses: once
   no-alarm     no orchestrator refused a second, different record for one place
+  no-crash     no agent met an exception that nobody foresaw
   clean        no host is left with a container, workspace, spooled file, mount, socket or secret
 
 Times, attempts and how often something was tried are not judged here.
@@ -131,6 +132,7 @@ class Seen:
 
     `blobs`: digests by storage; None where storage was not looked at. `alarms`: sentences, one for each second record that an
     orchestrator refused. `left`: sentences, one for each thing that a host still has ("a: container dc-…-train").
+    `crashes`: what agents' logs say of exceptions that nobody foresaw (`bell.crashed`, `sweep.crashed`).
     `runs`: one entry for each run that ended well. `locate`: who holds a dataset; None leaves that unjudged.
     """
 
@@ -142,6 +144,7 @@ class Seen:
     blobs: Mapping[KeyId, Collection[Digest]] | None = None
     alarms: Sequence[str] = ()
     left: Sequence[str] = ()
+    crashes: Sequence[str] = ()
     locate: Callable[[DatasetRef], frozenset[KeyId]] | None = None
 
 
@@ -166,6 +169,7 @@ def check(seen: Seen, roster: Roster) -> tuple[Violation, ...]:
     found.extend(_handoffs(seen, books))
     found.extend(_runs(seen))
     found.extend(Violation("no-alarm", "", alarm) for alarm in seen.alarms)
+    found.extend(Violation("no-crash", "", what) for what in seen.crashes)
     found.extend(Violation("clean", "", what) for what in seen.left)
     return tuple(sorted(set(found)))
 
