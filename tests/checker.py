@@ -20,6 +20,7 @@ The rules, each with a name that stands in its violations:
   both-ends    an order with a result was not also reported as failed at any place
   one-receipt  no (order, position) has two receipts in what orchestrators acknowledged: reports and result together
   one-model    no (order, position) has two outputs or two models there
+  fenced       the receipt of a place is of the last attempt that was told to have begun there: one that was given up attests nothing
   whole        a result brings one receipt for each task of the order, all done, signed, at their places, by an agent that
                storage names, linked (`previous`) and with linked models; its scores and model are those of the receipts
   reported     each receipt of a result was also reported as done, by the agent that signed it
@@ -238,6 +239,7 @@ def _rules(book: _Book, seen: Seen, roster: Roster) -> Iterator[tuple[str, str]]
     yield from _ended(book)
     receipts = [*_reported_receipts(book), *_result_receipts(book)]
     yield from _one_receipt(receipts)
+    yield from _fenced(book, receipts)
     if seen.blobs is not None:
         yield from _stored((receipt for _, _, receipt in receipts), seen.blobs)
     for reporter, result in book.results:
@@ -304,6 +306,16 @@ def _one_receipt(receipts: Iterable[_Found]) -> Iterator[tuple[str, str]]:
     for position, outputs in left.items():
         if len(outputs) > 1:
             yield "one-model", f"{len(outputs)} outputs at {position}"
+
+
+def _fenced(book: _Book, receipts: Iterable[_Found]) -> Iterator[tuple[str, str]]:
+    last: Counter[tuple[KeyId, int]] = Counter()
+    for reporter, report in book.told:
+        last[reporter, report.position] = max(last[reporter, report.position], report.attempt)
+    for _, _, receipt in receipts:
+        began = last[receipt.agent, receipt.position]
+        if receipt.attempt < began:
+            yield "fenced", f"attempt {receipt.attempt} at {receipt.position} attested after attempt {began} began"
 
 
 def _stored(

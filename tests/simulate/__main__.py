@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 
+from tests.simulate.guards import GUARDS, without
 from tests.simulate.plan import draw, without_faults
 from tests.simulate.world import play
 
@@ -15,12 +16,14 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--peace", action="store_true", help="nothing is done to them")
+    parser.add_argument("--without", choices=sorted(GUARDS), action="append", default=[], help="a guard that is off")
     args = parser.parse_args()
     plan = draw(args.seed, args.agents, args.tasks)
     if args.peace:
         plan = without_faults(plan)
     began_s = time.monotonic()
-    played = play(plan)
+    with without(*args.without):
+        played = play(plan)
     wall_s = time.monotonic() - began_s
     for name, times in sorted(played.counts.items()):
         print(f"  {times:>8}  {name}")

@@ -103,6 +103,10 @@ class Worker(Mortal):
         self.hub.spawn(self, self._sweep_for_ever)
         self.hub.spawn(self, self._renew_for_ever)
 
+    @property
+    def has_task(self) -> bool:
+        return bool(self.leases.held())
+
     def take(self, bells: Bells) -> None:
         """Bells into free hands."""
         for queue, free in self._free.items():
@@ -190,8 +194,8 @@ class SimulatedHost:
     # ---- its processes
 
     def boot(self) -> None:
-        """Every process that a host has: one worker, a second one on every third host, and the API."""
-        for _ in range(1 if self.number % 3 else 2):
+        """Every process that a host has: one worker, a second one on every other host, and the API."""
+        for _ in range(1 if self.number % 2 else 2):
             self.start_worker()
         self.start_api()
 
@@ -228,8 +232,9 @@ class SimulatedHost:
 
     def dispatch(self) -> None:
         """Give due bells to whoever has a free hand."""
-        for worker in self.workers:
-            if worker.asleep_until_s <= self.world.hub.now_s:
+        first = self.dice.randrange(2)
+        for worker in (*self.workers[first:], *self.workers[:first]):
+            if not worker.is_stalled:
                 worker.take(self.bells)
 
     # ---- its doors
@@ -273,6 +278,12 @@ class SimulatedHost:
 
     def suffer(self, blow: Blow, for_s: float) -> None:
         self._until_s[blow] = max(self._until_s[blow], self.world.hub.now_s + for_s)
+
+    def took_over(self, by: Mortal) -> None:
+        """A worker began what another had begun: the moment at which one that was stalled does most harm when it wakes."""
+        for worker in self.workers:
+            if worker is not by and worker.is_stalled:
+                self.world.hub.at(self.world.hub.now_s + self.dice.uniform(0.0, 6.0), worker.wake)
 
     def require_disk(self, error: type[AgentError] | None = None) -> None:
         """Raises: OSError, or `error`, when nothing can be written."""

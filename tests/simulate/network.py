@@ -232,6 +232,8 @@ READS = frozenset(
     "listing logs counts unrung steps control".split()
 )
 
+TAKES_OVER = frozenset({"start", "adopt"})
+
 
 class Gated:
     """A port as one process has it: each call may be the last thing that it does, before its effect or right behind it."""
@@ -255,6 +257,8 @@ class Gated:
             if hasattr(told, "__enter__"):
                 return _GatedRun(told, self._process)
             gate(after)
+            if name in TAKES_OVER and told.claim > 1:
+                self._process.host.took_over(self._process)
             return told
 
         self.__dict__[name] = call
@@ -291,6 +295,11 @@ class Mortal(Process):
         self.stalls_in: tuple[int, float] | None = None
         self.in_flight: dict[Reply, None] = {}  # what others wait for
 
+    @property
+    def has_task(self) -> bool:
+        """Whether it works on a job now."""
+        return False
+
     def gate(self, call: str) -> None:
         self._trace(self.name, call)
         if self.dies_in is not None:
@@ -298,7 +307,7 @@ class Mortal(Process):
             if self.dies_in <= 0:
                 self.host.world.count(f"{self.name.split()[1]} killed")
                 self.kill()
-        if self.stalls_in is not None:
+        if self.stalls_in is not None and self.has_task:
             left, for_s = self.stalls_in
             self.stalls_in = (left - 1, for_s) if left > 1 else None
             if left <= 1:

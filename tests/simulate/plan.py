@@ -21,7 +21,7 @@ class Blow(StrEnum):
 
     WORKER_KILLED = "worker killed"  # -9, at the nth port call from then on, before or behind its effect
     API_KILLED = "api killed"
-    WORKER_STALLED = "worker stalled"  # as SIGSTOP, at the nth port call, until `for_s` later
+    WORKER_STALLED = "worker stalled"  # as SIGSTOP, at the nth call with a task in hand, until another took over, or `for_s`
     BELLS_LOST = "bells lost"
     BELLS_DOUBLED = "bells doubled"
     BELLS_REFUSED = "bells refused"  # the file of the queues cannot be written
@@ -46,14 +46,14 @@ class Blow(StrEnum):
 WEIGHTS: Final = {blow: 2 for blow in Blow} | {
     Blow.WORKER_KILLED: 10,
     Blow.API_KILLED: 5,
-    Blow.WORKER_STALLED: 5,
+    Blow.WORKER_STALLED: 8,
     Blow.CLOCK_JUMPED: 1,
     Blow.CONTAINER_KILLED: 1,
     Blow.HOST_REBOOTED: 1,
 }
 
 CALM_S: Final = 240.0  # after the last order, until no more faults begin
-LONGEST_S: Final = 240.0  # that a fault lasts, but for what is drawn longer below
+LONGEST_S: Final = 240.0  # that a fault lasts, but for stalls
 DATASETS_PER_HOST: Final = 3
 
 
@@ -118,7 +118,7 @@ def draw(seed: int, hosts: int, tasks: int) -> Plan:
         orders.append(_order(dice, len(orders), hosts, length_s))
         left -= orders[-1].tasks
     orders.sort(key=lambda order: order.at_s)
-    faults = [_fault(dice, hosts, length_s + CALM_S) for _ in range(max(8, tasks // 8))]
+    faults = [_fault(dice, hosts, length_s + CALM_S) for _ in range(max(8, tasks // 6))]
     return Plan(seed, hosts, tuple(orders), tuple(sorted(faults, key=lambda fault: fault.at_s)))
 
 
@@ -160,16 +160,16 @@ def _datasets(dice: Random, count: int, hosts: int) -> tuple[int, ...]:
 
 def _fault(dice: Random, hosts: int, until_s: float) -> Fault:
     blow = dice.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
-    fault = Fault(
+    shortest_s, longest_s = (80.0, 600.0) if blow is Blow.WORKER_STALLED else (5.0, LONGEST_S)  # beyond a lease
+    return Fault(
         blow,
         host=dice.randrange(hosts),
         at_s=round(dice.uniform(0.0, until_s), 1),
-        for_s=round(dice.uniform(5.0, LONGEST_S), 1),
+        for_s=round(dice.uniform(shortest_s, longest_s), 1),
         nth=dice.choice((1, 2, 3, 5, 8, 13, 21, 34, 55)) + dice.randrange(8),
         other=dice.randrange(hosts),
         by_s=round(dice.choice((-1, 1)) * dice.choice((5.0, 90.0, 700.0)) * dice.uniform(0.5, 1.0), 1),
     )
-    return fault
 
 
 # ------------------------------------------------------------------ as a test case

@@ -20,7 +20,8 @@ class Process:
     def __init__(self, name: str, hub: "Hub") -> None:
         self.name, self.hub = name, hub
         self.is_alive = True
-        self.asleep_until_s = 0.0
+        self.is_stalled = False
+        self.stalled: list[tuple[Thread, int]] = []
         self.at_death: list[Callable[[], None]] = []
 
     def kill(self) -> None:
@@ -34,11 +35,19 @@ class Process:
             self.hub.bury(thread)
 
     def stall(self, seconds: float) -> None:
-        """Nothing of it runs before then."""
-        self.asleep_until_s = self.hub.now_s + seconds
+        """Nothing of it runs before then, or before `wake`."""
+        self.is_stalled = True
+        self.hub.at(self.hub.now_s + seconds, self.wake)
         thread = getcurrent()
         if isinstance(thread, Thread) and thread.process is self:
-            self.hub.sleep(seconds)
+            self.hub.sleep(0.0)
+
+    def wake(self) -> None:
+        """What waited for it goes on."""
+        self.is_stalled = False
+        for thread, turn in self.stalled:
+            self.hub.resume_soon(thread, turn)
+        self.stalled.clear()
 
 
 class Thread(greenlet):  # type: ignore[misc]
@@ -75,7 +84,8 @@ class Hub:
         """Let go of the threads that never came to their end."""
         waiting = [args[0] for _, _, _, args in self._waiting if args and isinstance(args[0], Thread)]
         self._waiting.clear()
-        for thread in (*self._dead, *waiting):
+        stalled = [thread for each in waiting for thread, _ in each.process.stalled]
+        for thread in (*self._dead, *waiting, *stalled):
             thread.process.is_alive = False
             if not thread.dead:
                 try:
@@ -124,7 +134,11 @@ class Hub:
     def wake(self, reply: "Reply") -> None:
         """Whoever waits for it goes on."""
         if reply.waiter is not None:
-            self.at(self.now_s, self._resume, *reply.waiter)
+            self.resume_soon(*reply.waiter)
+
+    def resume_soon(self, thread: Thread, turn: int) -> None:
+        """It goes on, if it still waits in that turn."""
+        self.at(self.now_s, self._resume, thread, turn)
 
     def bury(self, thread: Thread) -> None:
         """This thread, which is the current one, never goes on."""
@@ -142,8 +156,8 @@ class Hub:
             return
         if not thread.process.is_alive:
             self._dead.append(thread)
-        elif thread.process.asleep_until_s > self.now_s:
-            self.at(thread.process.asleep_until_s, self._resume, thread, turn)
+        elif thread.process.is_stalled:
+            thread.process.stalled.append((thread, turn))
         else:
             thread.switch()
 

@@ -373,13 +373,13 @@ class Consortium:
         host, blow = self.hosts[fault.host], fault.blow
         match blow:
             case Blow.WORKER_KILLED:
-                for worker in host.workers[-1:]:
+                for worker in host.workers[fault.nth % 2 :][:1] or host.workers[:1]:
                     worker.dies_in = fault.nth
             case Blow.API_KILLED:
                 if host.api is not None:
                     host.api.dies_in = fault.nth
             case Blow.WORKER_STALLED:
-                for worker in host.workers[-1:]:
+                for worker in host.workers[fault.nth % 2 :][:1] or host.workers[:1]:
                     worker.stalls_in = (fault.nth, fault.for_s)
             case Blow.CLOCK_JUMPED:
                 host.clock_off += timedelta(seconds=fault.by_s)
