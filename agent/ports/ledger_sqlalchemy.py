@@ -44,6 +44,7 @@ from agent.ports.ledger_schema import (
     receipts,
 )
 from agent.ports.ledger_sqlalchemy_attempts import AttemptRecords
+from agent.ports.ledger_sqlalchemy_disk import Keeping
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
 from agent.ports.ledger_sqlalchemy_rows import Plain, delivery_of, event_of, job_of, order_of, receipt_of
@@ -56,7 +57,7 @@ def open_ledger(path: Path) -> "SqlAlchemyLedger":
     return SqlAlchemyLedger(open_file(path))
 
 
-class SqlAlchemyLedger(ImageRecords, AttemptRecords):
+class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping):
     """See `ledger.Ledger`. Threads and processes share it freely."""
 
     # ---- intake
