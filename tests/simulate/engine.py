@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from random import Random
+from typing import Any
 
 from msgspec.structs import replace
 
 from agent.domain.ids import Digest
-from agent.errors import CageNotApplied, RuntimeUnavailable
+from agent.errors import CageNotApplied, ContainerLost, RuntimeUnavailable
 from agent.ports.run_log import RunLog
 from agent.ports.runtime import Cage, Leftover, RunOutcome, RunSpec
 from tests.fakes.runtime import Guest, MemoryRuntime, Program
@@ -42,6 +43,7 @@ class SimulatedRun:
 
     def __init__(self, engine: "Engine", container: Container) -> None:
         self._engine, self._container = engine, container
+        self.is_left = False
 
     def wait(self) -> RunOutcome:
         container, hub = self._container, self._engine.hub
@@ -55,6 +57,9 @@ class SimulatedRun:
 
     def kill(self) -> None:
         self._engine.end(self._container, "signal:9")
+
+    def leave(self) -> None:
+        self.is_left = True
 
     def progress(self) -> float | None:
         return None
@@ -105,12 +110,24 @@ class Engine(MemoryRuntime):
     # ---- the port
 
     @contextmanager
-    def run(self, spec: RunSpec) -> Iterator[SimulatedRun]:
-        container = self._start(spec)
+    def run(self, spec: RunSpec) -> Iterator[Any]:
+        yield from self._in_hand(self._start(spec))
+
+    @contextmanager
+    def adopt(self, spec: RunSpec) -> Iterator[Any]:
+        self._check_up()
+        container = self.containers.get(spec.name)
+        if container is None or dict(container.spec.labels) != dict(spec.labels):
+            raise ContainerLost(f"no container named {spec.name} goes on")
+        yield from self._in_hand(container)
+
+    def _in_hand(self, container: Container) -> Iterator[SimulatedRun]:
+        run = SimulatedRun(self, container)
         try:
-            yield SimulatedRun(self, container)
+            yield run
         finally:
-            self.remove(spec.name)
+            if not run.is_left:
+                self.remove(container.spec.name)
 
     def leftovers(self) -> tuple[Leftover, ...]:
         self._check_up()
@@ -159,6 +176,6 @@ class Engine(MemoryRuntime):
         guest = Guest(container.spec.args, container.spec.kind, container.spec, container.log)
         try:
             code = container.program(guest) or 0
-        except OSError:  # its folders are gone
+        except (OSError, ValueError):  # its folders are gone
             code = 1
         self.end(container, f"exit:{code}" if code else None)

@@ -127,6 +127,7 @@ class Worker(Mortal):
     def _sweep_for_ever(self) -> None:
         while True:
             self.leases.renew()
+            real_worker.take_from_the_dead(self.agent)
             real_worker.run_sweep(self.agent)
             self.hub.sleep(real_worker.SWEEP_EVERY_S * self.host.dice.uniform(0.8, 1.2))
 
@@ -149,7 +150,11 @@ class SimulatedHost:
         self.ledger = world.open_ledger()
         self.bells = Bells(self)
         self.engine = Engine(
-            world.programs, world.hub, Random(f"{world.plan.seed}/{number}/engine"), now=self.now, ended=world.saw_end
+            world.programs,
+            world.hub,
+            Random(f"{world.plan.seed}/{number}/engine"),
+            now=self.now,
+            ended=lambda container: world.saw_end(self, container),
         )
         for digest, program in world.images.items():
             self.engine.add(digest, program)
@@ -177,12 +182,15 @@ class SimulatedHost:
                 queue_limit=10_000,
                 workspace_root=self.workspaces,
                 spool=self.spool,
+                workers=self.root,
                 low_disk_bytes=1 << 20,
                 max_model_bytes=1 << 20,
                 max_image_bytes=1 << 20,
             ),
         )
         self._processes = 0
+        self.dead: list[str] = []  # workers that nobody has buried yet
+        self.lost_work = False  # memory, or what was to be written to a full disk
         self.workers: list[Worker] = []
         self.api: Mortal | None = None
         self.api_agent: Host = self.real
@@ -206,6 +214,7 @@ class SimulatedHost:
 
         def is_dead() -> None:
             self.workers.remove(worker)
+            self.dead.append(worker.leases.process)
             self.world.hub.at(self.world.hub.now_s + self.dice.uniform(0.5, 20.0), self.start_worker)
 
         worker.at_death.append(is_dead)
@@ -289,12 +298,14 @@ class SimulatedHost:
         """Raises: OSError, or `error`, when nothing can be written."""
         if self.is_during(Blow.DISK_FULL) and self.dice.random() < 0.7:
             self.world.count("writes to a full disk")
+            self.lost_work = True
             if error is LedgerUnavailable:
                 raise LedgerUnavailable("database or disk is full")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def reboot(self) -> None:
         """Memory is gone."""
+        self.lost_work = True
         for process in [*self.workers, *([self.api] if self.api else [])]:
             process.kill()
         self.engine.forget_all()

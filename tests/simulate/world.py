@@ -50,6 +50,7 @@ MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 ALGO, BROKEN, PROBLEM = (digest_named(name) for name in ("algo-image", "broken-image", "problem-image"))
 EXIT_CODE = 3
 SCORE = "0.875"
+MANY = 1000
 PATIENCE_S = 4 * 3600.0  # after the last fault, for everybody to come to an end
 LOOK_EVERY_S = 60.0
 QUIET_S = 240.0  # so long nothing must be open before it counts as the end: longer than a rest of deliveries, mostly
@@ -284,9 +285,15 @@ class Consortium:
     def count(self, what: str) -> None:
         self.counts[what] += 1
 
-    def saw_end(self, container: Container) -> None:
+    def saw_end(self, host: SimulatedHost, container: Container) -> None:
         """A container ended."""
         self.counts["containers"] += 1
+        name = container.spec.name.rpartition("-")[2]
+        order_id, _, position = container.spec.labels["dc-compute.job"].rpartition(".")
+        last_runs = {"predict"} if self.sent[OrderId(order_id)].plan.predict else {"train", "perf"}
+        if container.cause is None and name in last_runs:
+            times = MANY if host.lost_work else 1
+            self.runs.append(Run(OrderId(order_id), int(position), times))
 
     def told(self, body: bytes, order_id: OrderId, position: int) -> None:
         """An orchestrator acknowledged a report."""
@@ -455,6 +462,8 @@ class Consortium:
         plan, excuses = sent.plan, set(sent.excuses)
         if plan.guest is Guest.FAILS:
             excuses.add(f"exit:{EXIT_CODE}")
+        if any(self.hosts[number % self.plan.hosts].lost_work for number in (*plan.train, *plan.test, *plan.predict)):
+            excuses.add("no-space")
         if plan.expires_s < DAY.total_seconds():
             excuses |= {"order-expired", "the order expired"}
         return Issued(
