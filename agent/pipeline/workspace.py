@@ -165,7 +165,10 @@ def workspace(
     LostRace when a sweep took it away.
     """
     folder = root / folder_name(job.id, job.attempt)
-    reserve(folder, reserve_bytes)
+    try:
+        reserve(folder, reserve_bytes)
+    except FileExistsError as cause:
+        raise LostRace("another worker made the workspace of this attempt") from cause
     with _leaving(folder, runtime, is_anothers):
         yield Workspace(folder)
 
@@ -200,6 +203,8 @@ def _leaving(folder: Path, runtime: Runtime, is_anothers: Callable[[], bool]) ->
             raise NoSpace(f"the workspace filled up: {cause.strerror}") from cause
         if not folder.exists():
             raise LostRace("the workspace is gone: a sweep gave this attempt up") from cause
+        if is_anothers():  # who stalled, and wakes up in a folder where another worker goes on
+            raise LostRace("another worker goes on in this workspace") from cause
         raise
     finally:
         if not is_put_off and not is_anothers():

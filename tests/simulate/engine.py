@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 from agent.domain.ids import Digest
 from agent.errors import CageNotApplied, ContainerLost, RuntimeUnavailable
 from agent.ports.run_log import RunLog
-from agent.ports.runtime import Cage, Leftover, RunOutcome, RunSpec
+from agent.ports.runtime import Cage, ImageInfo, Leftover, RunOutcome, RunSpec
 from tests.fakes.runtime import Guest, MemoryRuntime, Program
 from tests.simulate.scheduler import Hub, Reply
 
@@ -108,6 +109,13 @@ class Engine(MemoryRuntime):
         self.containers.clear()
 
     # ---- the port
+
+    def load(self, archive: Path, digest: Digest) -> ImageInfo:
+        """An archive here is its program's name."""
+        self._check_up()
+        program = archive.read_bytes().decode()
+        self.add(digest, program)
+        return self._images[digest]
 
     @contextmanager
     def run(self, spec: RunSpec) -> Iterator[Any]:

@@ -190,7 +190,7 @@ class SimulatedHost:
         )
         self._processes = 0
         self.dead: list[str] = []  # workers that nobody has buried yet
-        self.lost_work = False  # memory, or what was to be written to a full disk
+        self.lost_work = False  # memory, what was to be written to a full disk, or what the engine would have told
         self.workers: list[Worker] = []
         self.api: Mortal | None = None
         self.api_agent: Host = self.real
@@ -292,7 +292,7 @@ class SimulatedHost:
         """A worker began what another had begun: the moment at which one that was stalled does most harm when it wakes."""
         for worker in self.workers:
             if worker is not by and worker.is_stalled:
-                self.world.hub.at(self.world.hub.now_s + self.dice.uniform(0.0, 6.0), worker.wake)
+                self.world.hub.at(self.world.hub.now_s + self.dice.choice((0.2, 6.0)) * self.dice.random(), worker.wake)
 
     def require_disk(self, error: type[AgentError] | None = None) -> None:
         """Raises: OSError, or `error`, when nothing can be written."""

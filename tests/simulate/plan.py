@@ -3,6 +3,7 @@
 A plan is plain values, so its `repr` is a test case. Leaving an order or a fault out of it changes nothing else in it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
@@ -108,8 +109,8 @@ class Plan:
         return max((fault.at_s + fault.for_s for fault in self.faults), default=0.0)
 
 
-def draw(seed: int, hosts: int, tasks: int) -> Plan:
-    """A plan of so many hosts and at least so many tasks."""
+def draw(seed: int, hosts: int, tasks: int, *, blows: frozenset[Blow] = frozenset(Blow)) -> Plan:
+    """A plan of so many hosts and at least so many tasks, with blows of these kinds."""
     dice = Random(f"plan {seed} {hosts} {tasks}")
     length_s = max(600.0, 20.0 * tasks / hosts)
     orders: list[OrderPlan] = []
@@ -118,7 +119,8 @@ def draw(seed: int, hosts: int, tasks: int) -> Plan:
         orders.append(_order(dice, len(orders), hosts, length_s))
         left -= orders[-1].tasks
     orders.sort(key=lambda order: order.at_s)
-    faults = [_fault(dice, hosts, length_s + CALM_S) for _ in range(max(8, tasks // 6))]
+    weights = {blow: weight for blow, weight in WEIGHTS.items() if blow in blows}
+    faults = [_fault(dice, weights, hosts, length_s + CALM_S) for _ in range(max(8, tasks // 6))]
     return Plan(seed, hosts, tuple(orders), tuple(sorted(faults, key=lambda fault: fault.at_s)))
 
 
@@ -158,8 +160,8 @@ def _datasets(dice: Random, count: int, hosts: int) -> tuple[int, ...]:
     return tuple(chosen)
 
 
-def _fault(dice: Random, hosts: int, until_s: float) -> Fault:
-    blow = dice.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+def _fault(dice: Random, weights: Mapping[Blow, int], hosts: int, until_s: float) -> Fault:
+    blow = dice.choices(list(weights), list(weights.values()))[0]
     shortest_s, longest_s = (80.0, 600.0) if blow is Blow.WORKER_STALLED else (5.0, LONGEST_S)  # beyond a lease
     return Fault(
         blow,

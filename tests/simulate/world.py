@@ -47,7 +47,7 @@ from tests.simulate.plan import DATASETS_PER_HOST, Blow, Fault, Guest, OrderPlan
 from tests.simulate.scheduler import Hub, Process, Reply
 
 MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-ALGO, BROKEN, PROBLEM = (digest_named(name) for name in ("algo-image", "broken-image", "problem-image"))
+ALGO, BROKEN, PROBLEM = (digest_named(name) for name in ("algo", "broken", "problem"))  # an archive is a program's name
 EXIT_CODE = 3
 SCORE = "0.875"
 MANY = 1000
@@ -227,6 +227,7 @@ class Consortium:
         self.hosts = [SimulatedHost(number, agent_key(number), self) for number in range(plan.hosts)]
         self.by_key = {host.keyid: host for host in self.hosts}
         self._bring_datasets()
+        self._bring_images()
         self.sent = {sent.signed.order.id: sent for sent in map(self._sent, plan.orders)}
         self.ended: set[OrderId] = set()
         self._clients = Process("orchestrator", self.hub)
@@ -275,6 +276,11 @@ class Consortium:
 
     def _orchestrators_now(self) -> Any:
         return NOW + timedelta(seconds=self.hub.now_s)
+
+    def _bring_images(self) -> None:
+        for storage in self.storages.numbers:
+            for program in self.programs:
+                self.storages.keep_blob(storage, BlobKind.IMAGE, program.encode())
 
     # ---- what hosts tell of themselves
 
@@ -404,7 +410,7 @@ class Consortium:
             case Blow.CONTAINER_KILLED | Blow.CONTAINER_LOST:
                 self._strike_container(host, blow)
             case Blow.ENGINE_DOWN:
-                host.engine.is_down = True
+                host.engine.is_down = host.lost_work = True
                 self.hub.at(self.hub.now_s + fault.for_s, self._raise_engine, host)
                 self.count(blow)
             case Blow.HOST_REBOOTED:
@@ -465,7 +471,7 @@ class Consortium:
         if any(self.hosts[number % self.plan.hosts].lost_work for number in (*plan.train, *plan.test, *plan.predict)):
             excuses.add("no-space")
         if plan.expires_s < DAY.total_seconds():
-            excuses |= {"order-expired", "the order expired"}
+            excuses |= {"order-expired", "the order expired", "share-withheld"}
         return Issued(
             envelope=sent.signed.envelope,
             accepted_by=frozenset(sent.accepted_by),
