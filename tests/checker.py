@@ -20,7 +20,7 @@ The rules, each with a name that stands in its violations:
   both-ends    an order with a result was not also reported as failed at any place
   one-receipt  no (order, position) has two receipts in what orchestrators acknowledged: reports and result together
   one-model    no (order, position) has two outputs or two models there
-  fenced       the receipt of a place is of the last attempt that was told to have begun there: one that was given up attests nothing
+  fenced       the receipt of a place is of the last attempt that began there, as reports tell: one given up attests nothing
   whole        a result brings one receipt for each task of the order, all done, signed, at their places, by an agent that
                storage names, linked (`previous`) and with linked models; its scores and model are those of the receipts
   reported     each receipt of a result was also reported as done, by the agent that signed it
@@ -315,7 +315,10 @@ def _fenced(book: _Book, receipts: Iterable[_Found]) -> Iterator[tuple[str, str]
     for _, _, receipt in receipts:
         began = last[receipt.agent, receipt.position]
         if receipt.attempt < began:
-            yield "fenced", f"attempt {receipt.attempt} at {receipt.position} attested after attempt {began} began"
+            yield (
+                "fenced",
+                f"attempt {receipt.attempt} at {receipt.position} attested after attempt {began} began",
+            )
 
 
 def _stored(

@@ -16,9 +16,13 @@ def main() -> int:
     parser.add_argument("--agents", type=int, default=50)
     parser.add_argument("--tasks", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", choices=[str(blow) for blow in Blow], action="append", help="a blow that is drawn")
+    parser.add_argument(
+        "--only", choices=[str(blow) for blow in Blow], action="append", help="a blow that is drawn"
+    )
     parser.add_argument("--peace", action="store_true", help="nothing is done to them")
-    parser.add_argument("--without", choices=sorted(GUARDS), action="append", default=[], help="a guard that is off")
+    parser.add_argument(
+        "--without", choices=sorted(GUARDS), action="append", default=[], help="a guard that is off"
+    )
     parser.add_argument("--no-shrink", action="store_true", help="a plan that fails is not made smaller")
     args = parser.parse_args()
     blows = frozenset(map(Blow, args.only or Blow))

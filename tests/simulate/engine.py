@@ -1,7 +1,7 @@
 """A container engine in virtual time: a container ends when its time has come, whether or not anybody still waits for it.
 
-It belongs to the host, not to a process: who dies leaves its containers running. A guest is a function that acts at the end of its
-container's time, all at once; one that is killed before left nothing.
+It belongs to the host, not to a process: who dies leaves its containers running. A guest is a function that acts at the end of
+its container's time, all at once; one that is killed before left nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -176,7 +176,9 @@ class Engine(MemoryRuntime):
 
     def _lasts_s(self) -> float:
         """Mostly seconds, now and then longer than a lease."""
-        return self._dice.uniform(0.5, 12.0) if self._dice.random() < 0.85 else self._dice.uniform(30.0, 200.0)
+        return (
+            self._dice.uniform(0.5, 12.0) if self._dice.random() < 0.85 else self._dice.uniform(30.0, 200.0)
+        )
 
     def _come_to_its_end(self, container: Container) -> None:
         if not container.is_running:

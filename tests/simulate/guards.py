@@ -1,7 +1,7 @@
 """Each guard of the agent, taken out: what a simulation must then find.
 
-    with without("sweep"):
-        play(plan)
+with without("sweep"):
+    play(plan)
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +11,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from agent import worker
+from agent.domain.ids import job_id
 from agent.domain.jobs import Job, JobState
 from agent.errors import AgentError, LostRace
 from agent.pipeline import deliver
@@ -63,7 +64,7 @@ def _no_dedup_of_handoffs(stack: ExitStack) -> None:
 
     def forgetful(self: Any, arrival: Arrival, now: datetime, **limits: int) -> Admission:
         with self._writing() as books:
-            job = ledger.job_id(arrival.order.order.id, arrival.position)
+            job = job_id(arrival.order.order.id, arrival.position)
             is_handoff = arrival.position > 0 and books.jobs.pop(job, None) is not None
             if is_handoff:
                 books.receipts.pop((arrival.order.digest, arrival.position), None)

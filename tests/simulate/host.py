@@ -109,9 +109,9 @@ class Worker(Mortal):
 
     def take(self, bells: Bells) -> None:
         """Bells into free hands."""
-        for queue, free in self._free.items():
-            while free > 0 and (item := bells.take(queue)) is not None:
-                self._free[queue] = free = free - 1
+        for queue in self._free:
+            while self._free[queue] > 0 and (item := bells.take(queue)) is not None:
+                self._free[queue] -= 1
                 self.hub.spawn(self, self._answer(queue, item))
 
     def _answer(self, queue: Queue, item: str) -> Callable[[], None]:
@@ -190,7 +190,9 @@ class SimulatedHost:
         )
         self._processes = 0
         self.dead: list[str] = []  # workers that nobody has buried yet
-        self.lost_work = False  # memory, what was to be written to a full disk, or what the engine would have told
+        self.lost_work = (
+            False  # memory, what was to be written to a full disk, or what the engine would have told
+        )
         self.workers: list[Worker] = []
         self.api: Mortal | None = None
         self.api_agent: Host = self.real
@@ -236,7 +238,7 @@ class SimulatedHost:
     def agent_of(self, process: Mortal) -> Host:
         """The agent as this process has it: every port call is a gate."""
         ports = self.real.ports
-        gated = {name: Gated(getattr(ports, name), name, process) for name in PORTS}
+        gated: dict[str, Any] = {name: Gated(getattr(ports, name), name, process) for name in PORTS}
         return replace(self.real, ports=replace(ports, **gated))
 
     def dispatch(self) -> None:
@@ -292,7 +294,9 @@ class SimulatedHost:
         """A worker began what another had begun: the moment at which one that was stalled does most harm when it wakes."""
         for worker in self.workers:
             if worker is not by and worker.is_stalled:
-                self.world.hub.at(self.world.hub.now_s + self.dice.choice((0.2, 6.0)) * self.dice.random(), worker.wake)
+                self.world.hub.at(
+                    self.world.hub.now_s + self.dice.choice((0.2, 6.0)) * self.dice.random(), worker.wake
+                )
 
     def require_disk(self, error: type[AgentError] | None = None) -> None:
         """Raises: OSError, or `error`, when nothing can be written."""

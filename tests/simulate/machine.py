@@ -73,7 +73,10 @@ def converted_once() -> Any:
         if found is None:
             if len(known) > KEPT:
                 known.clear()
-            found = known[id(tree), kind] = (msgspec.convert(tree, kind), tree)  # the tree lives, so does its id
+            found = known[id(tree), kind] = (
+                msgspec.convert(tree, kind),
+                tree,
+            )  # the tree lives, so does its id
         return found[0]
 
     return SimpleNamespace(convert=convert, json=msgspec.json, ValidationError=msgspec.ValidationError)
@@ -119,17 +122,19 @@ def simulated_machine(world: "Consortium") -> Iterator[None]:
     before = structlog.get_config()
     with ExitStack() as stack:
         stack.enter_context(patch.object(os, "statvfs", statvfs))
-        stack.enter_context(
-            patch.object(phases, "time", SimpleNamespace(monotonic=lambda: world.hub.now_s))
-        )
+        stack.enter_context(patch.object(phases, "time", SimpleNamespace(monotonic=lambda: world.hub.now_s)))
         stack.enter_context(patch.object(space, "file_system_of", lambda *_: "tmpfs"))
         stack.enter_context(patch.object(space, "memory_available", lambda *_: ()))
         stack.enter_context(patch.object(strict_json, "parse", parsed_once()))
         stack.enter_context(patch.object(strict_json, "msgspec", converted_once()))
         stack.enter_context(patch.object(PublicKey, "verify", verified_once()))
         # Which processes live is the simulated kernel's to say: the real one would ask for a file that is held open by each.
-        stack.enter_context(patch.object(real_worker, "bury_the_dead", lambda folder: host_of(folder).dead[:]))
-        stack.enter_context(patch.object(real_worker, "forget", lambda folder, name: forget(host_of(folder), name)))
+        stack.enter_context(
+            patch.object(real_worker, "bury_the_dead", lambda folder: host_of(folder).dead[:])
+        )
+        stack.enter_context(
+            patch.object(real_worker, "forget", lambda folder, name: forget(host_of(folder), name))
+        )
         stack.enter_context(patch.object(real_worker, "log", CrashLog(world.hub.crashes)))
         stack.callback(structlog.configure, **before)
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

@@ -228,9 +228,11 @@ class PeersPort:
 # ------------------------------------------------------------------ the last moment before and behind a call
 
 READS = frozenset(
-    "job jobs order receipts deliveries events digest_of_order recorded_last_receipt ruling rulings verdict_on description "
-    "listing logs counts unrung steps control".split()
-)
+    {
+        "job", "jobs", "order", "receipts", "deliveries", "events", "digest_of_order", "recorded_last_receipt", "ruling",
+        "rulings", "verdict_on", "description", "listing", "logs", "counts", "unrung", "steps", "control", "codes_before",
+    }
+)  # fmt: skip
 
 TAKES_OVER = frozenset({"start", "adopt"})
 
@@ -247,7 +249,9 @@ class Gated:
             return behind
         gate = self._process.gate
         before, after = f"{self._name}.{name}", f"{self._name}.{name}!"
-        require_disk = self._process.host.require_disk if self._name == "ledger" and name not in READS else None
+        require_disk = (
+            self._process.host.require_disk if self._name == "ledger" and name not in READS else None
+        )
 
         def call(*args: Any, **named: Any) -> Any:
             gate(before)

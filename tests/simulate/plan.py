@@ -44,7 +44,7 @@ class Blow(StrEnum):
 
 
 # How often each is drawn, beside the others.
-WEIGHTS: Final = {blow: 2 for blow in Blow} | {
+WEIGHTS: Final = dict.fromkeys(Blow, 2) | {
     Blow.WORKER_KILLED: 10,
     Blow.API_KILLED: 5,
     Blow.WORKER_STALLED: 8,
@@ -162,7 +162,9 @@ def _datasets(dice: Random, count: int, hosts: int) -> tuple[int, ...]:
 
 def _fault(dice: Random, weights: Mapping[Blow, int], hosts: int, until_s: float) -> Fault:
     blow = dice.choices(list(weights), list(weights.values()))[0]
-    shortest_s, longest_s = (80.0, 600.0) if blow is Blow.WORKER_STALLED else (5.0, LONGEST_S)  # beyond a lease
+    shortest_s, longest_s = (
+        (80.0, 600.0) if blow is Blow.WORKER_STALLED else (5.0, LONGEST_S)
+    )  # beyond a lease
     return Fault(
         blow,
         host=dice.randrange(hosts),

@@ -1,8 +1,8 @@
 """Virtual time, and threads of control that sleep in it. One runs at a time; which is next, time and a number decide.
 
-A thread belongs to a process. A killed process never runs again: its threads stay where they were for ever, so that no `finally`
-of theirs touches anything. A stalled one sleeps until it is woken, whatever it waited for. All of it is one thread of the
-operating system: greenlets switch where a port is called, and nowhere else.
+A thread belongs to a process. A killed process never runs again: its threads stay where they were for ever, so that no
+`finally` of theirs touches anything. A stalled one sleeps until it is woken, whatever it waited for. All of it is one thread of
+the operating system: greenlets switch where a port is called, and nowhere else.
 """
 
 import heapq

@@ -1,7 +1,7 @@
-"""A consortium of simulated hosts, the orchestrators that give them orders, and what is done to them: one plan, played to its end.
+"""A consortium of simulated hosts, orchestrators that give them orders, and what is done to them: one plan, played to its end.
 
-    played = play(draw(seed=7, hosts=10, tasks=200))
-    played.violations, played.trace, played.counts
+played = play(draw(seed=7, hosts=10, tasks=200))
+played.violations, played.trace, played.counts
 """
 
 import gc
@@ -18,6 +18,7 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 from random import Random
 from typing import Any
+
 import msgspec
 
 from agent.domain.ids import Digest, KeyId, OrderId, digest_of
@@ -40,14 +41,16 @@ from tests.fakes.runtime import Guest as GuestView
 from tests.fakes.storage import MemoryStorages
 from tests.simulate.engine import Container
 from tests.simulate.host import SimulatedHost
-from tests.simulate.machine import simulated_machine
 from tests.simulate.ledger import SwiftLedger
+from tests.simulate.machine import simulated_machine
 from tests.simulate.network import ORCHESTRATORS
 from tests.simulate.plan import DATASETS_PER_HOST, Blow, Fault, Guest, OrderPlan, Plan
 from tests.simulate.scheduler import Hub, Process, Reply
 
 MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-ALGO, BROKEN, PROBLEM = (digest_named(name) for name in ("algo", "broken", "problem"))  # an archive is a program's name
+ALGO, BROKEN, PROBLEM = (
+    digest_named(name) for name in ("algo", "broken", "problem")
+)  # an archive is a program's name
 EXIT_CODE = 3
 SCORE = "0.875"
 MANY = 1000
@@ -84,7 +87,9 @@ def hide_and_score(guest: GuestView) -> None:
     """The problem: hides what stands after the `=`, and scores every prediction alike."""
     (name,) = (name for name in guest.names("/hidden_data/test") if name != "pred")
     if "detarget" in guest.args:
-        guest.write(f"/submission_data/test/{name}", guest.read(f"/hidden_data/test/{name}").partition(b"=")[0])
+        guest.write(
+            f"/submission_data/test/{name}", guest.read(f"/hidden_data/test/{name}").partition(b"=")[0]
+        )
     else:
         guest.read(f"/submission_data/test/pred/{name}")
         guest.write("/hidden_data/perf/performance.json", f'{{"perf": {SCORE}}}')
@@ -121,7 +126,11 @@ def roster_of(hosts: int) -> Roster:
     """Everybody's entries."""
     found: list[RosterEntry] = [entry_for("owner", Role.OWNER)]
     for number in range(2):
-        found.append(entry_for(f"o{number + 1}", Role.ORCHESTRATOR, orchestrator_url=f"https://o{number + 1}.test:8460"))
+        found.append(
+            entry_for(
+                f"o{number + 1}", Role.ORCHESTRATOR, orchestrator_url=f"https://o{number + 1}.test:8460"
+            )
+        )
     for number in range(hosts):
         urls = {"storage_url": f"https://storage-{number}.test:8450"}
         agent_url = f"https://agent-{number}.test:8440"
@@ -368,7 +377,9 @@ class Consortium:
         while self.hub.now_s < until_s:
             self.hub.sleep(self._dice.uniform(0.001, 0.1))
             reply = Reply(self.hub)
-            host.serve(lambda: host.take_order(signed.envelope, signed.order.payload_type, signed.signer), reply)
+            host.serve(
+                lambda: host.take_order(signed.envelope, signed.order.payload_type, signed.signer), reply
+            )
             is_lost = not self.hub.wait(reply, 30.0) or self.is_cut(host.number, ORCHESTRATORS)
             error = reply.error
             if not is_lost and error is None:
@@ -468,7 +479,10 @@ class Consortium:
         plan, excuses = sent.plan, set(sent.excuses)
         if plan.guest is Guest.FAILS:
             excuses.add(f"exit:{EXIT_CODE}")
-        if any(self.hosts[number % self.plan.hosts].lost_work for number in (*plan.train, *plan.test, *plan.predict)):
+        if any(
+            self.hosts[number % self.plan.hosts].lost_work
+            for number in (*plan.train, *plan.test, *plan.predict)
+        ):
             excuses.add("no-space")
         if plan.expires_s < DAY.total_seconds():
             excuses |= {"order-expired", "the order expired", "share-withheld"}
@@ -502,7 +516,9 @@ def play(plan: Plan) -> Played:
     """Play it, judge it."""
     with ExitStack() as stack:
         stack.callback(gc.set_threshold, *gc.get_threshold())
-        gc.set_threshold(200_000, 20, 100)  # much is kept to the end; looking at it again and again takes a third of the time
+        gc.set_threshold(
+            200_000, 20, 100
+        )  # much is kept to the end; looking at it again and again takes a third of the time
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY)))
         world = Consortium(plan, root)
         stack.enter_context(simulated_machine(world))
