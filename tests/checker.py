@@ -378,7 +378,9 @@ def _handoffs(seen: Seen, books: Mapping[OrderId, _Book]) -> Iterator[Violation]
 
 def _runs(seen: Seen) -> Iterator[Violation]:
     ran = Counter((run.order_id, run.position) for run in seen.runs)
-    excused = {(run.order_id, run.position): run.times for run in seen.runs}
+    excused: Counter[tuple[OrderId, int]] = Counter()
+    for run in seen.runs:
+        excused[run.order_id, run.position] = max(excused[run.order_id, run.position], run.times)
     for (order_id, position), times in ran.items():
         if times > excused[order_id, position]:
             yield Violation("once-trained", order_id, f"the task at {position} ran to its end {times} times")
