@@ -113,6 +113,11 @@ class TwoLedgers(RuleBasedStateMachine):
         found = self.fake.jobs(JobQuery(states=frozenset({state})))
         return found[some % len(found)] if found else self.job_at(some)
 
+    def in_hand(self, some: int) -> Job:
+        """A running job as somebody had it in hand: who has it now, or one who was given up and does not know."""
+        views = [job for job in self.seen if job.state is JobState.RUNNING][-6:]
+        return views[some % len(views)] if views else self.job_at(some)
+
     def a_delivery(self, some: int) -> DeliveryId:
         pending = self.fake.deliveries(state=DeliveryState.PENDING)
         known = pending if some % 5 and pending else self.fake.deliveries()
@@ -178,7 +183,7 @@ class TwoLedgers(RuleBasedStateMachine):
 
     @rule(some=SOME, is_other=st.booleans(), has_next=st.booleans(), deliveries=NEW_DELIVERIES)
     def attest(self, some: int, is_other: bool, has_next: bool, deliveries: list[NewDelivery]) -> None:
-        job, now = self.job_in(JobState.RUNNING, some), at(self.clock)
+        job, now = self.in_hand(some), at(self.clock)
         order = next(order_named(name) for name in NAMES if order_named(name).order.id == job.order_id)
         receipt = other_receipt(order, job.position) if is_other else chain_of(order, job.position + 1)[-1]
         successor = Successor(job.position + 1, TaskKind.LEARN) if has_next else None
@@ -206,7 +211,7 @@ class TwoLedgers(RuleBasedStateMachine):
 
     @rule(some=SOME, rest=st.sampled_from([1, 10]))
     def park(self, some: int, rest: int) -> None:
-        job, now, until = self.job_in(JobState.RUNNING, some), at(self.clock), at(self.clock + rest)
+        job, now, until = self.in_hand(some), at(self.clock), at(self.clock + rest)
         self.same(lambda ledger: ledger.park(job, now, until=until, reason="storage-unavailable"))
 
     @rule(process=st.sampled_from(["w", "w1"]))
@@ -216,12 +221,12 @@ class TwoLedgers(RuleBasedStateMachine):
 
     @rule(some=SOME, name=st.sampled_from(STEPS))
     def begin_step(self, some: int, name: str) -> None:
-        job, now = self.job_in(JobState.RUNNING, some), at(self.clock)
+        job, now = self.in_hand(some), at(self.clock)
         self.same(lambda ledger: ledger.begin_step(job, name, now))
 
     @rule(some=SOME, name=st.sampled_from(STEPS), log=st.sampled_from([None, ("train", b"sealed")]))
     def end_step(self, some: int, name: str, log: tuple[str, bytes] | None) -> None:
-        job, now = self.job_in(JobState.RUNNING, some), at(self.clock)
+        job, now = self.in_hand(some), at(self.clock)
         self.same(lambda ledger: ledger.end_step(job, name, now, b"%d" % some, log=log))
 
     @rule(some=SOME)
