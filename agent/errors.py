@@ -382,6 +382,11 @@ class RuntimeUnavailable(OutsideError):
     advice = "Start the container service: `systemctl --user start dc-compute-podman` as the agent's user."
 
 
+class ContainerLost(OutsideError):
+    code = "container-lost"
+    advice = "Nothing to do: it is run again while attempts are left; look at why the host lost it when it comes again."
+
+
 class CageNotApplied(OutsideError):
     code = "cage-not-applied"
     is_retried = False

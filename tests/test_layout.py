@@ -49,7 +49,10 @@ PLUMBING = {
     "ledger_schema",
     "memory_events",
     "migrations",
+    "process_times",
     "run_end",
+    "run_ended",
+    "run_kept",
     "run_log",
     "run_watch",
     "user_namespace",
@@ -58,6 +61,8 @@ PLUMBING = {
 PLUMBING_OF = {
     "cage": "runtime",
     "container_run": "runtime",
+    "run_ended": "runtime",
+    "run_kept": "runtime",
     "run_watch": "runtime",
 }  # what the adapters of one port share may speak of that port's values
 ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py"}

@@ -67,6 +67,12 @@ class ContainerRun:
         release()
         self._began_s = time.monotonic()
 
+    def go_on(self, cage: Cage, wall_s: int, watch: RunWatch, age_s: float) -> None:
+        """Instead of `start`: the image's program began so many seconds ago, under another worker."""
+        self._cage, self._wall_s, self._watch = cage, wall_s, watch
+        self._began_s = time.monotonic() - age_s
+        watch.start()
+
     def wait(self) -> RunOutcome:
         """As the protocol says. Raises: RuntimeUnavailable when the engine is gone; the container may live on."""
         if self._outcome is None:
