@@ -119,7 +119,7 @@ def _stop_after(owner: Any, name: str, moment: str) -> None:
 def _stop_at(moment: str) -> None:
     match moment:
         case "claimed":
-            _stop_after(runtime_podman.PodmanRuntime, "_create_mapped", moment)
+            _stop_after(runtime_podman.PodmanRuntime, "_create", moment)
             _stop_after(runtime_runc.RuncRuntime, "_claim", moment)
         case "made":
             _stop_after(runtime_podman.PodmanRuntime, "_make", moment)
