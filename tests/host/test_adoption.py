@@ -2,22 +2,30 @@
 
 import json
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from agent.devkit.podman_service import checkout_folders, podman_service
 from agent.domain.ids import digest_of
 from agent.errors import ContainerLost
 from agent.ports import cage
 from agent.ports.runtime import Mount, RunOutcome, RunSpec, Runtime
 from agent.ports.runtime_podman import PodmanRuntime
+from agent.ports.runtime_podman_api import PodmanApi
 from agent.ports.runtime_podman_found import find
 from agent.ports.runtime_runc import RuncRuntime
-from tests.host.podman import CEILINGS, SECCOMP, Desk, runc_runtime
+from agent.ports.user_namespace import UserNamespace
+from tests.host.podman import CEILINGS, SECCOMP, Desk, Engine, open_desk, runc_runtime
 from tests.host.worker import Worker, die_at, worker
 
 pytestmark = pytest.mark.host
@@ -52,13 +60,10 @@ def conmon_of(runtime: Runtime, name: str = "run") -> int:
     return known.monitor
 
 
-def await_end(runtime: Runtime) -> None:
-    """Until no process of ours runs in a container."""
-    pid = pid_of(runtime)
-    while pid > 0 and _lives(pid):
-        time.sleep(0.02)
-    if isinstance(runtime, RuncRuntime):
-        while _lives(conmon_of(runtime)):
+def await_end(runtime: Runtime, name: str = "run") -> None:
+    """Until the container's first process and its conmon are gone."""
+    for pid in (pid_of(runtime, name), conmon_of(runtime, name)):
+        while pid > 0 and _lives(pid):
             time.sleep(0.02)
 
 
@@ -95,15 +100,27 @@ def test_what_is_said_while_nobody_listens_holds_the_guest_up_nowhere(desk: Desk
     assert adopted(desk, spec).cause is None
 
 
+def spoken(desk: Desk) -> RunSpec:
+    """A run that has spoken when its worker dies, and speaks again later."""
+    output = desk.output()
+    spec = desk.spec(
+        "flood", "0", "+", "write", "/data/model/x", "y", "+", "sleep", "2", "+", "progress", mounts=(output,)
+    )
+    die_at(desk.runtime, spec)
+    while not (output.source / "x").exists():
+        time.sleep(0.02)
+    return spec
+
+
 def test_runc_s_log_is_there_from_the_beginning(runc_desk: Desk) -> None:
-    spec = runc_desk.spec("sleep", "1", "+", "progress", "+", "sleep", "1")
-    die_at(runc_desk.runtime, spec)
+    spec = spoken(runc_desk)
 
     with runc_desk.runtime.adopt(spec) as run:
         outcome = run.wait()
 
-    assert outcome.log.startswith(b"asleep\nprogress: 0.25 reading\n")
-    assert outcome.log.endswith(b"asleep\n")
+    assert outcome.log.startswith(b"HEAD\nTAIL\nasleep\nprogress: 0.25 reading\n")
+    assert outcome.log.endswith(b"progress: 0.9 on stderr\n")
+    assert run.progress() == 0.4
 
 
 def test_runc_s_log_of_a_run_that_ended_is_there(runc_desk: Desk) -> None:
@@ -117,18 +134,25 @@ def test_runc_s_log_of_a_run_that_ended_is_there(runc_desk: Desk) -> None:
 
 
 def test_podman_keeps_no_log_and_the_log_says_so(podman_desk: Desk) -> None:
-    spec = podman_desk.spec("sleep", "1", "+", "progress")
-    die_at(podman_desk.runtime, spec)
+    spec = spoken(podman_desk)
 
-    going_on = adopted(podman_desk, spec).log
+    with podman_desk.runtime.adopt(spec) as run:
+        log = run.wait().log
+
+    assert log.startswith(b"[what was said before")
+    assert b"HEAD" not in log
+    assert b"progress: 0.4\n" in log
+    assert run.progress() == 0.4
+
+
+def test_of_what_ended_under_podman_there_is_no_log_and_the_log_says_so(podman_desk: Desk) -> None:
+    spec = podman_desk.spec("progress")
     die_at(podman_desk.runtime, spec)
     await_end(podman_desk.runtime)
-    ended = adopted(podman_desk, spec).log
 
-    assert going_on.startswith(b"[what was said before")
-    assert b"asleep" not in going_on
-    assert b"progress: 0.4\n" in going_on
-    assert ended == going_on.partition(b"\n")[0] + b"\n"
+    log = adopted(podman_desk, spec).log
+
+    assert log == b"[what was said before another worker went on with this run is not kept]\n"
 
 
 def test_a_worker_that_is_told_to_stop_leaves_its_container_running(desk: Desk) -> None:
@@ -403,3 +427,127 @@ def test_a_worker_that_was_stopped_while_another_one_ended_its_run_ends_cleanly(
             assert _lives(pid)
 
     assert told in {"exit:7", "unknown", "runtime-unavailable"}
+
+
+# ------------------------------------------------------------------ Podman's service dies
+
+
+@contextmanager
+def service() -> Iterator[Path]:
+    """One more service on the storage of the tests, under a socket of its own."""
+    runtime_dir, root = checkout_folders()
+    with podman_service(runtime_dir, root, name="test-killed") as socket:
+        yield socket
+
+
+def kill_service(socket: Path) -> None:
+    group = os.getpgid(PodmanApi(socket).service_pid())
+    os.killpg(group, signal.SIGKILL)
+    while _group_lives(group):
+        time.sleep(0.02)
+
+
+def _group_lives(group: int) -> bool:
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                return True
+    return False
+
+
+@pytest.fixture
+def killable(engine: Engine) -> Iterator[Desk]:
+    """A desk whose service may be killed; whoever removes what is left finds another one."""
+    with service() as socket:
+        instance = f"test-{uuid.uuid4()}"
+        runtime = PodmanRuntime(socket, SECCOMP, engine.store, instance=instance, pool_size=3)
+        last = PodmanRuntime(engine.socket, SECCOMP, engine.store, instance=instance, pool_size=3)
+        for desk in open_desk(last):
+            yield replace_runtime(desk, runtime)
+
+
+def replace_runtime(desk: Desk, runtime: Runtime) -> Desk:
+    return Desk(runtime, desk.image, desk.root)
+
+
+def test_a_living_worker_survives_a_restart_of_the_service(killable: Desk) -> None:
+    spec = killable.spec("sleep", "4", "+", "flood", "4", "+", "exit", "7")
+
+    with ExitStack() as services, killable.runtime.run(spec) as run:
+        kill_service(killable.podman._api.path)
+        services.enter_context(service())
+
+        assert run.wait().cause == "exit:7"
+
+
+def test_a_run_goes_on_through_the_next_service(killable: Desk) -> None:
+    spec = killable.spec("sleep", "4", "+", "flood", "4", "+", "exit", "7")
+    die_at(killable.runtime, spec)
+    kill_service(killable.podman._api.path)
+
+    with service():
+        assert adopted(killable, spec).cause == "exit:7"
+
+
+def test_a_service_that_is_away_at_the_end_is_told_and_the_next_one_tells_the_end(killable: Desk) -> None:
+    spec = killable.spec("sleep", "2", "+", "exit", "7")
+    with worker(killable.runtime, spec) as one:
+        one.says("started")
+        kill_service(killable.podman._api.path)
+
+        assert ending(one) == "runtime-unavailable"
+
+    with service():
+        assert adopted(killable, spec).cause == "exit:7"
+
+
+@pytest.fixture
+def own_storage() -> Iterator[tuple[Path, Path, Path]]:
+    """(runtime folder, storage, notes) of a Podman that may be booted: nobody else has containers there."""
+    runtime_dir = Path(tempfile.mkdtemp(prefix="dcc-boot-", dir=os.environ["XDG_RUNTIME_DIR"]))
+    root = Path(tempfile.mkdtemp(prefix="dcc-boot-", dir=Path.home()))
+    try:
+        yield runtime_dir, root / "storage", root / "notes"
+    finally:
+        clear(root, runtime_dir)
+
+
+def clear(*folders: Path) -> None:
+    """Remove them, whoever of the user's subordinate ids has files there."""
+    inside = UserNamespace.made()
+    for folder in folders:
+        inside.do("reclaim", str(folder))
+        shutil.rmtree(folder)
+    inside.close()
+
+
+@contextmanager
+def booted(runtime_dir: Path, root: Path, socket: Path) -> Iterator[None]:
+    """Podman after a boot of the host: nothing is left of what lay in memory."""
+    kill_service(socket)
+    clear(runtime_dir / "tmp", runtime_dir / "run")
+    with podman_service(runtime_dir, root):
+        yield
+
+
+def test_after_a_boot_nobody_takes_a_run_for_done(own_storage: tuple[Path, Path, Path]) -> None:
+    runtime_dir, root, notes = own_storage
+    with podman_service(runtime_dir, root) as socket:
+        runtime = PodmanRuntime(socket, SECCOMP, notes, instance="boot", pool_size=2)
+        with ExitStack() as boots:
+            for desk in open_desk(runtime):
+                running, ended = desk.spec("sleep", "60"), desk.spec("exit", "0", name="ended")
+                die_at(runtime, ended)
+                await_end(runtime, "ended")
+                die_at(runtime, running)
+                for pid in (conmon_of(runtime), pid_of(runtime)):
+                    os.kill(pid, signal.SIGKILL)
+                boots.enter_context(booted(runtime_dir, root, socket))
+
+                assert adopted(desk, ended).cause == "unknown"
+                # Podman 4.3 answers 0 here, for a container that was killed.
+                with pytest.raises(ContainerLost), runtime.adopt(running):
+                    pass
+
+                assert runtime.leftovers() == ()
