@@ -34,6 +34,7 @@ ROOM_OF = {"cli_*": "cli", "__main__": "cli"}
 
 # In ports/, `X.py` is a port, `X_lib.py` (or X_lib_part.py) an adapter of it; adapters share these.
 PLUMBING = {
+    "alone",
     "cage",
     "cage_check",
     "cage_seen",
