@@ -12,6 +12,7 @@ from typing import NewType, Protocol
 from msgspec import Struct
 
 from agent.domain.approvals import Ruling, Verdict
+from agent.domain.cancellations import KeptCancellation
 from agent.domain.chain import TaskKind
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.images import ImageDescription, ImageEntry
@@ -28,6 +29,7 @@ class DeliveryKind(StrEnum):
     HANDOFF = "handoff"
     REPORT = "report"
     RESULT = "result"
+    CANCELLATION = "cancellation"  # as its orchestrator signed it, for the agent that went on
 
 
 class DeliveryState(StrEnum):
@@ -36,6 +38,7 @@ class DeliveryState(StrEnum):
     PENDING = "pending"
     ACKNOWLEDGED = "acknowledged"
     DEAD = "dead"  # refused for good, or expired: a person decides
+    WITHDRAWN = "withdrawn"  # the order was cancelled before it arrived, for all this host knows
 
 
 class NewDelivery(Struct, frozen=True):
@@ -114,6 +117,18 @@ class Successor(Struct, frozen=True):
 
     position: int
     kind: TaskKind
+
+
+class CancelStep(Struct, frozen=True, kw_only=True):
+    """What a cancellation does to one job of its order, as the caller saw it.
+
+    `is_ended`: it moves to CANCELLED, else it stays as it is. `withdrawn`: pending hand-offs that are not to be sent any more.
+    """
+
+    job: Job
+    is_ended: bool
+    withdrawn: tuple[DeliveryId, ...] = ()
+    deliveries: tuple[NewDelivery, ...] = ()
 
 
 class JobQuery(Struct, frozen=True, kw_only=True):
@@ -249,6 +264,36 @@ class Ledger(Protocol):
         values: dict[str, str | int | float | None] | None = None,
     ) -> None:
         """Append one line to the log of events."""
+        ...
+
+    # ---- cancelling
+
+    def order_of_digest(self, order: Digest) -> OrderRecord | None:
+        """The order with this digest, when it reached this host."""
+        ...
+
+    def cancellations(self, order: Digest) -> tuple[KeptCancellation, ...]:
+        """What was said about ending this order, by whomever: who reads it judges whose word counts."""
+        ...
+
+    def cancel(
+        self,
+        kept: KeptCancellation,
+        steps: Sequence[CancelStep],
+        now: datetime,
+        *,
+        most_without_order: int,
+    ) -> bool:
+        """Keep the cancellation and do what it does to the order's jobs, in one transaction; whether it was new.
+
+        One source has one cancellation of an order: the first stays, and `keep_until` only ever grows. A new one leaves an
+        event `order.cancelled`. Raises: LostRace when a job or a delivery is not as seen, or the steps leave out a job that would
+        still go on here (the operator's leave what was handed over); QueueFull when its source has so many of orders that never came.
+        """
+        ...
+
+    def forget_cancellations(self, now: datetime) -> int:
+        """Drop those whose time is over; how many."""
         ...
 
     # ---- what the operator ruled on images
