@@ -109,7 +109,7 @@ def in_thread(run: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
 # ------------------------------------------------------------------ bells
 
 
-def test_there_is_a_handler_for_each_of_the_five_queues(house: House) -> None:
+def test_there_is_a_handler_for_each_of_the_six_queues(house: House) -> None:
     assert set(handlers(house.host, Leases(house.host), proved(house.host))) == set(Queue)
 
 

@@ -20,7 +20,9 @@ MOST_WITHOUT_ORDER: Final = 1000  # of one orchestrator
 
 OPERATOR: Final = "operator"  # the source of a cancellation that nobody signed
 
-CANCELLED: Final = "cancelled"  # reasons, as reports carry them: the orchestrator knows its own from the operator's
+CANCELLED: Final = (
+    "cancelled"  # reasons, as reports carry them: the orchestrator knows its own from the operator's
+)
 BY_OPERATOR: Final = "cancelled-by-operator"
 
 

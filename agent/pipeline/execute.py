@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import timedelta
 
-from agent.domain.jobs import Job, JobEvent
+from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import is_expired
 from agent.domain.reports import ReportState
 from agent.domain.retries import dice, rest_between_attempts
@@ -97,6 +97,11 @@ def _start(context: Context, host: Host, worker: str) -> Context | None:
 def _end_badly(context: Context, work: Work, error: AgentError, host: Host) -> Job:
     """The job back in the queue when the cause may pass and attempts are left, else FAILED with a receipt."""
     job = context.job
+    if (
+        host.ports.ledger.job(job.id).state is JobState.CANCELLED
+    ):  # its container was killed: no failure of its own
+        log.warning("task.given_up", job=job.id, attempt=job.attempt)
+        return job
     log.warning("task.attempt_failed", job=job.id, attempt=job.attempt, code=error.code, detail=str(error))
     if isinstance(error, BadOutput) and error.seen:
         keep_log(job, REFUSED_OUTPUT, error.seen.encode(errors="backslashreplace"), host)

@@ -122,7 +122,8 @@ class Successor(Struct, frozen=True):
 class CancelStep(Struct, frozen=True, kw_only=True):
     """What a cancellation does to one job of its order, as the caller saw it.
 
-    `is_ended`: it moves to CANCELLED, else it stays as it is. `withdrawn`: pending hand-offs that are not to be sent any more.
+    `is_ended`: it moves to CANCELLED, else it stays as it is. `withdrawn`: hand-offs, pending or dead, that nobody is to send
+    any more.
     """
 
     job: Job

@@ -33,8 +33,9 @@ class CancellationsLedger(Protocol):
         """Keep the cancellation and do what it does to the order's jobs, in one transaction; whether it was new.
 
         One source has one cancellation of an order: the first stays, and `keep_until` only ever grows. A new one leaves an
-        event `order.cancelled`. Raises: LostRace when a job or a delivery is not as seen, or the steps leave out a job that would
-        still go on here (the operator's leave what was handed over); QueueFull when its source has so many of orders that never came.
+        event `order.cancelled`. Raises: LostRace when a job or a delivery is not as seen, or the steps leave out a job that
+        would still go on here (the operator's leave what was handed over); QueueFull when its source has so many of orders
+        that never came.
         """
         ...
 

@@ -14,7 +14,7 @@ from agent.ports import ledger_sqlalchemy_writes as writes
 from agent.ports.ledger import CancelStep, DeliveryState, OrderRecord
 from agent.ports.ledger_schema import cancellations, jobs, orders
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
-from agent.ports.ledger_sqlalchemy_rows import order_of
+from agent.ports.ledger_sqlalchemy_rows import Plain, order_of
 
 OPEN = (JobState.RECEIVED, JobState.HELD, JobState.QUEUED, JobState.RUNNING)
 
@@ -80,7 +80,12 @@ def _keep(tx: Connection, kept: KeptCancellation, now: datetime, most_without_or
     row = msgspec.structs.asdict(kept)
     row["order_digest"] = row.pop("order")
     tx.execute(insert(cancellations), row)
-    told = {"order": kept.order, "source": kept.source, "uid": kept.uid, "reason": kept.reason}
+    told: dict[str, Plain] = {
+        "order": kept.order,
+        "source": kept.source,
+        "uid": kept.uid,
+        "reason": kept.reason,
+    }
     writes.tell(tx, "order.cancelled", now, order_id, None, told)
     return True
 
@@ -100,7 +105,7 @@ def _take(tx: Connection, step: CancelStep, kept: KeptCancellation, now: datetim
         job = writes.change(tx, step.job, state=step.job.state)  # only to see that nobody moved it
     for delivery in step.withdrawn:
         _, _, state = writes.read_delivery_state(tx, delivery)
-        if state is not DeliveryState.PENDING:
+        if state not in {DeliveryState.PENDING, DeliveryState.DEAD}:
             raise LostRace(f"delivery {delivery} is {state}")
         writes.change_delivery(tx, delivery, state=DeliveryState.WITHDRAWN, last_error=kept.told_reason)
     writes.put_deliveries(tx, job, step.deliveries, now)

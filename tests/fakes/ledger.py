@@ -341,7 +341,12 @@ class MemoryLedger:
                 _require_room_for(books, kept, most_without_order)
                 books.cancellations[kept.order, kept.source] = kept
                 order_id = next((r.id for r in books.orders.values() if r.digest == kept.order), None)
-                told = {"order": kept.order, "source": kept.source, "uid": kept.uid, "reason": kept.reason}
+                told: dict[str, Plain] = {
+                    "order": kept.order,
+                    "source": kept.source,
+                    "uid": kept.uid,
+                    "reason": kept.reason,
+                }
                 _tell(books, "order.cancelled", now, order_id, None, told)
             else:
                 longer = max(before.keep_until, kept.keep_until)
@@ -660,21 +665,21 @@ def _is_job_due(job: Job, now: datetime) -> bool:
 
 def _require_room_for(books: _Books, kept: KeptCancellation, limit: int) -> None:
     known = {record.digest for record in books.orders.values()}
-    early = [one for one in books.cancellations.values() if one.source == kept.source and one.order not in known]
+    early = [
+        one for one in books.cancellations.values() if one.source == kept.source and one.order not in known
+    ]
     if kept.order not in known and len(early) >= limit:
         raise QueueFull(f"{limit} cancellations wait for their orders")
 
 
 def _take_step(books: _Books, step: CancelStep, kept: KeptCancellation, now: datetime) -> None:
     if step.is_ended:
-        job = _transit(
-            books, step.job, JobEvent.CANCEL, now, reason=kept.told_reason, not_before=None
-        )
+        job = _transit(books, step.job, JobEvent.CANCEL, now, reason=kept.told_reason, not_before=None)
     else:
         job = _change(books, step.job)
     for each in step.withdrawn:
         found = _delivery(books, each)
-        if found.state is not DeliveryState.PENDING:
+        if found.state not in {DeliveryState.PENDING, DeliveryState.DEAD}:
             raise LostRace(f"delivery {each} is {found.state}")
         books.deliveries[each] = replace(
             found, state=DeliveryState.WITHDRAWN, last_error=kept.told_reason, lease_until=None
