@@ -2,6 +2,7 @@
 
 from dataclasses import replace as with_changes
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -43,17 +44,17 @@ from tests.builders import DAY, SKEW, changed, digest_named, key_of, policy_text
 from tests.fakes.runtime import Guest
 from tests.pipeline.world import SMALL, Hospital, Tapped, World, append_what_it_sees, once
 
-CHAIN = {"train": ("a1", "b1", "c1"), "test": ()}
+CHAIN: dict[str, Any] = {"train": ("a1", "b1", "c1"), "test": ()}
 HOLDS = policy_text(orchestrators=[key_of("o1").keyid], images=[], rest=f"hold_unknown = true\n{SMALL}")
 
 
 def cancelled_in_the_run(world: World, order: SignedOrder, at: Hospital) -> None:
     """From now on the order is cancelled at that hospital while its algorithm runs there, and then the bells are answered."""
 
-    def algorithm(guest: Guest) -> int | None:
+    def algorithm(guest: Guest) -> None:
         world.algo = append_what_it_sees
         world.cancel(order, at)
-        return append_what_it_sees(guest)
+        append_what_it_sees(guest)
 
     world.algo = algorithm
 
@@ -108,13 +109,12 @@ def test_the_containers_of_a_cancelled_job_are_killed_by_a_bell_of_their_own(wor
     world.post(order, world.a)
     seen: list[int] = []
 
-    def algorithm(guest: Guest) -> int | None:
+    def algorithm(guest: Guest) -> None:
         world.cancel(order, world.a)
         seen.append(len(world.a.runtime.leftovers()))
         world.a.work(Queue.CANCELLATIONS)  # another thread of the worker
         seen.append(len(world.a.runtime.leftovers()))
         guest.sleep(60)
-        return None
 
     def removes(name: str) -> None:
         """What the engine does, apart from waiting for the guest: this is its own thread."""
@@ -136,10 +136,10 @@ def test_a_bell_for_a_job_that_is_not_cancelled_kills_nothing(world: World) -> N
     world.post(order, world.a)
     seen: list[int] = []
 
-    def algorithm(guest: Guest) -> int | None:
+    def algorithm(guest: Guest) -> None:
         remove_guests(world.a.job(order, 0).id, world.a.host)
         seen.append(len(world.a.runtime.leftovers()))
-        return append_what_it_sees(guest)
+        append_what_it_sees(guest)
 
     world.algo = algorithm
     world.a.work(Queue.LEARNUPLETS, Queue.LEARN_TASKS)
@@ -211,12 +211,12 @@ def test_it_follows_the_chain_to_where_the_order_went(world: World) -> None:
     order = world.order(**CHAIN)
     world.post(order, world.a)
 
-    def algorithm(guest: Guest) -> int | None:
+    def algorithm(guest: Guest) -> None:
         if world.b.runtime.specs:
             world.algo = append_what_it_sees
             world.cancel(order, world.a)  # the orchestrator asks who had it first
             world.a.work()
-        return append_what_it_sees(guest)
+        append_what_it_sees(guest)
 
     world.algo = algorithm
     world.settle()

@@ -3,11 +3,12 @@
 import pytest
 
 from agent.domain.control import Control, Mode
+from agent.domain.ids import OrderId
 from agent.domain.jobs import JobState
 from agent.errors import Draining, HostRestored, LostRace
 from agent.pipeline.control import say, standing
 from agent.ports.broker import Queue
-from tests.builders import NOW
+from tests.builders import NOW, uuid_of
 from tests.fakes.runtime import Guest
 from tests.pipeline.world import Hospital, World, append_what_it_sees
 
@@ -39,9 +40,9 @@ def test_what_runs_ends_by_itself_and_is_delivered(world: World, mode: Mode) -> 
     order = world.order(train=("a1", "a2"), test=())
     world.post(order, world.a)
 
-    def algorithm(guest: Guest) -> int | None:
+    def algorithm(guest: Guest) -> None:
         told(mode, world.a)
-        return append_what_it_sees(guest)
+        append_what_it_sees(guest)
 
     world.algo = algorithm
     world.work()
@@ -52,7 +53,8 @@ def test_what_runs_ends_by_itself_and_is_delivered(world: World, mode: Mode) -> 
 
 
 def test_a_draining_host_takes_nothing_new_and_knows_what_it_took(world: World) -> None:
-    order, other = world.order(train=("a1",), test=()), world.order(train=("b1", "a1"), test=(), rank=1)
+    order = world.order(train=("a1",), test=())
+    other = world.order(train=("b1", "a1"), test=(), id=OrderId(uuid_of("other")))
     world.post(order, world.a)
     told(Mode.DRAINING, world.a)
 
