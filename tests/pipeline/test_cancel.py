@@ -1,5 +1,6 @@
 """An order is cancelled: who may, what ends, how it follows the chain, and every race that it wins or loses."""
 
+import threading
 from dataclasses import replace as with_changes
 from datetime import timedelta
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from agent.devkit.waiting import wait_for
 from agent.domain.cancellations import (
     BY_OPERATOR,
     CANCELLED,
@@ -107,26 +109,21 @@ def test_a_task_that_runs_leaves_nothing_and_its_chain_ends(world: World) -> Non
 def test_the_containers_of_a_cancelled_job_are_killed_by_a_bell_of_their_own(world: World) -> None:
     order = world.order(**CHAIN)
     world.post(order, world.a)
-    seen: list[int] = []
+    world.algo = lambda guest: guest.sleep(60)
+    world.a.work(Queue.LEARNUPLETS)
+    working = threading.Thread(target=world.a.work, args=(Queue.LEARN_TASKS,))
+    working.start()
+    wait_for(
+        lambda: any(left.is_running for left in world.a.runtime.leftovers()), "a container", timeout_s=30
+    )
 
-    def algorithm(guest: Guest) -> None:
-        world.cancel(order, world.a)
-        seen.append(len(world.a.runtime.leftovers()))
-        world.a.work(Queue.CANCELLATIONS)  # another thread of the worker
-        seen.append(len(world.a.runtime.leftovers()))
-        guest.sleep(60)
+    world.cancel(order, world.a)
+    world.a.work(Queue.CANCELLATIONS)  # as another thread of the worker does
+    killed = world.a.runtime.leftovers()
+    working.join(30)
 
-    def removes(name: str) -> None:
-        """What the engine does, apart from waiting for the guest: this is its own thread."""
-        _, run = world.a.runtime._runs.pop(name, (None, None))
-        if run is not None:
-            run.kill()
-
-    world.algo = algorithm
-    world.a.runtime.remove = removes  # type: ignore[method-assign]
-    world.a.work(Queue.LEARNUPLETS, Queue.LEARN_TASKS)
-
-    assert seen == [1, 0]
+    assert killed == ()
+    assert not working.is_alive()
     assert world.a.leftovers() == []
     assert world.a.job(order, 0).state is JobState.CANCELLED
 
