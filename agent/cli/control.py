@@ -121,7 +121,7 @@ def _wait(desk: Desk, view: ControlView, ends_at: float | None, *, is_quiet: boo
         if running == 0:
             return True
         if running != told and not is_quiet:
-            say(f"{running} tasks run")
+            say(f"still running: {running}")
             told = running
         if ends_at is not None and time.monotonic() + EVERY_S > ends_at:
             time.sleep(max(0.0, ends_at - time.monotonic()))
