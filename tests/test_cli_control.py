@@ -10,7 +10,6 @@ import pytest
 
 from agent.api.operator import listen_for_operator
 from agent.api.serving import serving
-from agent.cli import control as module
 from agent.domain.control import Control, Mode
 from agent.domain.ids import job_id
 from agent.domain.jobs import Job, JobEvent, JobState
@@ -125,12 +124,12 @@ def test_a_drain_waits_until_nothing_runs(
             looked.set()
             house.ledger.move(job, JobEvent.FAIL, NOW, reason="oom")
 
-    monkeypatch.setattr(module.time, "sleep", look_again)
+    monkeypatch.setattr("agent.cli.control.time.sleep", look_again)
 
     said = command("drain")
 
     assert said.code == OK
-    assert said.out == "1 tasks run\nnothing runs here; dc-compute resume ends the drain\n"
+    assert said.out == "still running: 1\nnothing runs here; dc-compute resume ends the drain\n"
 
 
 def test_a_drain_that_is_not_over_in_time_is_5_and_goes_on(command: Command, house: House) -> None:  # noqa: F811
@@ -139,7 +138,7 @@ def test_a_drain_that_is_not_over_in_time_is_5_and_goes_on(command: Command, hou
     said = command("drain", "--deadline", 0.2)
 
     assert said.code == NOT_YET
-    assert "1 tasks still run after 0 s; they go on by themselves" in said.err
+    assert "still running after 0.2 s, and goes on by itself: 1" in said.err
     assert house.ledger.control().mode is Mode.DRAINING
     assert house.ledger.control().until is not None
     assert house.ledger.job(JOB).state is JobState.RUNNING
@@ -151,7 +150,7 @@ def test_a_drain_that_somebody_ended_is_1(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     start(house)
-    monkeypatch.setattr(module.time, "sleep", lambda _: house.ledger.set_control(Control(), NOW))
+    monkeypatch.setattr("agent.cli.control.time.sleep", lambda _: house.ledger.set_control(Control(), NOW))
 
     said = command("drain")
 

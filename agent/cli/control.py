@@ -105,9 +105,8 @@ def drain(
         warn(f"somebody ended the drain: the host is {view.mode}")
         raise typer.Exit(ExitCode.FAILED)
     if not is_over:
-        warn(
-            f"{view.jobs[JobState.RUNNING]} tasks still run after {deadline:.0f} s; they go on by themselves"
-        )
+        left = view.jobs[JobState.RUNNING]
+        warn(f"still running after {deadline:g} s, and goes on by itself: {left}")
         raise typer.Exit(ExitCode.NOT_YET)
     if not as_json:
         say("nothing runs here; dc-compute resume ends the drain")

@@ -212,7 +212,8 @@ def test_a_pause_is_kept_and_told_with_who_since_and_why(house: House) -> None:
     assert (first.status_code, again.status_code) == (202, 200)
     assert (seen["mode"], seen["reason"], seen["since"]) == ("paused", "a new disk", "2026-03-01T12:00:00Z")
     assert seen["jobs"]["queued"] == 0
-    assert check["is_ok"] and "a new disk" in check["detail"]
+    assert check["is_ok"]
+    assert "a new disk" in check["detail"]
     assert 'dc_compute_mode{mode="paused"} 1.0' in metrics
     assert 'dc_compute_mode{mode="running"} 0.0' in metrics
 
