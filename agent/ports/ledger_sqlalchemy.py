@@ -45,6 +45,7 @@ from agent.ports.ledger_schema import (
 )
 from agent.ports.ledger_sqlalchemy_attempts import AttemptRecords, require_may_start
 from agent.ports.ledger_sqlalchemy_cancellations import CancellationRecords
+from agent.ports.ledger_sqlalchemy_disk import Keeping
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
 from agent.ports.ledger_sqlalchemy_rows import Plain, delivery_of, event_of, job_of, order_of, receipt_of
@@ -57,7 +58,7 @@ def open_ledger(path: Path) -> "SqlAlchemyLedger":
     return SqlAlchemyLedger(open_file(path))
 
 
-class SqlAlchemyLedger(ImageRecords, AttemptRecords, CancellationRecords):
+class SqlAlchemyLedger(ImageRecords, AttemptRecords, CancellationRecords, Keeping):
     """See `ledger.Ledger`. Threads and processes share it freely."""
 
     # ---- intake
