@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -270,7 +270,8 @@ def test_an_upload_that_dawdles_does_not_hold_up_the_stop(
     files: TlsFiles, authority: CertificateAuthority
 ) -> None:
     uploading.clear()
-    with served(files) as url, dial(url, trusting(authority)) as line:
+    with ExitStack() as lines, served(files) as url:  # the line outlives the server
+        line = lines.enter_context(dial(url, trusting(authority)))
         line.sendall(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nsome of it")
         assert uploading.wait(10)
         began_s = time.monotonic()

@@ -131,18 +131,62 @@ def test_the_containers_of_a_cancelled_job_are_killed_by_a_bell_of_their_own(wor
 def test_a_bell_for_a_job_that_is_not_cancelled_kills_nothing(world: World) -> None:
     order = world.order(**CHAIN)
     world.post(order, world.a)
-    seen: list[int] = []
+    may_end = threading.Event()
 
     def algorithm(guest: Guest) -> None:
-        remove_guests(world.a.job(order, 0).id, world.a.host)
-        seen.append(len(world.a.runtime.leftovers()))
+        may_end.wait(30)
         append_what_it_sees(guest)
 
     world.algo = algorithm
+    world.a.work(Queue.LEARNUPLETS)
+    working = threading.Thread(target=world.a.work, args=(Queue.LEARN_TASKS,))
+    working.start()
+    wait_for(
+        lambda: any(left.is_running for left in world.a.runtime.leftovers()), "a container", timeout_s=30
+    )
+
+    threading.Timer(0.2, may_end.set).start()  # a removal waits for the guest
+    remove_guests(world.a.job(order, 0).id, world.a.host)
+    working.join(30)
+
+    assert world.a.job(order, 0).state is JobState.ATTESTED
+
+
+def test_what_waits_for_storage_is_given_up_and_gone_at_once(world: World) -> None:
+    order = world.order(**CHAIN)
+    world.post(order, world.a)
+
+    def cancelled_and_away() -> None:
+        world.cancel(order, world.a)
+        world.storages.down.add(world.a.storage)
+
+    storage = world.a.host.ports.storage
+    world.a.ports(storage=Tapped(storage, before=once("put_blob", cancelled_and_away)))
     world.a.work(Queue.LEARNUPLETS, Queue.LEARN_TASKS)
 
-    assert seen == [1]
-    assert world.a.job(order, 0).state is JobState.ATTESTED
+    assert world.a.job(order, 0).state is JobState.CANCELLED
+    assert world.a.leftovers() == []
+    assert "attempt.failed" not in world.a.events()
+
+
+def test_an_attempt_that_was_put_off_ends_and_the_sweep_removes_what_it_kept(world: World) -> None:
+    order = world.order(**CHAIN)
+    world.post(order, world.a)
+    storage = world.a.host.ports.storage
+    tap = once("put_blob", lambda: world.storages.down.add(world.a.storage))
+    world.a.ports(storage=Tapped(storage, before=tap))
+    world.a.work(Queue.LEARNUPLETS, Queue.LEARN_TASKS)
+    kept = world.a.leftovers()
+
+    world.cancel(order, world.a)
+    world.a.sweep()
+    world.storages.down.clear()
+    world.settle()
+
+    assert kept != []
+    assert world.a.job(order, 0).state is JobState.CANCELLED
+    assert world.a.leftovers() == []
+    assert world.a.ledger.receipts(order.digest) == ()
 
 
 def test_the_bell_rings_again_while_the_attempt_may_be_about_to_start_a_container(world: World) -> None:
