@@ -1,6 +1,7 @@
 """Cancellations, and what the host does as a whole: the part of the ledger's contract that is held beside its own suite."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from agent.domain.ids import Digest
 from agent.domain.jobs import Job, JobEvent, JobState
 from agent.errors import LostRace, QueueFull
 from agent.ports.ledger import CancelStep, DeliveryKind, DeliveryState, Ledger
+from agent.ports.ledger_sqlalchemy import open_ledger
 from tests.builders import NOW, digest_named
 from tests.fakes.ledger import MemoryLedger
 from tests.ports.ledger_stage import (
@@ -243,3 +245,15 @@ def test_no_task_starts_unless_the_host_runs_and_what_runs_goes_on(ledger: Ledge
 
     assert failed.state is JobState.FAILED
     assert started.state is JobState.RUNNING
+
+
+def test_what_the_host_does_and_which_orders_end_outlive_every_process(tmp_path: Path) -> None:
+    said = Control(mode=Mode.DRAINING, since=NOW, until=at(60), reason="a new disk", uid=1000)
+    with closing(fresh_ledger(tmp_path / "ledger")) as before:
+        before.set_control(said, NOW)
+        cancel(before, word(source=OPERATOR, envelope=None, uid=7, reason="mine"))
+
+    with closing(open_ledger(tmp_path / "ledger" / "ledger.db")) as after:
+        assert after.control() == said
+        (kept,) = after.cancellations(ORDER)
+        assert (kept.uid, kept.reason, kept.keep_until) == (7, "mine", at(3600))
