@@ -70,6 +70,7 @@ PLUMBING_OF = {
 # A port that is too long for one page has parts of its own, by the port they belong to.
 PART_OF_PORT = {
     "ledger_attempts": "ledger",
+    "ledger_cancellations": "ledger",
     "ledger_images": "ledger",
 }
 ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py"}
@@ -125,7 +126,7 @@ MAY_CATCH_EVERYTHING = {"agent/worker.py", "agent/api/problems.py"}
 
 MAX_FUNCTION_LINES = 50  # in pipeline/: a page
 MAX_MODULE_LINES = 400
-LONG_BY_NATURE = {"agent/errors.py": 450}  # one tree, one class after the other
+LONG_BY_NATURE = {"agent/errors.py": 500}  # one tree, one class after the other
 
 
 # ------------------------------------------------------------------ reading the house

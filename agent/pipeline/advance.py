@@ -7,6 +7,7 @@ from agent.domain.jobs import Job, JobState
 from agent.errors import LostRace, OutsideError, TrustError
 from agent.log import get_logger
 from agent.pipeline.bells import ring_job
+from agent.pipeline.cancel import end_if_cancelled
 from agent.pipeline.execute import execute, resume
 from agent.pipeline.hold import hold, look_again
 from agent.pipeline.host import Host, context_of
@@ -38,7 +39,7 @@ def advance(job_id: JobId, host: Host, worker: str, *, may_run: bool = True, may
 def _place(job: Job, host: Host) -> None:
     try:
         context = context_of(job, host)
-        placed = hold(context, host) or place(context, host)
+        placed = end_if_cancelled(job, host) or hold(context, host) or place(context, host)
         log.info("order.placed", job=placed.id, state=placed.state, next_agent=placed.next_agent)
     except LostRace:
         return
