@@ -168,7 +168,7 @@ def workspace(
     try:
         reserve(folder, reserve_bytes)
     except FileExistsError as cause:
-        raise LostRace("another worker made the workspace of this attempt") from cause
+        raise LostRace("another worker has made the workspace of this attempt") from cause
     with _leaving(folder, runtime, is_anothers):
         yield Workspace(folder)
 

@@ -17,6 +17,7 @@ from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
 from agent.ports.ledger_attempts import AttemptsLedger
+from agent.ports.ledger_cancellations import CancellationsLedger
 from agent.ports.ledger_images import ImagesLedger
 
 ATTEMPT_FAILED = (
@@ -32,6 +33,7 @@ class DeliveryKind(StrEnum):
     HANDOFF = "handoff"
     REPORT = "report"
     RESULT = "result"
+    CANCELLATION = "cancellation"  # as its orchestrator signed it, for the agent that went on
 
 
 class DeliveryState(StrEnum):
@@ -40,6 +42,7 @@ class DeliveryState(StrEnum):
     PENDING = "pending"
     ACKNOWLEDGED = "acknowledged"
     DEAD = "dead"  # refused for good, or expired: a person decides
+    WITHDRAWN = "withdrawn"  # the order was cancelled before it arrived, for all this host knows
 
 
 class NewDelivery(Struct, frozen=True):
@@ -120,6 +123,19 @@ class Successor(Struct, frozen=True):
     kind: TaskKind
 
 
+class CancelStep(Struct, frozen=True, kw_only=True):
+    """What a cancellation does to one job of its order, as the caller saw it.
+
+    `is_ended`: it moves to CANCELLED, else it stays as it is. `withdrawn`: hand-offs, pending or dead, that nobody is to send
+    any more.
+    """
+
+    job: Job
+    is_ended: bool
+    withdrawn: tuple[DeliveryId, ...] = ()
+    deliveries: tuple[NewDelivery, ...] = ()
+
+
 class JobQuery(Struct, frozen=True, kw_only=True):
     """A filter for listings, newest first. `after` is the id of the last job of the page before."""
 
@@ -141,7 +157,7 @@ class EventRecord(Struct, frozen=True):
     values: dict[str, str | int | float | None]
 
 
-class Ledger(AttemptsLedger, ImagesLedger, Protocol):
+class Ledger(AttemptsLedger, ImagesLedger, CancellationsLedger, Protocol):
     """The truth."""
 
     # ---- intake
@@ -234,7 +250,7 @@ class Ledger(AttemptsLedger, ImagesLedger, Protocol):
     ) -> Job:
         """QUEUED -> RUNNING for this worker, one attempt and one claim more.
 
-        Raises: LostRace when it is not queued as seen, or rests.
+        Raises: LostRace when it is not queued as seen, or rests, or no task may start on this host now.
         """
         ...
 
