@@ -14,10 +14,10 @@ real. It asks no agent and reads no ledger: an agent that is wrong about itself 
 The rules, each with a name that stands in its violations:
 
   ended        an order that was accepted (some agent answered 2xx) has a result, or was reported failed, expired or cancelled:
-               `failed`, `handoff-refused` or `handoff-expired`, which end a chain
+               `failed`, `cancelled`, `handoff-refused` or `handoff-expired`, which end a chain
   not-excused  … and failed only if `Issued.may_fail` names the reason: what was done to it explains it
   unknown      nothing was told of an order that no agent accepted
-  both-ends    an order with a result was not also reported as failed at any place
+  both-ends    an order with a result was not also reported as failed at any place; a cancellation may lose the race
   one-receipt  no (order, position) has two receipts in what orchestrators acknowledged: reports and result together
   one-model    no (order, position) has two outputs or two models there
   fenced       the receipt of a place is of the last attempt that began there, as reports tell: one given up attests nothing
@@ -62,7 +62,14 @@ from agent.trust.roster import Roster
 
 T = TypeVar("T")
 
-ENDS = frozenset({ReportState.FAILED, ReportState.HANDOFF_REFUSED, ReportState.HANDOFF_EXPIRED})
+ENDS = frozenset(
+    {
+        ReportState.FAILED,
+        ReportState.CANCELLED,
+        ReportState.HANDOFF_REFUSED,
+        ReportState.HANDOFF_EXPIRED,
+    }
+)
 ANYTHING = frozenset({"*"})
 
 
@@ -70,16 +77,17 @@ ANYTHING = frozenset({"*"})
 class Issued:
     """An order that was sent to an agent.
 
-    `envelope`: the DSSE envelope as sent. `accepted_by`: agents that answered its orchestrator 2xx; with none it need
-    not end. `may_fail`: words, one of which must stand in the reason of its end if it fails (ANYTHING: whatever the reason).
-    `must_fail`: a result would be wrong (its guest always fails, say). `model`: the digest of the final model as a run without
-    faults leaves it; None where there is none or it is not compared.
+    `envelope`: the DSSE envelope as sent. `accepted_by`: agents that answered its orchestrator 2xx; with none it need not end.
+    `may_fail`: words, one of which must stand in the reason of its end if it fails (ANYTHING: whatever the reason). `must_fail`:
+    a result would be wrong (its guest always fails, say). `is_cancelled`: its orchestrator took it back. `model`: the digest of
+    the final model as a run without faults leaves it; None where there is none or it is not compared.
     """
 
     envelope: bytes
     accepted_by: frozenset[KeyId] = frozenset()
     may_fail: frozenset[str] = frozenset()
     must_fail: bool = False
+    is_cancelled: bool = False
     model: Digest | None = None
 
 
@@ -260,7 +268,7 @@ def _ended(book: _Book) -> Iterator[tuple[str, str]]:
     if book.results and book.issued.must_fail:
         yield "not-excused", "it has a result, and could only fail"
     for end in book.ends:
-        if book.results:
+        if book.results and not book.issued.is_cancelled:
             yield (
                 "both-ends",
                 f"it has a result, and was reported {end.state} at {end.position}: {end.reason}",

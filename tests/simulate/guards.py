@@ -19,12 +19,16 @@ from agent.pipeline.host import Host
 from agent.ports.ledger import Admission, Arrival, Delivery
 from agent.trust import handoff
 from tests.fakes import ledger
+from tests.fakes.hands import MemoryHands
 
 Remove = Callable[[ExitStack], None]
 
 
 def _no_fencing(stack: ExitStack) -> None:
-    """The state alone is compared: who was given up and wakes up moves what another has in hand."""
+    """The state alone is compared: who was given up and wakes up moves what another has in hand.
+
+    The locks on what a process has in hand go with it: on one host they alone keep a second worker from what a stalled one has.
+    """
 
     def fence(job: Job) -> tuple[Any, ...]:
         return job.state, job.next_agent
@@ -34,6 +38,11 @@ def _no_fencing(stack: ExitStack) -> None:
         if job is None or job.state is not JobState.RUNNING:
             raise LostRace(f"{seen.id} does not run")
 
+    @contextmanager
+    def hold(_self: object, _job: object) -> Iterator[bool]:
+        yield True
+
+    stack.enter_context(patch.object(MemoryHands, "hold", hold))
     stack.enter_context(patch.object(ledger, "_fence", fence))
     stack.enter_context(patch.object(ledger, "_require_claim", require_running))
 

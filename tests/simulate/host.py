@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from agent import worker as real_worker
 from agent.domain.ids import KeyId
 from agent.errors import AgentError, LedgerUnavailable, OutsideError
-from agent.pipeline import intake
+from agent.pipeline import cancel, intake
 from agent.pipeline.host import Host, Rules
 from agent.ports import Ports
 from agent.ports.broker import Queue
@@ -27,6 +27,7 @@ from agent.trust.handoff import parse_handoff
 from agent.trust.keys import SigningKey
 from tests.builders import NOW, SKEW
 from tests.checker import Taken
+from tests.fakes.hands import MemoryHands
 from tests.simulate.engine import Engine
 from tests.simulate.network import Gated, Mortal, OrchestratorsPort, PeersPort, StoragePort
 from tests.simulate.plan import Blow
@@ -42,6 +43,7 @@ SLOTS: Mapping[Queue, int] = {
     Queue.LEARN_TASKS: 2,
     Queue.TEST_TASKS: 2,
     Queue.DELIVERIES: 2,
+    Queue.CANCELLATIONS: 1,
 }
 PORTS = ("ledger", "broker", "storage", "orchestrators", "peers", "runtime")
 
@@ -162,6 +164,7 @@ class SimulatedHost:
         self.workspaces, self.spool = self.root / "workspaces", self.root / "spool"
         for folder in (self.workspaces, self.spool):
             folder.mkdir(parents=True)
+        self.hands = MemoryHands()
         self.real = Host(
             key=key,
             roster=world.roster,
@@ -175,6 +178,7 @@ class SimulatedHost:
                 runtime=self.engine,
                 images=TarImages(),
                 now=self.now,
+                hands=self.hands,
             ),
             rules=Rules(
                 skew=SKEW,
@@ -182,14 +186,12 @@ class SimulatedHost:
                 queue_limit=10_000,
                 workspace_root=self.workspaces,
                 spool=self.spool,
-                workers=self.root,
                 low_disk_bytes=1 << 20,
                 max_model_bytes=1 << 20,
                 max_image_bytes=1 << 20,
             ),
         )
         self._processes = 0
-        self.dead: list[str] = []  # workers that nobody has buried yet
         self.lost_work = (
             False  # memory, what was to be written to a full disk, or what the engine would have told
         )
@@ -216,7 +218,6 @@ class SimulatedHost:
 
         def is_dead() -> None:
             self.workers.remove(worker)
-            self.dead.append(worker.leases.process)
             self.world.hub.at(self.world.hub.now_s + self.dice.uniform(0.5, 20.0), self.start_worker)
 
         worker.at_death.append(is_dead)
@@ -239,7 +240,8 @@ class SimulatedHost:
         """The agent as this process has it: every port call is a gate."""
         ports = self.real.ports
         gated: dict[str, Any] = {name: Gated(getattr(ports, name), name, process) for name in PORTS}
-        return replace(self.real, ports=replace(ports, **gated))
+        hands = self.hands.of_process(lambda: not process.is_alive)
+        return replace(self.real, ports=replace(ports, hands=hands, **gated))
 
     def dispatch(self) -> None:
         """Give due bells to whoever has a free hand."""
@@ -281,6 +283,10 @@ class SimulatedHost:
         last = None if parsed.last is None else parsed.last.digest
         self.world.handoffs.append(Taken(admission.job.order, parsed.position, self.keyid, last))
         return admission
+
+    def take_cancellation(self, envelope: bytes, sender: KeyId) -> object:
+        """POST /v1/cancellations."""
+        return cancel.take_cancellation(envelope, sender, self.api_agent)
 
     # ---- what is done to it
 

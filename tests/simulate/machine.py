@@ -11,7 +11,6 @@ import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -26,7 +25,6 @@ from agent.trust.keys import PublicKey
 from tests.simulate.plan import Blow
 
 if TYPE_CHECKING:
-    from tests.simulate.host import SimulatedHost
     from tests.simulate.world import Consortium
 
 BLOCK_BYTES = 4096
@@ -112,13 +110,6 @@ def simulated_machine(world: "Consortium") -> Iterator[None]:
             f_frsize=BLOCK_BYTES, f_bsize=BLOCK_BYTES, f_blocks=BLOCKS, f_bfree=free, f_bavail=free
         )
 
-    def host_of(folder: Path) -> "SimulatedHost":
-        return world.hosts[int(folder.name.removeprefix("h"))]
-
-    def forget(host: "SimulatedHost", name: str) -> None:
-        if name in host.dead:
-            host.dead.remove(name)
-
     before = structlog.get_config()
     with ExitStack() as stack:
         stack.enter_context(patch.object(os, "statvfs", statvfs))
@@ -128,13 +119,6 @@ def simulated_machine(world: "Consortium") -> Iterator[None]:
         stack.enter_context(patch.object(strict_json, "parse", parsed_once()))
         stack.enter_context(patch.object(strict_json, "msgspec", converted_once()))
         stack.enter_context(patch.object(PublicKey, "verify", verified_once()))
-        # Which processes live is the simulated kernel's to say: the real one would ask for a file that is held open by each.
-        stack.enter_context(
-            patch.object(real_worker, "bury_the_dead", lambda folder: host_of(folder).dead[:])
-        )
-        stack.enter_context(
-            patch.object(real_worker, "forget", lambda folder, name: forget(host_of(folder), name))
-        )
         stack.enter_context(patch.object(real_worker, "log", CrashLog(world.hub.crashes)))
         stack.callback(structlog.configure, **before)
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

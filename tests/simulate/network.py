@@ -208,14 +208,21 @@ class PeersPort:
 
     def hand_off(self, agent: KeyId, body: bytes) -> None:
         peer = self._world.by_key[agent]
+        self._ask(peer, lambda: peer.take_handoff(body, self._host.keyid), "the hand-off")
+
+    def cancel(self, agent: KeyId, envelope: bytes) -> None:
+        peer = self._world.by_key[agent]
+        self._ask(peer, lambda: peer.take_cancellation(envelope, self._host.keyid), "the cancellation")
+
+    def _ask(self, peer: "SimulatedHost", effect: Callable[[], object], what: str) -> None:
         try:
-            self._net.ask_process(peer, lambda: peer.take_handoff(body, self._host.keyid), PeerUnavailable)
+            self._net.ask_process(peer, effect, PeerUnavailable)
         except OutsideError:
             raise
         except AgentError as error:
             if isinstance(error, BadAnswer):
                 raise
-            sentence = f"{agent[:16]} refuses the hand-off ({error.code}): {error.detail}"
+            sentence = f"{peer.keyid[:16]} refuses {what} ({error.code}): {error.detail}"
             if 400 <= error.status < 500 and error.status not in {408, 421, 425, 429}:
                 raise PeerRefused(sentence, error.code) from error
             raise PeerUnavailable(sentence) from error

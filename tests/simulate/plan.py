@@ -71,6 +71,7 @@ class OrderPlan:
     guest: Guest = Guest.GOOD
     max_attempts: int = 50
     expires_s: float = 86_400.0  # after `at_s`
+    cancel_s: float | None = None  # after `at_s`
 
     @property
     def tasks(self) -> int:
@@ -139,6 +140,7 @@ def _order(dice: Random, number: int, hosts: int, length_s: float) -> OrderPlan:
         "to": dice.randrange(hosts),
         "guest": Guest.FAILS if dice.random() < 0.04 else Guest.GOOD,
         "max_attempts": dice.choice((1, 2, 3)) if dice.random() < 0.06 else 50,
+        "cancel_s": round(dice.uniform(0.0, 60.0), 1) if dice.random() < 0.05 else None,
         "expires_s": round(dice.uniform(60.0, 900.0)) if is_short else 86_400.0,
     }
     if dice.random() < 0.25:

@@ -21,7 +21,8 @@ from typing import Any
 
 import msgspec
 
-from agent.domain.ids import Digest, KeyId, OrderId, digest_of
+from agent.domain.cancellations import Cancellation
+from agent.domain.ids import Digest, KeyId, OrderId, digest_of, wire_time
 from agent.domain.orders import DatasetRef, ImageRef, Learnuplet, ModelRef, Order, Preduplet, SignedOrder
 from agent.domain.reports import ReportState
 from agent.errors import AgentError, OutsideError, StorageUnavailable
@@ -33,7 +34,7 @@ from agent.trust.keys import SigningKey
 from agent.trust.policy import HostPolicy
 from agent.trust.roster import Role, Roster, RosterEntry
 from agent.trust.seal import make_seal, read_preamble
-from agent.trust.signed import sign_order
+from agent.trust.signed import sign_cancellation, sign_order
 from tests.builders import DAY, HOUR, NOW, SKEW, digest_named, entry_for, key_of, policy_text, uuid_of
 from tests.checker import ANYTHING, ENDS, Issued, Run, Seen, Taken, Told, ToldResult, Violation, check
 from tests.fakes.orchestrators import MemoryOrchestrators
@@ -389,7 +390,30 @@ class Consortium:
                 self.count("orders refused")
                 break
             self.hub.sleep(self._dice.uniform(1.0, 30.0))
+        if sent.plan.cancel_s is not None:
+            self._cancel(sent, host)
         sent.is_settled = True
+
+    def _cancel(self, sent: Sent, host: SimulatedHost) -> None:
+        """Send the cancellation until it is answered. The orchestrator's shares are closed before anybody hears of it."""
+        self.hub.sleep(max(0.0, sent.plan.at_s + (sent.plan.cancel_s or 0.0) - self.hub.now_s))
+        order, key = sent.signed, orchestrator_key(sent.plan.number % 2)
+        self.orchestrators.closed |= {(order.order.id, position) for position in range(sent.plan.tasks)}
+        word = sign_cancellation(
+            Cancellation(order=order.digest, issued=wire_time(self._orchestrators_now())), key
+        )
+        while True:
+            self.hub.sleep(self._dice.uniform(0.001, 0.1))
+            reply = Reply(self.hub)
+            host.serve(lambda: host.take_cancellation(word.envelope, word.signer), reply)
+            if (
+                self.hub.wait(reply, 30.0)
+                and reply.error is None
+                and not self.is_cut(host.number, ORCHESTRATORS)
+            ):
+                break
+            self.hub.sleep(self._dice.uniform(1.0, 30.0))
+        self.count("orders cancelled")
 
     # ---- blows
 
@@ -484,6 +508,8 @@ class Consortium:
             for number in (*plan.train, *plan.test, *plan.predict)
         ):
             excuses.add("no-space")
+        if plan.cancel_s is not None:
+            excuses |= {"cancel", "share-withheld"}
         if plan.expires_s < DAY.total_seconds():
             excuses |= {"order-expired", "the order expired", "share-withheld"}
         return Issued(
@@ -491,6 +517,7 @@ class Consortium:
             accepted_by=frozenset(sent.accepted_by),
             may_fail=ANYTHING if plan.max_attempts < 50 else frozenset(excuses),
             must_fail=plan.guest is Guest.FAILS,
+            is_cancelled=plan.cancel_s is not None,
             model=digest_of(model_after(plan.train)) if plan.train else None,
         )
 
