@@ -6,8 +6,7 @@ Every method is one transaction, durable when it returns. Every change of a job 
 
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
-from enum import StrEnum
-from typing import NewType, Protocol
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -18,55 +17,33 @@ from agent.domain.images import ImageDescription, ImageEntry
 from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
+from agent.ports.outbox import (
+    Delivery,
+    DeliveryHead,
+    DeliveryId,
+    DeliveryKind,
+    DeliveryState,
+    NewDelivery,
+    Outbox,
+)
 
-DeliveryId = NewType("DeliveryId", str)  # "<job id>.<kind>.<n>"
-
-
-class DeliveryKind(StrEnum):
-    """What must reach the outside."""
-
-    HANDOFF = "handoff"
-    REPORT = "report"
-    RESULT = "result"
-
-
-class DeliveryState(StrEnum):
-    """Where a delivery stands."""
-
-    PENDING = "pending"
-    ACKNOWLEDGED = "acknowledged"
-    DEAD = "dead"  # refused for good, or expired: a person decides
-
-
-class NewDelivery(Struct, frozen=True):
-    """A delivery demanded by a change. `expires_at`: a hand-off ends with its order; reports and results never."""
-
-    kind: DeliveryKind
-    target: KeyId
-    body: bytes
-    expires_at: datetime | None = None
-
-
-class Delivery(Struct, frozen=True, kw_only=True):
-    """A delivery of the outbox. `n` counts reports of one (order, position) from 1 and never changes, nor does `body`."""
-
-    id: DeliveryId
-    job: JobId
-    order: Digest
-    order_id: OrderId
-    position: int
-    kind: DeliveryKind
-    n: int
-    target: KeyId
-    body: bytes
-    state: DeliveryState
-    attempts: int
-    next_try_at: datetime
-    created_at: datetime
-    expires_at: datetime | None = None
-    acknowledged_at: datetime | None = None
-    lease_until: datetime | None = None
-    last_error: str | None = None
+__all__ = [
+    "Admission",
+    "Arrival",
+    "Delivery",
+    "DeliveryHead",
+    "DeliveryId",
+    "DeliveryKind",
+    "DeliveryState",
+    "EventRecord",
+    "JobQuery",
+    "Ledger",
+    "NewDelivery",
+    "OrderRecord",
+    "Outbox",
+    "Successor",
+    "Unrung",
+]
 
 
 class Arrival(Struct, frozen=True, kw_only=True):
@@ -137,7 +114,7 @@ class EventRecord(Struct, frozen=True):
     values: dict[str, str | int | float | None]
 
 
-class Ledger(Protocol):
+class Ledger(Outbox, Protocol):
     """The truth."""
 
     # ---- intake
@@ -295,33 +272,6 @@ class Ledger(Protocol):
 
     def logs(self, order_id: OrderId) -> tuple[tuple[JobId, int, str, bytes], ...]:
         """(job, attempt, run, sealed output) of an order's runs on this host, oldest first."""
-        ...
-
-    # ---- outbox
-
-    def lease_delivery(self, delivery: DeliveryId, now: datetime, lease_until: datetime) -> Delivery | None:
-        """The delivery for this caller alone until then; None when it is not pending, not due, or leased by another."""
-        ...
-
-    def acknowledge(self, delivery: DeliveryId, now: datetime) -> Job:
-        """It arrived. The job settles with its last pending delivery of any kind: ATTESTED -> DONE, and RECEIVED -> DONE when
-        another host goes on; a FAILED, CANCELLED or EXPIRED one stays. Acknowledged already is fine. Raises: NotFound.
-        """
-        ...
-
-    def postpone(self, delivery: DeliveryId, next_try_at: datetime, error: str) -> None:
-        """It failed for now: one attempt more, due again then. Nothing when it is not pending."""
-        ...
-
-    def bury(
-        self, delivery: DeliveryId, now: datetime, error: str, *, deliveries: Sequence[NewDelivery] = ()
-    ) -> None:
-        """It failed for good, and others are told by the given deliveries. Nothing when it is not pending.
-
-        A dead delivery holds no job open; the given ones do. A RECEIVED job whose hand-off dies FAILs with `error` as reason,
-        unless a new hand-off is among `deliveries`: then its target is the next agent. An ATTESTED job did its own task well
-        and stays. Raises: NotFound.
-        """
         ...
 
     # ---- the sweep

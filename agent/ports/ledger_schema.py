@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0002"  # the newest revision in migrations/versions
+HEAD: Final = "0004"  # the newest revision in migrations/versions
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -138,6 +138,16 @@ bodies = Table(
     metadata,
     Column("delivery", Text, ForeignKey("deliveries.id"), primary_key=True),
     Column("body", LargeBinary, nullable=False),
+)
+
+# Who could not be reached when something was sent last: a row goes with the first answer.
+targets = Table(
+    "targets",
+    metadata,
+    Column("target", Text, primary_key=True),
+    Column("failures", Integer, nullable=False),  # in a row
+    Column("rests_until", Moment, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 nonces = Table(
