@@ -103,9 +103,16 @@ class _HostCollector(Collector):
         up = GaugeMetricFamily("dc_compute_ledger_up", "Whether the ledger could be read just now.")
         jobs = GaugeMetricFamily("dc_compute_jobs", "Jobs in the ledger, by state.", labels=("state",))
         bells = GaugeMetricFamily("dc_compute_queue_depth", "Bells that wait, by queue.", labels=("queue",))
+        deliveries = GaugeMetricFamily(
+            "dc_compute_deliveries",
+            "What must reach others: pending, or dead until a person decides.",
+            labels=("state",),
+        )
         try:
             for state, count in self._host.ports.ledger.counts().items():
                 jobs.add_metric((state,), count)
+            for standing, count in self._host.ports.ledger.outbox_counts().items():
+                deliveries.add_metric((standing,), count)
             for queue, depth in self._host.ports.broker.depth().items():
                 bells.add_metric((queue,), depth)
         except AgentError:
@@ -114,7 +121,7 @@ class _HostCollector(Collector):
             return
         up.add_metric((), 1)
         limit = self._host.rules.queue_limit
-        yield from (up, jobs, bells)
+        yield from (up, jobs, deliveries, bells)
         yield GaugeMetricFamily(
             "dc_compute_queue_limit", "Waiting jobs above which orders are refused.", value=limit
         )

@@ -59,7 +59,14 @@ INTAKE = (
     errors.QueueFull,
     errors.NoSpace,
 )
-RULING = (errors.BadQuery, errors.BadJson, errors.BadOrder, errors.NotFound, errors.NotYours)
+RULING = (
+    errors.BadQuery,
+    errors.BadJson,
+    errors.BadOrder,
+    errors.NotFound,
+    errors.NotYours,
+    errors.DeliveryOver,
+)
 HANDOFF = (
     errors.HandoffSender,
     errors.HandoffConflict,

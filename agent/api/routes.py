@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from agent.api import handlers, rulings
+from agent.api import deliveries, handlers, rulings
 from agent.api.ask import Ask, Unsigned
 from agent.api.desk import Desk
 from agent.api.metrics import ROUTE, Metered
@@ -23,6 +23,8 @@ from agent.api.problems import problem_app
 from agent.api.signed_requests import Call, Endpoint, Guard, signed
 from agent.api.table import Row, Who, get, post
 from agent.api.views import (
+    DeliveryPage,
+    DeliveryView,
     Health,
     HeldPage,
     ImageFiles,
@@ -54,6 +56,9 @@ TABLE: tuple[Row, ...] = (
     get("/v1/images/{digest}", rulings.get_image, Who.OPERATOR, ImageView),
     get("/v1/images/{digest}/files", rulings.get_image_files, Who.OPERATOR, ImageFiles, query=rulings.FilesQuery),
     post("/v1/rulings", rulings.post_ruling, Who.OPERATOR, rulings.RulingBody, rulings.MAX_RULING_BYTES, RulingView),
+    get("/v1/deliveries", deliveries.get_deliveries, Who.OPERATOR, DeliveryPage, query=deliveries.DeliveriesQuery),
+    post("/v1/deliveries", deliveries.post_decision, Who.OPERATOR, deliveries.DecisionBody, deliveries.MAX_DECISION_BYTES,
+         DeliveryView),
     get("/health", handlers.get_health, Who.ANYBODY, Health),
     get("/ready", handlers.get_ready, Who.ANYBODY, Readiness),
     get("/metrics", handlers.get_metrics, Who.ANYBODY, str),

@@ -12,6 +12,7 @@ from agent import __version__
 from agent.cli import (
     audit,
     data,
+    deliveries,
     doctor,
     held,
     image,
@@ -60,6 +61,7 @@ for name, group in (
     ("peers", peers.app),
     ("policy", policy.app),
     ("data", data.app),
+    ("deliveries", deliveries.app),
     ("image", image.app),
 ):
     app.add_typer(group, name=name, no_args_is_help=True)

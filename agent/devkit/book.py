@@ -14,7 +14,7 @@ from agent.domain.chain import plan
 from agent.domain.ids import Digest, KeyId, OrderId, digest_of
 from agent.domain.orders import DatasetRef, SignedOrder
 from agent.domain.receipts import SignedReceipt
-from agent.domain.reports import ReportBody, ReportState
+from agent.domain.reports import ReportBody, ReportState, parse_report
 from agent.errors import RecordConflict
 
 _SCHEMA = """
@@ -40,7 +40,15 @@ CREATE TABLE IF NOT EXISTS alarms (at TEXT NOT NULL, order_id TEXT NOT NULL, age
 _KNOWN_REPORT = "SELECT digest FROM reports WHERE order_id = ? AND position = ? AND reporter = ? AND n = ?"
 _STARTED = "UPDATE orders SET holder = ? WHERE id = ? AND state = 'open' AND position <= ?"
 _DONE = "UPDATE orders SET position = ?, holder = ? WHERE id = ? AND state = 'open' AND position <= ?"
+_LATER = "SELECT body FROM reports WHERE order_id = ? AND position = ? AND reporter = ? AND n > ?"
+_REOPENED = """UPDATE orders SET state = 'open', reason = NULL, holder = ?, position = max(position, ?)
+    WHERE id = ? AND state IN ('failed', 'open') AND position <= ?"""
 _FAILED = "UPDATE orders SET state = 'failed', reason = ? WHERE id = ? AND state = 'open'"
+
+
+ON_HANDOFFS = frozenset(
+    {ReportState.HANDOFF_REFUSED, ReportState.HANDOFF_EXPIRED, ReportState.HANDOFF_RETRIED}
+)
 
 
 class OrderState(StrEnum):
@@ -166,7 +174,7 @@ class Book:
                 (*place, digest_of(body), body, now.isoformat()),
             )
             if counts:
-                _follow(sql, order_id, reporter, told)
+                _follow(sql, order_id, reporter, n, told)
         return True
 
     def take_result(
@@ -297,16 +305,35 @@ def _keep_receipt(sql: Connection, order_id: str, position: int, receipt: Signed
     _require_same("receipt", known["digest"], receipt.digest)
 
 
-def _follow(sql: Connection, order_id: str, reporter: KeyId, told: ReportBody) -> None:
+def _follow(sql: Connection, order_id: str, reporter: KeyId, n: int, told: ReportBody) -> None:
     """What a report changes in an open order: where it stands, who has it, whether it is over."""
     match told.state:
         case ReportState.STARTED:
             sql.execute(_STARTED, (reporter, order_id, told.position))
         case ReportState.DONE:
             sql.execute(_DONE, (told.position + 1, told.next_agent or reporter, order_id, told.position))
-        case ReportState.FAILED | ReportState.HANDOFF_REFUSED | ReportState.HANDOFF_EXPIRED:
+        case ReportState.FAILED:
             sql.execute(_FAILED, (told.reason or told.state, order_id))
+        case ReportState.HANDOFF_REFUSED | ReportState.HANDOFF_EXPIRED:
+            if not _is_overtaken(sql, order_id, reporter, n, told):
+                sql.execute(_FAILED, (told.reason or told.state, order_id))
+        case ReportState.HANDOFF_RETRIED:
+            if not _is_overtaken(sql, order_id, reporter, n, told) and not _has_failed(sql, order_id):
+                place = told.position + 1
+                sql.execute(_REOPENED, (told.next_agent, place, order_id, place))
         case ReportState.ATTEMPT | ReportState.HELD:
             pass
         case _:
             assert_never(told.state)
+
+
+def _is_overtaken(sql: Connection, order_id: str, reporter: KeyId, n: int, told: ReportBody) -> bool:
+    """Whether a later word of this reporter on the same hand-off arrived before this one."""
+    rows = sql.execute(_LATER, (order_id, told.position, reporter, n)).fetchall()
+    return any(parse_report(row["body"]).state in ON_HANDOFFS for row in rows)
+
+
+def _has_failed(sql: Connection, order_id: str) -> bool:
+    """Whether a task of the order failed: no hand-off can mend that."""
+    rows = sql.execute("SELECT body FROM reports WHERE order_id = ?", (order_id,)).fetchall()
+    return any(parse_report(row["body"]).state is ReportState.FAILED for row in rows)

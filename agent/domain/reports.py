@@ -38,6 +38,7 @@ class ReportState(StrEnum):
     FAILED = "failed"  # with the receipt when the task ran
     HANDOFF_REFUSED = "handoff-refused"
     HANDOFF_EXPIRED = "handoff-expired"
+    HANDOFF_RETRIED = "handoff-retried"  # one that was refused is sent again, by a person's word
 
 
 class SignedRefusal(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

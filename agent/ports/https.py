@@ -45,6 +45,7 @@ JSON_TYPE = "application/json"
 BYTES_TYPE = "application/octet-stream"
 
 _TRANSIENT = frozenset({408, 421, 425, 429})  # 4xx that say nothing about what was asked
+_RESTING = frozenset({429, 503})  # whose Retry-After is heard
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +236,10 @@ class HttpsClient:
     def unavailable(self, peer: Peer, answer: Answer) -> OutsideError:
         """The error that tells of an answer that is neither a success nor a signed refusal."""
         code, sentence = answer.problem
-        return peer.unavailable(f"{peer} answers {answer.status} ({code}): {sentence}")
+        error = peer.unavailable(f"{peer} answers {answer.status} ({code}): {sentence}")
+        if answer.status in _RESTING:
+            error.rest_s = _rest_asked(answer.headers, self.identity.now())
+        return error
 
     def close(self) -> None:
         """Close every connection."""
@@ -298,8 +302,22 @@ def _fields_of(body: Body) -> dict[str, str]:
 
 def _time_told(response: httpx.Response) -> datetime | None:
     """The answer's Date (RFC 9110, 6.6.1)."""
+    return _moment(response.headers.get("date", ""))
+
+
+def _rest_asked(headers: tuple[tuple[str, str], ...], now: datetime) -> float | None:
+    """The seconds of Retry-After, which may be a date (RFC 9110, 10.2.3). Whoever rests bounds them."""
+    told = (field_of(headers, "retry-after") or "").strip()
+    if told.isascii() and told.isdigit():
+        return float(told[:12])
+    moment = _moment(told)
+    return None if moment is None else max(0.0, (moment - now).total_seconds())
+
+
+def _moment(text: str) -> datetime | None:
+    """A moment as HTTP writes it, to the second."""
     try:
-        told = parsedate_to_datetime(response.headers.get("date", ""))
+        told = parsedate_to_datetime(text)
         return told.replace(tzinfo=UTC) if told.tzinfo is None else told.astimezone(UTC)
     except (ValueError, OverflowError):  # OverflowError: after the last day of all
         return None

@@ -26,6 +26,8 @@ ROUTES = {
     ("GET", "/v1/images/{digest}"): Who.OPERATOR,
     ("GET", "/v1/images/{digest}/files"): Who.OPERATOR,
     ("POST", "/v1/rulings"): Who.OPERATOR,
+    ("GET", "/v1/deliveries"): Who.OPERATOR,
+    ("POST", "/v1/deliveries"): Who.OPERATOR,
     ("GET", "/health"): Who.ANYBODY,
     ("GET", "/ready"): Who.ANYBODY,
     ("GET", "/metrics"): Who.ANYBODY,
