@@ -558,3 +558,47 @@ def test_an_order_id_is_used_once(street: Town) -> None:
         issue(learnuplet(rank=1), street.books["o1"], street.client("o1"))
     with pytest.raises(NotFound):
         send_again("0" * 36, street.books["o1"], street.client("o1"))
+
+
+# ------------------------------------------------------------------ a hand-off that is sent again
+
+
+def refused(order: SignedOrder) -> ReportBody:
+    return report_on(order, 0, ReportState.HANDOFF_REFUSED, reason="policy-refused", next_agent=B)
+
+
+def sent_again(order: SignedOrder) -> ReportBody:
+    return report_on(order, 0, ReportState.HANDOFF_RETRIED, next_agent=B)
+
+
+def done_at_a(order: SignedOrder) -> ReportBody:
+    return report_on(order, 0, ReportState.DONE, receipt=WORLD.chain(order, 1)[0], next_agent=B)
+
+
+def test_a_hand_off_that_is_sent_again_opens_its_order_again(town: Town, order: SignedOrder) -> None:
+    tell(town, "agent-a", order, done_at_a(order), n=1)
+    tell(town, "agent-a", order, refused(order), n=2)
+    assert state_of(town, order)[0] is OrderState.FAILED
+
+    tell(town, "agent-a", order, sent_again(order), n=3)
+
+    assert state_of(town, order) == (OrderState.OPEN, 1, B)
+
+
+def test_a_refusal_that_arrives_after_the_news_that_it_was_sent_again_ends_nothing(
+    town: Town, order: SignedOrder
+) -> None:
+    tell(town, "agent-a", order, sent_again(order), n=3)
+    tell(town, "agent-a", order, refused(order), n=2)
+    tell(town, "agent-a", order, done_at_a(order), n=1)
+
+    assert state_of(town, order) == (OrderState.OPEN, 1, B)
+
+
+def test_a_failed_task_is_not_mended_by_a_hand_off(town: Town, order: SignedOrder) -> None:
+    receipt = sign_receipt(failed(WORLD.chain(order, 1)[0].receipt), key_of("agent-a"))
+    tell(town, "agent-a", order, report_on(order, 0, ReportState.FAILED, receipt=receipt), n=1)
+
+    tell(town, "agent-a", order, sent_again(order), n=2)
+
+    assert state_of(town, order)[0] is OrderState.FAILED
