@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from sqlite3 import Connection, Row
 from typing import assert_never
@@ -13,9 +12,11 @@ from agent.devkit.database import Database
 from agent.domain.chain import plan
 from agent.domain.ids import Digest, KeyId, OrderId, digest_of
 from agent.domain.orders import DatasetRef, SignedOrder
-from agent.domain.receipts import SignedReceipt
+from agent.domain.receipts import MAX_RECEIPT_BYTES, SignedReceipt
 from agent.domain.reports import ReportBody, ReportState, parse_report
+from agent.domain.standings import OrderState, ReceiptTold, ReportsTold
 from agent.errors import RecordConflict
+from agent.trust.envelope import parse_envelope
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS orders (
@@ -38,6 +39,8 @@ CREATE TABLE IF NOT EXISTS alarms (at TEXT NOT NULL, order_id TEXT NOT NULL, age
 
 
 _KNOWN_REPORT = "SELECT digest FROM reports WHERE order_id = ? AND position = ? AND reporter = ? AND n = ?"
+_COUNTED = """SELECT position, max(n) AS n FROM reports WHERE order_id = ? AND reporter = ? GROUP BY position
+    ORDER BY position"""
 _STARTED = "UPDATE orders SET holder = ? WHERE id = ? AND state = 'open' AND position <= ?"
 _DONE = "UPDATE orders SET position = ?, holder = ? WHERE id = ? AND state = 'open' AND position <= ?"
 _LATER = "SELECT body FROM reports WHERE order_id = ? AND position = ? AND reporter = ? AND n > ?"
@@ -49,14 +52,6 @@ _FAILED = "UPDATE orders SET state = 'failed', reason = ? WHERE id = ? AND state
 ON_HANDOFFS = frozenset(
     {ReportState.HANDOFF_REFUSED, ReportState.HANDOFF_EXPIRED, ReportState.HANDOFF_RETRIED}
 )
-
-
-class OrderState(StrEnum):
-    """How an order stands."""
-
-    OPEN = "open"
-    DONE = "done"
-    FAILED = "failed"
 
 
 class IssuedOrder(Struct, frozen=True):
@@ -130,11 +125,18 @@ class Book:
         row = self.database.row("SELECT * FROM orders WHERE id = ?", order_id)
         return None if row is None else _issued(row)
 
-    def orders(self, *, agent: str | None = None, state: str | None = None) -> tuple[IssuedOrder, ...]:
-        """Its orders by who has them and how they stand, newest first."""
+    def orders(
+        self,
+        *,
+        agent: str | None = None,
+        state: str | None = None,
+        after: str | None = None,
+        limit: int = -1,
+    ) -> tuple[IssuedOrder, ...]:
+        """Its orders by who has them and how they stand, oldest first. `after`: the last of the page before."""
         query = """SELECT * FROM orders WHERE ifnull(holder, '') = coalesce(?, holder, '') AND state = ifnull(?, state)
-            ORDER BY rowid DESC"""
-        return tuple(_issued(row) for row in self.database.rows(query, agent, state))
+            AND rowid > ifnull((SELECT rowid FROM orders WHERE id = ?), 0) ORDER BY rowid LIMIT ?"""
+        return tuple(_issued(row) for row in self.database.rows(query, agent, state, after, limit))
 
     def is_open(self, order: SignedOrder, position: int) -> bool:
         """Whether, for all this orchestrator knows, nobody has finished that place yet. It knows nothing of others' orders."""
@@ -214,6 +216,16 @@ class Book:
         )
         return tuple(row["envelope"] for row in rows)
 
+    def receipts_told(self, order_id: str) -> tuple[tuple[ReceiptTold, bytes], ...]:
+        """The receipts of an order, by position, each with its envelope."""
+        rows = self.database.rows("SELECT * FROM receipts WHERE order_id = ? ORDER BY position", order_id)
+        return tuple((_told(row), row["envelope"]) for row in rows)
+
+    def reports_told(self, order_id: str, reporter: KeyId) -> tuple[ReportsTold, ...]:
+        """How far this agent's reports on each place of an order are counted."""
+        rows = self.database.rows(_COUNTED, order_id, reporter)
+        return tuple(ReportsTold(position=row["position"], n=row["n"]) for row in rows)
+
     def reports(self, order_id: str) -> tuple[bytes, ...]:
         """The bodies of an order's reports, as they came."""
         rows = self.database.rows("SELECT body FROM reports WHERE order_id = ? ORDER BY rowid", order_id)
@@ -288,6 +300,11 @@ def _issued(row: Row) -> IssuedOrder:
         holder=row["holder"],
         reason=row["reason"],
     )
+
+
+def _told(row: Row) -> ReceiptTold:
+    signer = parse_envelope(row["envelope"], limit_bytes=MAX_RECEIPT_BYTES).keyid
+    return ReceiptTold(position=row["position"], digest=row["digest"], agent=signer)
 
 
 def _require_same(what: str, known: str, told: Digest) -> None:
