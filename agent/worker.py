@@ -23,6 +23,7 @@ from agent.pipeline.advance import advance
 from agent.pipeline.deliver import deliver
 from agent.pipeline.gate import Gate, Prove
 from agent.pipeline.host import Host
+from agent.pipeline.reconcile import Reconciler
 from agent.pipeline.resume import sweep
 from agent.pipeline.space import require_memory
 from agent.ports.broker import Consumer, Handler, Queue
@@ -129,7 +130,7 @@ def work(
     check_start(host)
     gate = Gate(host, prove)
     consumer = make_consumer(handlers(host, leases, gate))
-    with leases.beating(host.rules.lease / 3):
+    with leases.beating(host.rules.lease / 3), reconciling(host):
         consumer.start()
         log.info("worker.started", worker=leases.process)
         while not stop.asked.is_set():
@@ -168,6 +169,32 @@ def run_sweep(host: Host) -> None:
         log.error("sweep.failed", code=error.code, detail=error.detail, advice=error.advice)
     except Exception:
         log.exception("sweep.crashed")
+
+
+@contextmanager
+def reconciling(host: Host) -> Iterator[None]:
+    """Ask others what a lost message hid, from time to time, in a thread of its own while the context lasts."""
+    reconciler, is_over = Reconciler(host), threading.Event()
+
+    def ask() -> None:
+        while not is_over.wait(reconciler.rest().total_seconds()):
+            run_round(reconciler)
+
+    threading.Thread(target=ask, name="reconcile", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()  # a call under way ends by its own timeout, and holds nobody up
+
+
+def run_round(reconciler: Reconciler) -> None:
+    """One round of questions. What goes wrong in it is logged: the next one asks again."""
+    try:
+        reconciler.run()
+    except AgentError as error:
+        log.error("round.failed", code=error.code, detail=error.detail, advice=error.advice)
+    except Exception:
+        log.exception("round.crashed")
 
 
 def try_gate(gate: Gate) -> bool:

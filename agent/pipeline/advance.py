@@ -1,5 +1,6 @@
 """A bell rang for a job: do whatever its state in the ledger asks for now. A bell for nothing is harmless."""
 
+from agent.domain.control import Mode
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job, JobState
 from agent.errors import LostRace, OutsideError, TrustError
@@ -21,6 +22,8 @@ def advance(job_id: JobId, host: Host, worker: str, *, may_run: bool = True) -> 
 
     A queued job that may not run now stays queued: the sweep rings for it again. Raises: LedgerUnavailable, NotFound.
     """
+    if host.ports.ledger.control().mode is Mode.RESTORED:
+        return  # it may have been done already
     job = host.ports.ledger.job(job_id)
     if job.state is JobState.RECEIVED and job.next_agent is None:
         _place(job, host)

@@ -54,13 +54,15 @@ __all__ = [
 class Arrival(Struct, frozen=True, kw_only=True):
     """A verified order as it reached this host: fresh from its orchestrator (no receipts) or handed over by a peer.
 
-    `sender` is who sent it; `received_kind` the kind of the task at its position.
+    `sender` is who sent it; `kind` that of the task at its position. `told`: so many reports on this place came from here
+    already, says the orchestrator, and this ledger knows nothing of them: the next one is counted on from there.
     """
 
     order: SignedOrder
     receipts: tuple[SignedReceipt, ...]
     kind: TaskKind
     sender: KeyId
+    told: int = 0
 
     @property
     def position(self) -> int:
@@ -194,9 +196,10 @@ class Ledger(AttemptsLedger, ImagesLedger, Outbox, Protocol):
         """Move the job from what the caller saw (state, attempt, claim, next agent), with everything that demands, at once.
 
         Records the receipt, the deliveries, the successor job and an event `job.<state>`. `reason` and `not_before` are set as
-        given; `next_agent` and `score` stay when not given. An ATTEST with nothing pending settles at once. START and SETTLE
-        are not the caller's. Receipts are unique by order and position: another one than ours may have come with a later
-        hand-off; an ATTEST then raises HandoffConflict, a FAIL fails without its receipt and leaves an event `receipt.dropped`.
+        given; `next_agent` and `score` stay when not given. An ATTEST or a RECALL with nothing pending settles at once. START
+        and SETTLE are not the caller's. Receipts are unique by order and position: another one than ours may have come with a
+        later hand-off; an ATTEST then raises HandoffConflict, a FAIL fails without its receipt and leaves an event
+        `receipt.dropped`.
         Raises: LostRace, IllegalMove, HandoffConflict.
         """
         ...

@@ -157,6 +157,16 @@ class Outbox(Protocol):
         """
         ...
 
+    def handed_over(self, since: datetime, now: datetime, limit: int) -> tuple[DeliveryHead, ...]:
+        """Hand-offs that were acknowledged since then and whose order has not ended, newest first."""
+        ...
+
+    def count_on(self, job: Job, told: int, now: datetime) -> None:
+        """So many reports on the job's place reached its orchestrator, whatever this ledger knows of them: the next one has the
+        next number. Recorded as one acknowledged report without a body. Nothing when it counted as far already.
+        """
+        ...
+
     # ---- targets that do not answer
 
     def target_failures(self, target: KeyId) -> int:

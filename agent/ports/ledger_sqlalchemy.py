@@ -81,6 +81,7 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping, OutboxRecords):
                 last_receipt=arrival.last_receipt,
                 now=now,
             )
+            writes.count_on(tx, job, arrival.told, now)
             return Admission(job, is_repeat=False)
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
@@ -184,7 +185,7 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping, OutboxRecords):
             writes.put_deliveries(tx, moved, deliveries, now)
             if successor is not None:
                 writes.put_successor(tx, moved, successor, receipt, now)
-            return writes.settle(tx, moved, now) if event is JobEvent.ATTEST else moved
+            return writes.settle(tx, moved, now) if event in {JobEvent.ATTEST, JobEvent.RECALL} else moved
 
     def start(
         self,

@@ -144,6 +144,21 @@ class OutboxRecords:
             writes.tell(tx, "delivery.sent_again", now, told.order_id, told.position, values)
             return True
 
+    def handed_over(self, since: datetime, now: datetime, limit: int) -> tuple[DeliveryHead, ...]:
+        query = select(deliveries).where(
+            deliveries.c.kind == DeliveryKind.HANDOFF,
+            deliveries.c.state == DeliveryState.ACKNOWLEDGED,
+            deliveries.c.acknowledged_at >= since,
+            deliveries.c.expires_at > now,
+        )
+        with self._file.reading() as tx:
+            rows = tx.execute(query.order_by(deliveries.c.seq.desc()).limit(limit)).mappings()
+            return tuple(head_of(row) for row in rows)
+
+    def count_on(self, job: Job, told: int, now: datetime) -> None:
+        with self._file.writing() as tx:
+            writes.count_on(tx, job, told, now)
+
     # ---- targets that do not answer
 
     def target_failures(self, target: KeyId) -> int:

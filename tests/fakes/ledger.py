@@ -35,7 +35,7 @@ from agent.ports.ledger import (
     Unrung,
 )
 from agent.ports.ledger_attempts import Step
-from tests.fakes.ledger_outbox import MemoryOutbox, is_due, send_by
+from tests.fakes.ledger_outbox import MemoryOutbox, count_on, is_due, last_number, send_by
 
 Plain = str | int | float | None
 
@@ -103,6 +103,7 @@ class MemoryLedger(MemoryOutbox):
                 last_receipt=arrival.last_receipt,
                 now=now,
             )
+            count_on(books, job, arrival.told, now, _tell)
             return Admission(job, is_repeat=False)
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
@@ -198,7 +199,7 @@ class MemoryLedger(MemoryOutbox):
             _put_deliveries(books, moved, deliveries, now)
             if successor is not None:
                 _put_successor(books, moved, successor, receipt, now)
-            return _settle(books, moved, now) if event is JobEvent.ATTEST else moved
+            return _settle(books, moved, now) if event in {JobEvent.ATTEST, JobEvent.RECALL} else moved
 
     def start(
         self,
@@ -672,7 +673,7 @@ def _delivery(books: _Books, delivery: DeliveryId) -> Delivery:
 
 def _put_deliveries(books: _Books, job: Job, new: Sequence[NewDelivery], now: datetime) -> None:
     for each in new:
-        n = 1 + sum(d.job == job.id and d.kind is each.kind for d in books.deliveries.values())
+        n = 1 + last_number(books, job, each.kind)
         delivery = Delivery(
             id=DeliveryId(f"{job.id}.{each.kind}.{n}"),
             job=job.id,

@@ -87,6 +87,22 @@ class MemoryOutbox:
             self._parts.tell(books, "delivery.sent_again", now, found.order_id, found.position, values)
             return True
 
+    def handed_over(self, since: datetime, now: datetime, limit: int) -> tuple[DeliveryHead, ...]:
+        with self._reading() as books:
+            found = [
+                _head(each)
+                for each in reversed(books.deliveries.values())
+                if each.kind is DeliveryKind.HANDOFF
+                and each.state is DeliveryState.ACKNOWLEDGED
+                and each.acknowledged_at >= since
+                and each.expires_at > now
+            ]
+        return tuple(found[:limit])
+
+    def count_on(self, job: Job, told: int, now: datetime) -> None:
+        with self._writing() as books:
+            count_on(books, job, told, now, self._parts.tell)
+
     def target_failures(self, target: KeyId) -> int:
         with self._reading() as books:
             failures: int = books.targets.get(target, (0, None))[0]
@@ -113,6 +129,34 @@ class MemoryOutbox:
         values = {"delivery": seen.id, "was": seen.state, "target": seen.target, "uid": uid}
         self._parts.tell(books, event, now, seen.order_id, seen.position, values)
         return found
+
+
+def last_number(books: Any, job: Job, kind: DeliveryKind) -> int:
+    numbers = [each.n for each in books.deliveries.values() if each.job == job.id and each.kind is kind]
+    return max(numbers, default=0)
+
+
+def count_on(books: Any, job: Job, told: int, now: datetime, tell: Callable[..., None]) -> None:
+    if told <= last_number(books, job, DeliveryKind.REPORT):
+        return
+    name = DeliveryId(f"{job.id}.report.{told}")
+    books.deliveries[name] = Delivery(
+        id=name,
+        job=job.id,
+        order=job.order,
+        order_id=job.order_id,
+        position=job.position,
+        kind=DeliveryKind.REPORT,
+        n=told,
+        target=books.orders[job.order_id].signer,
+        body=b"",
+        state=DeliveryState.ACKNOWLEDGED,
+        attempts=0,
+        next_try_at=now,
+        created_at=now,
+        acknowledged_at=now,
+    )
+    tell(books, "reports.counted_on", now, job.order_id, job.position, {"told": told})
 
 
 def is_due(delivery: Delivery, now: datetime) -> bool:
