@@ -38,6 +38,7 @@ PLUMBING = {
     "cage_check",
     "cage_seen",
     "container_run",
+    "http_dates",
     "https",
     "image_archive",
     "image_context",

@@ -13,8 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from typing import BinaryIO
 
 import httpx
@@ -24,6 +23,7 @@ from agent.domain.ids import KeyId
 from agent.domain.reports import SignedRefusal
 from agent.domain.strict_json import encode, parse
 from agent.errors import BadAnswer, DigestMismatch, OrderError, OutsideError, TrustError
+from agent.ports.http_dates import moment, rest_asked
 from agent.trust.http_messages import field_of
 from agent.trust.http_signatures import (
     ContentDigest,
@@ -205,7 +205,7 @@ class HttpsClient:
         ):
             if not got.is_success:
                 raise peer.unavailable(f"{peer} answers {got.status_code} when asked for its health")
-            return _time_told(got)
+            return moment(got.headers.get("date", ""))  # RFC 9110, 6.6.1
 
     def verify(self, peer: Peer, answer: Answer) -> None:
         """Refuse an answer that `peer` did not sign for exactly this request, or with another body. Raises: BadAnswer."""
@@ -238,7 +238,7 @@ class HttpsClient:
         code, sentence = answer.problem
         error = peer.unavailable(f"{peer} answers {answer.status} ({code}): {sentence}")
         if answer.status in _RESTING:
-            error.rest_s = _rest_asked(answer.headers, self.identity.now())
+            error.rest_s = rest_asked(field_of(answer.headers, "retry-after"), self.identity.now())
         return error
 
     def close(self) -> None:
@@ -298,29 +298,6 @@ def _fields_of(body: Body) -> dict[str, str]:
         "Content-Length": str(body.length),
         "Content-Digest": body.digest,
     }
-
-
-def _time_told(response: httpx.Response) -> datetime | None:
-    """The answer's Date (RFC 9110, 6.6.1)."""
-    return _moment(response.headers.get("date", ""))
-
-
-def _rest_asked(headers: tuple[tuple[str, str], ...], now: datetime) -> float | None:
-    """The seconds of Retry-After, which may be a date (RFC 9110, 10.2.3). Whoever rests bounds them."""
-    told = (field_of(headers, "retry-after") or "").strip()
-    if told.isascii() and told.isdigit():
-        return float(told[:12])
-    moment = _moment(told)
-    return None if moment is None else max(0.0, (moment - now).total_seconds())
-
-
-def _moment(text: str) -> datetime | None:
-    """A moment as HTTP writes it, to the second."""
-    try:
-        told = parsedate_to_datetime(text)
-        return told.replace(tzinfo=UTC) if told.tzinfo is None else told.astimezone(UTC)
-    except (ValueError, OverflowError):  # OverflowError: after the last day of all
-        return None
 
 
 def _read(response: httpx.Response, limit_bytes: int, peer: Peer) -> bytes:
