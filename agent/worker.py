@@ -27,6 +27,7 @@ from agent.pipeline.cancel import remove_guests
 from agent.pipeline.deliver import deliver
 from agent.pipeline.gate import Gate, Prove
 from agent.pipeline.host import Host
+from agent.pipeline.reconcile import Reconciler
 from agent.pipeline.resume import sweep
 from agent.pipeline.run import JOB_LABEL
 from agent.pipeline.space import require_memory
@@ -137,7 +138,7 @@ def work(
     check_start(host)
     gate = Gate(host, prove)
     consumer = make_consumer(handlers(host, leases, gate))
-    with leases.beating(host.rules.lease / 3):
+    with leases.beating(host.rules.lease / 3), reconciling(host):
         consumer.start()
         log.info("worker.started", worker=leases.process)
         while not stop.asked.is_set():
@@ -198,6 +199,32 @@ def take_from_the_dead(host: Host) -> None:
                     log.warning("worker.died", worker=job.worker, job=job.id)
     except AgentError as error:  # its lease runs out anyway
         log.error("worker.not_buried", code=error.code, detail=error.detail)
+
+
+@contextmanager
+def reconciling(host: Host) -> Iterator[None]:
+    """Ask others what a lost message hid, from time to time, in a thread of its own while the context lasts."""
+    reconciler, is_over = Reconciler(host), threading.Event()
+
+    def ask() -> None:
+        while not is_over.wait(reconciler.rest().total_seconds()):
+            run_round(reconciler)
+
+    threading.Thread(target=ask, name="reconcile", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()  # a call under way ends by its own timeout, and holds nobody up
+
+
+def run_round(reconciler: Reconciler) -> None:
+    """One round of questions. What goes wrong in it is logged: the next one asks again."""
+    try:
+        reconciler.run()
+    except AgentError as error:
+        log.error("round.failed", code=error.code, detail=error.detail, advice=error.advice)
+    except Exception:
+        log.exception("round.crashed")
 
 
 def try_gate(gate: Gate) -> bool:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.devkit.book import OrderState
 from agent.devkit.consortium import Party, running
 from agent.devkit.issuing import cancel
 from agent.devkit.waiting import wait_for
 from agent.domain.reports import ReportState
+from agent.domain.standings import OrderState
 from agent.pipeline.workspace import parse_folder_name
 from tests.chain.conftest import ORDER_TIMEOUT_S, Town, make_town
 
