@@ -33,6 +33,9 @@ class Rules:
     images_bytes: int = 64 << 30  # all loaded images together
     reconcile_first: timedelta = timedelta(minutes=1)  # until orchestrators are asked for the first time
     reconcile_every: timedelta = timedelta(minutes=15)
+    workers: Path | None = (
+        None  # the folder in which each worker process of this host holds a lock while it lives
+    )
     in_memory: tuple[Path, ...] = ()  # where else words of guests lie while they run: in memory too
 
 
