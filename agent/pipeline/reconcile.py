@@ -51,6 +51,7 @@ class Round:
     found: int = 0
     sent_again: int = 0
     closed: int = 0
+    runs_again: bool = False  # it ended the state RESTORED
 
 
 class Reconciler:
@@ -268,6 +269,7 @@ def _end_restored(host: Host, done: Round, asked: tuple[KeyId, ...]) -> None:
         log.warning("host.stays_restored", silent=sorted(done.silent), jobs=len(unknown))
         return
     _run_again(ANSWERED, None, host)
+    done.runs_again = True
 
 
 def _run_again(reason: str, uid: int | None, host: Host) -> None:
