@@ -104,6 +104,14 @@ class RecordConflict(OrderError):
     advice = "Something else is recorded under this name and stays: use another name, or ask whose it is."
 
 
+class DeliveryOver(OrderError):
+    code = "delivery-over"
+    status = 409
+    advice = (
+        "Look with `dc-compute deliveries list`; issue the order anew where a hand-off cannot be sent again."
+    )
+
+
 class OrderExpired(OrderError):
     code = "order-expired"
     advice = "Issue the order anew with a later `expires`; check the clocks when it looks wrong."
@@ -334,7 +342,10 @@ class BadImage(JobError):
 
 
 class OutsideError(AgentError):
+    """`rest_s`: how long the other side asked to be let alone (its Retry-After), in seconds."""
+
     code = "outside-error"
+    rest_s: float | None = None
     status = 503
     is_retried = True
     advice = "It is tried again by itself; look at the named service when it stays."

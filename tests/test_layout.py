@@ -39,6 +39,7 @@ PLUMBING = {
     "cage_check",
     "cage_seen",
     "container_run",
+    "http_dates",
     "https",
     "image_archive",
     "image_context",
@@ -72,6 +73,7 @@ PART_OF_PORT = {
     "ledger_attempts": "ledger",
     "ledger_cancellations": "ledger",
     "ledger_images": "ledger",
+    "ledger_outbox": "ledger",
 }
 ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py"}
 

@@ -105,12 +105,19 @@ class _HostCollector(Collector):
         mode = GaugeMetricFamily("dc_compute_mode", "What the host does: 1 at its mode.", labels=("mode",))
         jobs = GaugeMetricFamily("dc_compute_jobs", "Jobs in the ledger, by state.", labels=("state",))
         bells = GaugeMetricFamily("dc_compute_queue_depth", "Bells that wait, by queue.", labels=("queue",))
+        deliveries = GaugeMetricFamily(
+            "dc_compute_deliveries",
+            "What must reach others: pending, or dead until a person decides.",
+            labels=("state",),
+        )
         try:
             now_it = self._host.ports.ledger.control().mode
             for each in Mode:
                 mode.add_metric((each,), int(each is now_it))
             for state, count in self._host.ports.ledger.counts().items():
                 jobs.add_metric((state,), count)
+            for standing, count in self._host.ports.ledger.outbox_counts().items():
+                deliveries.add_metric((standing,), count)
             for queue, depth in self._host.ports.broker.depth().items():
                 bells.add_metric((queue,), depth)
         except AgentError:
@@ -119,7 +126,7 @@ class _HostCollector(Collector):
             return
         up.add_metric((), 1)
         limit = self._host.rules.queue_limit
-        yield from (up, mode, jobs, bells)
+        yield from (up, mode, jobs, deliveries, bells)
         yield GaugeMetricFamily(
             "dc_compute_queue_limit", "Waiting jobs above which orders are refused.", value=limit
         )

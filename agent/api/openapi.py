@@ -80,6 +80,7 @@ RULING = (
     errors.NotFound,
     errors.NotYours,
     errors.HostRestored,
+    errors.DeliveryOver,
 )
 HANDOFF = (
     errors.HandoffSender,

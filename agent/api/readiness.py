@@ -14,6 +14,7 @@ from agent.errors import AgentError, CageNotApplied, Draining, NoSpace, QueueFul
 from agent.pipeline.gate import GateState, standing
 from agent.pipeline.host import Host
 from agent.ports.broker import Queue
+from agent.ports.ledger import DeliveryState
 from agent.trust.roster import Role
 
 KEPT_S = 3.0  # anybody may ask, so an answer is good for a while
@@ -82,12 +83,21 @@ def look_at_mode(host: Host) -> str:
     return f"{said.mode}{since}{by}{why}"
 
 
+def look_at_outbox(host: Host) -> str:
+    """How much others are still to be told. Nothing of it keeps an order out: what is dead waits for a person."""
+    counts = host.ports.ledger.outbox_counts()
+    dead = counts[DeliveryState.DEAD]
+    told = f"{counts[DeliveryState.PENDING]} pending, {dead} dead"
+    return f"{told}: dc-compute deliveries list --dead" if dead else told
+
+
 LOOKS: dict[str, Look] = {
     "ledger": look_at_ledger,
     "mode": look_at_mode,
     "queue": look_at_queue,
     "bells": look_at_bells,
     "disk": look_at_disk,
+    "outbox": look_at_outbox,
     "identity": look_at_identity,
     "storage": look_at_storage,
     "cage": look_at_cage,

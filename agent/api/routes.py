@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from agent.api import cancelling, controlling, handlers, rulings
+from agent.api import cancelling, controlling, deliveries, handlers, rulings
 from agent.api.ask import Ask, Unsigned
 from agent.api.desk import Desk
 from agent.api.metrics import ROUTE, Metered
@@ -25,6 +25,8 @@ from agent.api.table import Row, Who, get, post
 from agent.api.views import (
     CancellationView,
     ControlView,
+    DeliveryPage,
+    DeliveryView,
     Health,
     HeldPage,
     ImageFiles,
@@ -51,8 +53,8 @@ TABLE: tuple[Row, ...] = (
     post("/v1/preduplets", handlers.post_preduplet, Who.ORCHESTRATORS, WireEnvelope, ORDER_BODY, JobView),
     post("/v1/handoffs", handlers.post_handoff, Who.AGENTS, HandoffBody, MAX_HANDOFF_BYTES, JobView, signs_answer=True),
     get("/v1/orders", handlers.get_orders, Who.READERS, JobPage, query=handlers.OrdersQuery),
-    get("/v1/orders/{id}", handlers.get_order, Who.READERS, OrderView),
-    get("/v1/orders/{id}/receipts", handlers.get_receipts, Who.ORCHESTRATORS, HandoffBody),
+    get("/v1/orders/{id}", handlers.get_order, Who.READERS, OrderView, signs_answer=True),
+    get("/v1/orders/{id}/receipts", handlers.get_receipts, Who.READERS, HandoffBody, signs_answer=True),
     get("/v1/orders/{id}/log", handlers.get_log, Who.OPERATOR, LogView),
     post("/v1/cancellations", cancelling.post_cancellation, Who.CANCELLERS, WireEnvelope, CANCELLATION_BODY,
          CancellationView, signs_answer=True),
@@ -65,6 +67,9 @@ TABLE: tuple[Row, ...] = (
     get("/v1/images/{digest}", rulings.get_image, Who.OPERATOR, ImageView),
     get("/v1/images/{digest}/files", rulings.get_image_files, Who.OPERATOR, ImageFiles, query=rulings.FilesQuery),
     post("/v1/rulings", rulings.post_ruling, Who.OPERATOR, rulings.RulingBody, rulings.MAX_RULING_BYTES, RulingView),
+    get("/v1/deliveries", deliveries.get_deliveries, Who.OPERATOR, DeliveryPage, query=deliveries.DeliveriesQuery),
+    post("/v1/deliveries", deliveries.post_decision, Who.OPERATOR, deliveries.DecisionBody, deliveries.MAX_DECISION_BYTES,
+         DeliveryView),
     get("/health", handlers.get_health, Who.ANYBODY, Health),
     get("/ready", handlers.get_ready, Who.ANYBODY, Readiness),
     get("/metrics", handlers.get_metrics, Who.ANYBODY, str),

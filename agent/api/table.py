@@ -52,9 +52,17 @@ class Row:
         return self.who is not Who.ANYBODY
 
 
-def get(path: str, handle: Handle, who: Who, gives: Any, *, query: type[Struct] | None = None) -> Row:
+def get(
+    path: str,
+    handle: Handle,
+    who: Who,
+    gives: Any,
+    *,
+    query: type[Struct] | None = None,
+    signs_answer: bool = False,
+) -> Row:
     """A route that reads."""
-    return Row("GET", path, handle, who, {200: gives}, query=query)
+    return Row("GET", path, handle, who, {200: gives}, query=query, signs_answer=signs_answer)
 
 
 def post(

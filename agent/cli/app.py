@@ -14,6 +14,7 @@ from agent.cli import (
     cancel,
     control,
     data,
+    deliveries,
     doctor,
     held,
     image,
@@ -63,6 +64,7 @@ for name, group in (
     ("peers", peers.app),
     ("policy", policy.app),
     ("data", data.app),
+    ("deliveries", deliveries.app),
     ("image", image.app),
 ):
     app.add_typer(group, name=name, no_args_is_help=True)

@@ -76,7 +76,7 @@ def _cancel(settings: ServerSettings, told: argparse.Namespace) -> object:
 def _orders(settings: ServerSettings, told: argparse.Namespace) -> object:
     book = open_book(settings)
     if told.id is None:
-        return book.orders()
+        return tuple(reversed(book.orders()))  # newest first
     order = book.order(told.id)
     if order is None:
         raise NotFound(f"no order {told.id} was issued here")

@@ -39,6 +39,7 @@ class ReportState(StrEnum):
     CANCELLED = "cancelled"  # nothing more comes of the order from here; without a receipt
     HANDOFF_REFUSED = "handoff-refused"
     HANDOFF_EXPIRED = "handoff-expired"
+    HANDOFF_RETRIED = "handoff-retried"  # one that was refused is sent again, by a person's word
 
 
 class SignedRefusal(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

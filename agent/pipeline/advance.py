@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from agent.domain.control import Mode
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job, JobState
 from agent.errors import LostRace, OutsideError, TrustError
@@ -25,6 +26,8 @@ def advance(job_id: JobId, host: Host, worker: str, *, may_run: bool = True, may
     `may_start`: new tasks; `may_run`: containers at all. What may not go on now stays as it is: the sweep rings for it again.
     Raises: LedgerUnavailable, NotFound.
     """
+    if host.ports.ledger.control().mode is Mode.RESTORED:
+        return  # it may have been done already
     job = host.ports.ledger.job(job_id)
     if job.state is JobState.RECEIVED and job.next_agent is None:
         _place(job, host)

@@ -15,8 +15,8 @@ from agent.ports.ledger import Admission, Arrival, JobQuery
 from agent.trust.handoff import Recorded, Repeat, verify_handoff, verify_order
 
 
-def take_order(envelope: bytes, payload_type: str, sender: KeyId, host: Host) -> Admission:
-    """An order straight from its orchestrator, recorded at position 0.
+def take_order(envelope: bytes, payload_type: str, sender: KeyId, host: Host, *, told: int = 0) -> Admission:
+    """An order straight from its orchestrator, recorded at position 0. `told`: as of `Arrival`.
 
     Raises: OrderError, TrustError by the checks of `verify_order`; Draining, QueueFull, NoSpace, LedgerUnavailable.
     """
@@ -33,11 +33,11 @@ def take_order(envelope: bytes, payload_type: str, sender: KeyId, host: Host) ->
     )
     if isinstance(verdict, Repeat):
         return _repeat(verdict, host)
-    return _record(verdict, (), sender, host)
+    return _record(verdict, (), sender, told, host)
 
 
-def take_handoff(body: bytes, sender: KeyId, host: Host) -> Admission:
-    """What is left of an order, from the peer that did the task before.
+def take_handoff(body: bytes, sender: KeyId, host: Host, *, told: int = 0) -> Admission:
+    """What is left of an order, from the peer that did the task before. `told`: as of `Arrival`.
 
     Raises: OrderError, TrustError by the numbered checks of `verify_handoff`; StorageUnavailable, Draining, QueueFull, NoSpace.
     """
@@ -56,7 +56,7 @@ def take_handoff(body: bytes, sender: KeyId, host: Host) -> Admission:
     )
     if isinstance(verdict, Repeat):
         return _repeat(verdict, host)
-    return _record(verdict.order, verdict.receipts, sender, host)
+    return _record(verdict.order, verdict.receipts, sender, told, host)
 
 
 def locate(ref: DatasetRef, host: Host) -> frozenset[KeyId]:
@@ -64,7 +64,9 @@ def locate(ref: DatasetRef, host: Host) -> frozenset[KeyId]:
     return frozenset(location.agent for location in host.ports.storage.dataset(ref).locations)
 
 
-def _record(signed: SignedOrder, receipts: tuple[SignedReceipt, ...], sender: KeyId, host: Host) -> Admission:
+def _record(
+    signed: SignedOrder, receipts: tuple[SignedReceipt, ...], sender: KeyId, told: int, host: Host
+) -> Admission:
     if host.ports.ledger.control().mode is Mode.DRAINING:
         raise Draining("this host takes nothing new for a while, and finishes what it runs")
     free = shutil.disk_usage(host.rules.spool).free
@@ -78,7 +80,7 @@ def _record(signed: SignedOrder, receipts: tuple[SignedReceipt, ...], sender: Ke
         limit = max(
             1, limit // 2
         )  # it waits as long as its orchestrator wants: half of the places stay for others
-    arrival = Arrival(order=signed, receipts=receipts, kind=task.kind, sender=sender)
+    arrival = Arrival(order=signed, receipts=receipts, kind=task.kind, sender=sender, told=told)
     admission = host.ports.ledger.admit(
         arrival,
         host.ports.now(),

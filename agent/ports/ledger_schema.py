@@ -141,6 +141,16 @@ bodies = Table(
     Column("body", LargeBinary, nullable=False),
 )
 
+# Who could not be reached when something was sent last: a row goes with the first answer.
+targets = Table(
+    "targets",
+    metadata,
+    Column("target", Text, primary_key=True),
+    Column("failures", Integer, nullable=False),  # in a row
+    Column("rests_until", Moment, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 nonces = Table(
     "nonces",
     metadata,

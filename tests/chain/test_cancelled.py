@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -10,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.devkit.book import OrderState
-from agent.devkit.consortium import Party, running
+from agent.devkit.consortium import HOST, Party, running
 from agent.devkit.issuing import cancel
 from agent.devkit.waiting import wait_for
 from agent.domain.reports import ReportState
+from agent.domain.standings import OrderState
 from agent.pipeline.workspace import parse_folder_name
 from tests.chain.conftest import ORDER_TIMEOUT_S, Town, make_town
 
@@ -110,6 +111,13 @@ def _kill_all_of(town: Town, agent: Party) -> None:
             if str(agent.folder).encode() in words:
                 os.kill(pid, signal.SIGKILL)
     process.wait()
+    wait_for(lambda: _is_refused(agent.port), "an end of the dead one's port", timeout_s=GONE_WITHIN_S)
+
+
+def _is_refused(port: int) -> bool:
+    with socket.socket() as door:
+        door.settimeout(1)
+        return door.connect_ex((HOST, port)) != 0
 
 
 def _is_at(town: Town, position: int) -> bool:

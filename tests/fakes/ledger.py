@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 from msgspec.structs import replace
@@ -36,6 +37,7 @@ from agent.ports.ledger import (
     Unrung,
 )
 from agent.ports.ledger_attempts import Step
+from tests.fakes.ledger_outbox import MemoryOutbox, count_on, is_due, last_number, send_by
 
 Plain = str | int | float | None
 
@@ -51,6 +53,7 @@ class _Books:
     jobs: dict[JobId, Job] = field(default_factory=dict)
     arrived_with: dict[JobId, Digest | None] = field(default_factory=dict)
     deliveries: dict[DeliveryId, Delivery] = field(default_factory=dict)
+    targets: dict[KeyId, tuple[int, datetime]] = field(default_factory=dict)
     nonces: dict[tuple[KeyId, str], datetime] = field(default_factory=dict)
     events: list[EventRecord] = field(default_factory=list)
     logs: dict[tuple[JobId, int, str], bytes] = field(default_factory=dict)
@@ -65,7 +68,7 @@ class _Books:
         return _Books(**{each.name: copy.copy(getattr(self, each.name)) for each in fields(self)})
 
 
-class MemoryLedger:
+class MemoryLedger(MemoryOutbox):
     """See `Ledger`. `is_broken = True` makes every call raise LedgerUnavailable."""
 
     def __init__(self) -> None:
@@ -103,6 +106,7 @@ class MemoryLedger:
                 last_receipt=arrival.last_receipt,
                 now=now,
             )
+            count_on(books, job, arrival.told, now, _tell)
             return Admission(job, is_repeat=False)
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
@@ -198,7 +202,7 @@ class MemoryLedger:
             _put_deliveries(books, moved, deliveries, now)
             if successor is not None:
                 _put_successor(books, moved, successor, receipt, now)
-            return _settle(books, moved, now) if event is JobEvent.ATTEST else moved
+            return _settle(books, moved, now) if event in {JobEvent.ATTEST, JobEvent.RECALL} else moved
 
     def start(
         self,
@@ -432,8 +436,13 @@ class MemoryLedger:
     def lease_delivery(self, delivery: DeliveryId, now: datetime, lease_until: datetime) -> Delivery | None:
         with self._writing() as books:
             found = books.deliveries.get(delivery)
-            if found is None or not _is_due(found, now):
+            if found is None or not is_due(found, now):
                 return None
+            failures, until = books.targets.get(found.target, (0, now))
+            if until > now:
+                return None
+            if failures:
+                books.targets[found.target] = (failures, lease_until)
             books.deliveries[delivery] = replace(found, lease_until=lease_until)
             return books.deliveries[delivery]
 
@@ -482,12 +491,12 @@ class MemoryLedger:
             due = [job for job in books.jobs.values() if _is_job_due(job, now)]
             held = [job for job in books.jobs.values() if job.state is JobState.HELD]
             lapsed = [job for job in books.jobs.values() if job.lease_until and job.lease_until <= now]
-            unsent = [delivery for delivery in books.deliveries.values() if _is_due(delivery, now)]
+            unsent = send_by(books, now, limit)
         return Unrung(
             jobs=tuple(due[:limit]),
             held=tuple(held[:limit]),
             orphans=tuple(sorted(lapsed, key=lambda job: job.lease_until or now)[:limit]),
-            deliveries=tuple(d.id for d in sorted(unsent, key=lambda d: d.next_try_at)[:limit]),
+            deliveries=unsent,
         )
 
     def correct_clock(self, now: datetime, *, lease: timedelta, rest: timedelta) -> int:
@@ -513,6 +522,10 @@ class MemoryLedger:
                     found = replace(found, lease_until=now)  # noqa: PLW2901
                     corrected += 1
                 books.deliveries[found.id] = found
+            for target, (failures, until) in tuple(books.targets.items()):
+                if until > now + rest:
+                    books.targets[target] = (failures, now)
+                    corrected += 1
             return corrected
 
     def forget_nonces(self, now: datetime) -> int:
@@ -746,7 +759,7 @@ def _delivery(books: _Books, delivery: DeliveryId) -> Delivery:
 
 def _put_deliveries(books: _Books, job: Job, new: Sequence[NewDelivery], now: datetime) -> None:
     for each in new:
-        n = 1 + sum(d.job == job.id and d.kind is each.kind for d in books.deliveries.values())
+        n = 1 + last_number(books, job, each.kind)
         delivery = Delivery(
             id=DeliveryId(f"{job.id}.{each.kind}.{n}"),
             job=job.id,
@@ -766,11 +779,6 @@ def _put_deliveries(books: _Books, job: Job, new: Sequence[NewDelivery], now: da
         books.deliveries[delivery.id] = delivery
 
 
-def _is_due(delivery: Delivery, now: datetime) -> bool:
-    is_leased = delivery.lease_until is not None and delivery.lease_until > now
-    return delivery.state is DeliveryState.PENDING and delivery.next_try_at <= now and not is_leased
-
-
 def _tell(
     books: _Books,
     name: str,
@@ -786,3 +794,8 @@ def _told_of(job: Job) -> dict[str, Plain]:
     values: dict[str, Plain] = {"attempt": job.attempt, "max_attempts": job.max_attempts}
     said = {"reason": job.reason, "worker": job.worker, "next_agent": job.next_agent, "score": job.score}
     return values | {name: value for name, value in said.items() if value is not None}
+
+
+MemoryLedger._parts = SimpleNamespace(
+    put_deliveries=_put_deliveries, transit=_transit, settle=_settle, tell=_tell
+)

@@ -9,10 +9,13 @@ A peer is a function of (body, sender) that returns when it has recorded the han
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from agent.domain.ids import KeyId
+from agent.domain.ids import KeyId, OrderId
+from agent.domain.standings import PeerOrder
 from agent.errors import AgentError, PeerRefused, PeerUnavailable, UnknownKey
 
 Door = Callable[[bytes, KeyId], object]
+View = Callable[[OrderId, KeyId], tuple[PeerOrder, tuple[bytes, ...]] | None]
+"""(an order as an agent knows it, its receipts' envelopes as far as the asker may read them); None when it does not know it."""
 
 
 @dataclass
@@ -25,6 +28,7 @@ class MemoryPeers:
     down: set[KeyId] = field(default_factory=set)
     received: list[tuple[KeyId, KeyId, bytes]] = field(default_factory=list)
     cancelled: list[tuple[KeyId, KeyId]] = field(default_factory=list)
+    views: dict[KeyId, View] = field(default_factory=dict)
 
 
 class MemoryPeersPort:
@@ -43,6 +47,14 @@ class MemoryPeersPort:
         self._call(self._all.cancel_doors[agent], agent, envelope, "the cancellation")
         self._all.cancelled.append((agent, self._own))
 
+    def order(self, agent: KeyId, order_id: OrderId) -> PeerOrder | None:
+        known = self._view(agent, order_id)
+        return None if known is None else known[0]
+
+    def receipts(self, agent: KeyId, order_id: OrderId) -> tuple[bytes, ...]:
+        known = self._view(agent, order_id)
+        return () if known is None else known[1]
+
     def check(self, agent: KeyId) -> None:
         self._ask(agent)
 
@@ -54,6 +66,13 @@ class MemoryPeersPort:
             if 400 <= error.status < 500 and error.status not in {408, 421, 425, 429}:
                 raise PeerRefused(sentence, error.code) from error
             raise PeerUnavailable(sentence) from error
+
+    def _view(self, agent: KeyId, order_id: OrderId) -> tuple[PeerOrder, tuple[bytes, ...]] | None:
+        self._ask(agent)
+        try:
+            return self._all.views[agent](order_id, self._own)
+        except AgentError as error:
+            raise PeerRefused(f"{agent[:16]} refuses ({error.code}): {error.detail}", error.code) from error
 
     def _ask(self, agent: KeyId) -> Door:
         if agent not in self._all.doors:

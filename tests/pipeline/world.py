@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from agent.domain.cancellations import Cancellation
-from agent.domain.ids import Digest, JobId, KeyId, job_id, wire_time
+from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id, wire_time
 from agent.domain.jobs import Job
 from agent.domain.orders import DatasetRef, ModelRef, Order, SignedOrder
 from agent.domain.reports import ReportBody, ReportState, ResultBody
-from agent.errors import LedgerUnavailable
+from agent.domain.standings import PeerJob, PeerOrder
+from agent.errors import LedgerUnavailable, NotFound
 from agent.pipeline.advance import advance
 from agent.pipeline.cancel import Taken, remove_guests, take_cancellation
 from agent.pipeline.deliver import deliver
@@ -329,6 +330,7 @@ class World:
         for hospital in self.hospitals.values():
             self.peers.doors[hospital.keyid] = partial(self._hand_over, hospital)
             self.peers.cancel_doors[hospital.keyid] = partial(self._forward, hospital)
+            self.peers.views[hospital.keyid] = partial(self._view, hospital)
         for name in DATASETS:
             self.bring(seal(name), at=name[0])
 
@@ -374,7 +376,12 @@ class World:
 
     def post(self, order: SignedOrder, hospital: Hospital) -> Admission:
         """An orchestrator sends its order."""
+        self.issue(order, hospital)
         return take_order(order.envelope, order.order.payload_type, order.signer, hospital.host)
+
+    def issue(self, order: SignedOrder, hospital: Hospital) -> None:
+        """An orchestrator writes down that it sends its order there; whether it arrives is another thing."""
+        self.orchestrators.issued.setdefault(order.order.id, (order, hospital.keyid))
 
     def hand_over(
         self, order: SignedOrder, done: int, *, to: Hospital, sender: Hospital | None = None
@@ -402,6 +409,25 @@ class World:
 
     def _forward(self, hospital: Hospital, body: bytes, sender: KeyId) -> object:
         return take_cancellation(body, sender, hospital.host)
+
+    def _view(
+        self, hospital: Hospital, order_id: OrderId, asker: KeyId
+    ) -> tuple[PeerOrder, tuple[bytes, ...]] | None:
+        """As GET /v1/orders/{id} and its receipts answer an agent."""
+        try:
+            record = hospital.ledger.order(order_id)
+        except NotFound:
+            return None
+        jobs = hospital.ledger.jobs(JobQuery(order_id=order_id, limit=1000))
+        receipts = hospital.ledger.receipts(record.digest)
+        told = PeerOrder(
+            id=order_id,
+            digest=record.digest,
+            jobs=tuple(PeerJob(position=job.position, state=job.state) for job in jobs),
+        )
+        own = [place for place, receipt in enumerate(receipts) if receipt.signer == asker]
+        readable = receipts[: own[-1] + 1] if own else ()
+        return told, tuple(receipt.envelope for receipt in readable)
 
     # ---- time
 
