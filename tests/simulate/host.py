@@ -15,14 +15,16 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from agent import worker as real_worker
-from agent.domain.ids import KeyId
-from agent.errors import AgentError, LedgerUnavailable, OutsideError
+from agent.domain.ids import KeyId, OrderId
+from agent.domain.standings import PeerJob, PeerOrder
+from agent.errors import AgentError, LedgerUnavailable, NotFound, OutsideError
 from agent.pipeline import cancel, intake
 from agent.pipeline.host import Host, Rules
+from agent.pipeline.reconcile import Reconciler
 from agent.ports import Ports
 from agent.ports.broker import Queue
 from agent.ports.images_tar import TarImages
-from agent.ports.ledger import Admission
+from agent.ports.ledger import Admission, JobQuery
 from agent.trust.handoff import parse_handoff
 from agent.trust.keys import SigningKey
 from tests.builders import NOW, SKEW
@@ -104,6 +106,7 @@ class Worker(Mortal):
         self._free = dict(SLOTS)
         self.hub.spawn(self, self._sweep_for_ever)
         self.hub.spawn(self, self._renew_for_ever)
+        self.hub.spawn(self, self._reconcile_for_ever)
 
     @property
     def has_task(self) -> bool:
@@ -132,6 +135,12 @@ class Worker(Mortal):
             real_worker.take_from_the_dead(self.agent)
             real_worker.run_sweep(self.agent)
             self.hub.sleep(real_worker.SWEEP_EVERY_S * self.host.dice.uniform(0.8, 1.2))
+
+    def _reconcile_for_ever(self) -> None:
+        reconciler = Reconciler(self.agent)
+        while True:
+            self.hub.sleep(reconciler.rest().total_seconds())
+            real_worker.run_round(reconciler, self.agent)
 
     def _renew_for_ever(self) -> None:
         while True:
@@ -287,6 +296,24 @@ class SimulatedHost:
     def take_cancellation(self, envelope: bytes, sender: KeyId) -> object:
         """POST /v1/cancellations."""
         return cancel.take_cancellation(envelope, sender, self.api_agent)
+
+    def view(self, order_id: OrderId) -> PeerOrder | None:
+        """GET /v1/orders/{id}, as a peer reads it."""
+        ledger = self.api_agent.ports.ledger
+        try:
+            record = ledger.order(order_id)
+        except NotFound:
+            return None
+        jobs = ledger.jobs(JobQuery(order_id=order_id, limit=1000))
+        told = tuple(PeerJob(position=job.position, state=job.state) for job in jobs)
+        return PeerOrder(id=order_id, digest=record.digest, jobs=told)
+
+    def readable_receipts(self, order_id: OrderId, asker: KeyId) -> tuple[bytes, ...]:
+        """GET /v1/orders/{id}/receipts: up to the asker's own last one."""
+        ledger = self.api_agent.ports.ledger
+        receipts = ledger.receipts(ledger.order(order_id).digest)
+        own = [place for place, receipt in enumerate(receipts) if receipt.signer == asker]
+        return tuple(receipt.envelope for receipt in receipts[: own[-1] + 1]) if own else ()
 
     # ---- what is done to it
 

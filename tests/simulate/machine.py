@@ -20,7 +20,7 @@ import structlog
 
 from agent import worker as real_worker
 from agent.domain import strict_json
-from agent.pipeline import phases, space
+from agent.pipeline import phases, reconcile, space
 from agent.trust.keys import PublicKey
 from tests.simulate.plan import Blow
 
@@ -119,6 +119,8 @@ def simulated_machine(world: "Consortium") -> Iterator[None]:
         stack.enter_context(patch.object(strict_json, "parse", parsed_once()))
         stack.enter_context(patch.object(strict_json, "msgspec", converted_once()))
         stack.enter_context(patch.object(PublicKey, "verify", verified_once()))
+        drawn = SimpleNamespace(SystemRandom=lambda: world.dice)
+        stack.enter_context(patch.object(reconcile, "secrets", drawn))
         stack.enter_context(patch.object(real_worker, "log", CrashLog(world.hub.crashes)))
         stack.callback(structlog.configure, **before)
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

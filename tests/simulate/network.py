@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent.domain.ids import Digest, KeyId, OrderId
 from agent.domain.orders import DatasetRef
+from agent.domain.standings import PeerOrder, StandingsPage, WholeStanding
 from agent.errors import (
     AgentError,
     BadAnswer,
@@ -174,19 +175,28 @@ class OrchestratorsPort:
     def report(self, orchestrator: KeyId, order_id: OrderId, position: int, n: int, body: bytes) -> None:
         def record() -> None:
             self._real.report(orchestrator, order_id, position, n, body)
-            self._world.told(body, order_id, position)
+            self._world.orchestrators.note((order_id, position, self._host.keyid, n), body)
 
         self._ask(lambda: self._record(record))
 
     def result(self, orchestrator: KeyId, order_id: OrderId, body: bytes) -> None:
         def record() -> None:
             self._real.result(orchestrator, order_id, body)
-            self._world.told_result(order_id, self._host.keyid)
+            self._world.orchestrators.note_result(order_id, self._host.keyid)
 
         self._ask(lambda: self._record(record))
 
     def check(self, orchestrator: KeyId) -> None:
         self._ask(lambda: self._real.check(orchestrator))
+
+    def open_orders(self, orchestrator: KeyId, after: OrderId | None = None) -> StandingsPage:
+        orchestrators = self._world.orchestrators
+        return self._ask(
+            lambda: orchestrators.open_orders(orchestrator, self._host.keyid, after), is_read=True
+        )
+
+    def standing(self, orchestrator: KeyId, order_id: OrderId) -> WholeStanding | None:
+        return self._ask(lambda: self._real.standing(orchestrator, order_id), is_read=True)
 
     def _record(self, record: Callable[[], None]) -> None:
         try:
@@ -195,8 +205,8 @@ class OrchestratorsPort:
             self._world.alarms.append(error.detail)
             raise
 
-    def _ask(self, effect: Callable[[], T]) -> T:
-        return self._net.ask(ORCHESTRATORS, effect, OrchestratorUnavailable)
+    def _ask(self, effect: Callable[[], T], *, is_read: bool = False) -> T:
+        return self._net.ask(ORCHESTRATORS, effect, OrchestratorUnavailable, is_read=is_read)
 
 
 class PeersPort:
@@ -214,9 +224,17 @@ class PeersPort:
         peer = self._world.by_key[agent]
         self._ask(peer, lambda: peer.take_cancellation(envelope, self._host.keyid), "the cancellation")
 
-    def _ask(self, peer: "SimulatedHost", effect: Callable[[], object], what: str) -> None:
+    def order(self, agent: KeyId, order_id: OrderId) -> PeerOrder | None:
+        peer = self._world.by_key[agent]
+        return self._ask(peer, lambda: peer.view(order_id), "the question")
+
+    def receipts(self, agent: KeyId, order_id: OrderId) -> tuple[bytes, ...]:
+        peer = self._world.by_key[agent]
+        return self._ask(peer, lambda: peer.readable_receipts(order_id, self._host.keyid), "the question")
+
+    def _ask(self, peer: "SimulatedHost", effect: Callable[[], T], what: str) -> T:
         try:
-            self._net.ask_process(peer, effect, PeerUnavailable)
+            return self._net.ask_process(peer, effect, PeerUnavailable)
         except OutsideError:
             raise
         except AgentError as error:

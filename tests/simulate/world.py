@@ -19,12 +19,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import msgspec
-
 from agent.domain.cancellations import Cancellation
 from agent.domain.ids import Digest, KeyId, OrderId, digest_of, wire_time
 from agent.domain.orders import DatasetRef, ImageRef, Learnuplet, ModelRef, Order, Preduplet, SignedOrder
-from agent.domain.reports import ReportState
 from agent.errors import AgentError, OutsideError, StorageUnavailable
 from agent.pipeline.outputs import pack
 from agent.ports.ledger import DeliveryState, JobQuery
@@ -36,8 +33,7 @@ from agent.trust.roster import Role, Roster, RosterEntry
 from agent.trust.seal import make_seal, read_preamble
 from agent.trust.signed import sign_cancellation, sign_order
 from tests.builders import DAY, HOUR, NOW, SKEW, digest_named, entry_for, key_of, policy_text, uuid_of
-from tests.checker import ANYTHING, ENDS, Issued, Run, Seen, Taken, Told, ToldResult, Violation, check
-from tests.fakes.orchestrators import MemoryOrchestrators
+from tests.checker import ANYTHING, Issued, Run, Seen, Taken, Told, ToldResult, Violation, check
 from tests.fakes.runtime import Guest as GuestView
 from tests.fakes.storage import MemoryStorages
 from tests.simulate.engine import Container
@@ -45,6 +41,7 @@ from tests.simulate.host import SimulatedHost
 from tests.simulate.ledger import SwiftLedger
 from tests.simulate.machine import simulated_machine
 from tests.simulate.network import ORCHESTRATORS
+from tests.simulate.orchestrators import Orchestrators
 from tests.simulate.plan import DATASETS_PER_HOST, Blow, Fault, Guest, OrderPlan, Plan
 from tests.simulate.scheduler import Hub, Process, Reply
 
@@ -226,8 +223,7 @@ class Consortium:
         self.policy = HostPolicy.from_toml(text)
         self.programs = {"algo": learn_or_predict, "broken": fail, "problem": hide_and_score}
         self.images = {ALGO: "algo", BROKEN: "broken", PROBLEM: "problem"}
-        self.orchestrators = MemoryOrchestrators(self.roster, self._orchestrators_now, SKEW)
-        self.tellers: dict[OrderId, KeyId] = {}
+        self.orchestrators = Orchestrators(self.roster, self._orchestrators_now, SKEW)
         self.storages = Storages(self.roster)
         self.storages.world = self
         self.storages.homes = {agent_key(n).keyid: storage_key(n).keyid for n in range(plan.hosts)}
@@ -239,9 +235,8 @@ class Consortium:
         self._bring_datasets()
         self._bring_images()
         self.sent = {sent.signed.order.id: sent for sent in map(self._sent, plan.orders)}
-        self.ended: set[OrderId] = set()
         self._clients = Process("orchestrator", self.hub)
-        self._dice = Random(f"{plan.seed}/clients")
+        self.dice = Random(f"{plan.seed}/clients")
 
     # ---- setting up
 
@@ -311,19 +306,6 @@ class Consortium:
             times = MANY if host.lost_work else 1
             self.runs.append(Run(OrderId(order_id), int(position), times))
 
-    def told(self, body: bytes, order_id: OrderId, position: int) -> None:
-        """An orchestrator acknowledged a report."""
-        state = msgspec.json.decode(body)["state"]
-        if state == ReportState.DONE:
-            self.orchestrators.closed.add((order_id, position))
-        elif state in ENDS:
-            self.ended.add(order_id)
-
-    def told_result(self, order_id: OrderId, reporter: KeyId) -> None:
-        """An orchestrator acknowledged a result."""
-        self.tellers[order_id] = reporter
-        self.ended.add(order_id)
-
     def is_cut(self, one: int, other: int) -> bool:
         if other == ORCHESTRATORS and self.orchestrators_down_until_s > self.hub.now_s:
             return True
@@ -359,7 +341,9 @@ class Consortium:
     def is_quiet(self) -> bool:
         """Whether every accepted order was told of to its end, no job is open and nothing waits to be told."""
         for sent in self.sent.values():
-            if not sent.is_settled or (sent.accepted_by and sent.signed.order.id not in self.ended):
+            if not sent.is_settled or (
+                sent.accepted_by and sent.signed.order.id not in self.orchestrators.ended
+            ):
                 return False
         for host in self.hosts:
             if host.engine.containers or host.ledger.deliveries(state=DeliveryState.PENDING):
@@ -375,8 +359,9 @@ class Consortium:
         """Send the order until it is answered, or too late."""
         host, signed = self.hosts[sent.plan.to], sent.signed
         until_s = sent.plan.at_s + sent.plan.expires_s
+        self.orchestrators.issue(signed, host.keyid)
         while self.hub.now_s < until_s:
-            self.hub.sleep(self._dice.uniform(0.001, 0.1))
+            self.hub.sleep(self.dice.uniform(0.001, 0.1))
             reply = Reply(self.hub)
             host.serve(
                 lambda: host.take_order(signed.envelope, signed.order.payload_type, signed.signer), reply
@@ -389,7 +374,7 @@ class Consortium:
             if not is_lost and isinstance(error, AgentError) and not isinstance(error, OutsideError):
                 self.count("orders refused")
                 break
-            self.hub.sleep(self._dice.uniform(1.0, 30.0))
+            self.hub.sleep(self.dice.uniform(1.0, 30.0))
         if sent.plan.cancel_s is not None:
             self._cancel(sent, host)
         sent.is_settled = True
@@ -398,12 +383,12 @@ class Consortium:
         """Send the cancellation until it is answered. The orchestrator's shares are closed before anybody hears of it."""
         self.hub.sleep(max(0.0, sent.plan.at_s + (sent.plan.cancel_s or 0.0) - self.hub.now_s))
         order, key = sent.signed, orchestrator_key(sent.plan.number % 2)
-        self.orchestrators.closed |= {(order.order.id, position) for position in range(sent.plan.tasks)}
+        self.orchestrators.cancel(order, sent.plan.tasks)
         word = sign_cancellation(
             Cancellation(order=order.digest, issued=wire_time(self._orchestrators_now())), key
         )
         while True:
-            self.hub.sleep(self._dice.uniform(0.001, 0.1))
+            self.hub.sleep(self.dice.uniform(0.001, 0.1))
             reply = Reply(self.hub)
             host.serve(lambda: host.take_cancellation(word.envelope, word.signer), reply)
             if (
@@ -412,7 +397,7 @@ class Consortium:
                 and not self.is_cut(host.number, ORCHESTRATORS)
             ):
                 break
-            self.hub.sleep(self._dice.uniform(1.0, 30.0))
+            self.hub.sleep(self.dice.uniform(1.0, 30.0))
         self.count("orders cancelled")
 
     # ---- blows
@@ -479,7 +464,7 @@ class Consortium:
             for (order_id, position, reporter, n), body in told.items()
         ]
         results = [
-            ToldResult(orchestrator, order_id, self.tellers[order_id], body)
+            ToldResult(orchestrator, order_id, self.orchestrators.tellers[order_id], body)
             for orchestrator, told in self.orchestrators.results.items()
             for order_id, body in told.items()
         ]
