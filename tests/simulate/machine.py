@@ -21,6 +21,7 @@ import structlog
 from agent import worker as real_worker
 from agent.domain import strict_json
 from agent.pipeline import phases, reconcile, space
+from agent.trust import envelope
 from agent.trust.keys import PublicKey
 from tests.simulate.plan import Blow
 
@@ -80,6 +81,21 @@ def converted_once() -> Any:
     return SimpleNamespace(convert=convert, json=msgspec.json, ValidationError=msgspec.ValidationError)
 
 
+def decoded_once() -> Callable[[str, str], bytes]:
+    """Base64 of envelopes, asked once for the same text: whoever asks again gets the same bytes, whose hash is known."""
+    real, known = envelope._decode_either, dict[str, bytes]()
+
+    def decode(name: str, text: str) -> bytes:
+        found = known.get(text)
+        if found is None:
+            if len(known) > KEPT:
+                known.clear()
+            found = known[text] = real(name, text)
+        return found
+
+    return decode
+
+
 def verified_once() -> Callable[[PublicKey, bytes, bytes], None]:
     """`PublicKey.verify`, asked once for what it finds good."""
     real, good = PublicKey.verify, set[tuple[bytes, bytes, bytes]]()
@@ -118,6 +134,7 @@ def simulated_machine(world: "Consortium") -> Iterator[None]:
         stack.enter_context(patch.object(space, "memory_available", lambda *_: ()))
         stack.enter_context(patch.object(strict_json, "parse", parsed_once()))
         stack.enter_context(patch.object(strict_json, "msgspec", converted_once()))
+        stack.enter_context(patch.object(envelope, "_decode_either", decoded_once()))
         stack.enter_context(patch.object(PublicKey, "verify", verified_once()))
         drawn = SimpleNamespace(SystemRandom=lambda: world.dice)
         stack.enter_context(patch.object(reconcile, "secrets", drawn))

@@ -273,7 +273,7 @@ class Gated:
         if not callable(behind):
             return behind
         gate = self._process.gate
-        before, after = f"{self._name}.{name}", f"{self._name}.{name}!"
+        before = f"{self._name}.{name}"
         require_disk = (
             self._process.host.require_disk if self._name == "ledger" and name not in READS else None
         )
@@ -285,7 +285,7 @@ class Gated:
             told = behind(*args, **named)
             if hasattr(told, "__enter__"):
                 return _GatedRun(told, self._process)
-            gate(after)
+            gate(None)
             if name in TAKES_OVER and told.claim > 1:
                 self._process.host.took_over(self._process)
             return told
@@ -308,7 +308,7 @@ class _GatedRun:
     def __exit__(self, *error: Any) -> Any:
         self._process.gate("run.end")
         told = self._run.__exit__(*error)
-        self._process.gate("run.end!")
+        self._process.gate(None)
         return told
 
 
@@ -329,8 +329,9 @@ class Mortal(Process):
         """Whether it works on a job now."""
         return False
 
-    def gate(self, call: str) -> None:
-        self._trace(self.name, call)
+    def gate(self, traced: str | None) -> None:
+        if traced is not None:
+            self._trace(self.name, traced)
         if self.dies_in is not None:
             self.dies_in -= 1
             if self.dies_in <= 0:
@@ -342,5 +343,5 @@ class Mortal(Process):
             if left <= 1:
                 self.host.world.count("worker stalled")
                 self.stall(for_s)
-        if self._dice.random() < 0.15:
+        if self._dice.random() < 0.1:
             self.hub.sleep(self._dice.random() * 0.02)
