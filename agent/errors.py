@@ -427,6 +427,12 @@ class LedgerUnavailable(OutsideError):
     advice = "Check the disk that holds the ledger; nothing was accepted meanwhile."
 
 
+class LedgerFull(LedgerUnavailable):
+    code = "ledger-full"
+    status = 507
+    advice = "Free space on the file system that the message names (`dc-compute df`, `dc-compute gc`); nothing is lost."
+
+
 class LostRace(OutsideError):
     """Another worker moved the job first. Harmless: the caller stops and lets the other one go on."""
 

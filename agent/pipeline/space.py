@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from agent.domain.file_systems import IN_MEMORY
 from agent.errors import NoSpace, WorkspaceOnDisk
 
 # Exact, for what bears such a name and is not in use is removed.
@@ -25,7 +26,6 @@ FOLDER_NAME: Final = (
     r"(?P<job>[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.[0-9]{1,4})\.(?P<attempt>[0-9]{1,4})"
 )
 RESERVED: Final = ".reserved"  # the file in an attempt's folder, above everything that a guest sees
-IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
 
 MAX_ENTRIES = 20_000  # looked at in one folder; what is not seen counts as unused, which reserves more
 MAX_DEPTH = 20

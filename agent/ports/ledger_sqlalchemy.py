@@ -43,7 +43,7 @@ from agent.ports.ledger_schema import (
     probe,
     receipts,
 )
-from agent.ports.ledger_sqlalchemy_disk import Keeping
+from agent.ports.ledger_sqlalchemy_disk import Keeping, known_digest, require_not_past
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
 from agent.ports.ledger_sqlalchemy_rows import Plain, delivery_of, event_of, job_of, order_of, receipt_of
@@ -67,6 +67,7 @@ class SqlAlchemyLedger(ImageRecords, Keeping):
             known = writes.find_repeat(tx, arrival)
             if known is not None:
                 return Admission(known, is_repeat=True)
+            require_not_past(tx, arrival)
             writes.require_open_place(tx, arrival)
             writes.require_room(tx, queue_limit)
             writes.put_order(tx, arrival, now)
@@ -85,10 +86,7 @@ class SqlAlchemyLedger(ImageRecords, Keeping):
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
         with self._file.reading() as tx:
-            digest: Digest | None = tx.execute(
-                select(orders.c.digest).where(orders.c.id == order_id)
-            ).scalar_one_or_none()
-            return digest
+            return known_digest(tx, order_id)
 
     def recorded_last_receipt(self, order: Digest, position: int) -> tuple[JobId, Digest | None] | None:
         with self._file.reading() as tx:
@@ -355,7 +353,7 @@ def _refuse_wrong_move(job: Job, event: JobEvent, receipt: SignedReceipt | None)
 
 
 def _deliveries() -> Select[Any]:
-    return select(deliveries, bodies.c.body).join(bodies, bodies.c.delivery == deliveries.c.id)
+    return select(deliveries, bodies.c.body).outerjoin(bodies, bodies.c.delivery == deliveries.c.id)
 
 
 def _page(query: JobQuery, before: int | None) -> Any:

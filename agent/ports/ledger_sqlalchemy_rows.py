@@ -58,7 +58,7 @@ def delivery_of(row: RowMapping) -> Delivery:
         kind=DeliveryKind(row["kind"]),
         n=row["n"],
         target=KeyId(row["target"]),
-        body=row["body"],
+        body=row["body"] or b"",  # forgotten some time after it arrived
         state=DeliveryState(row["state"]),
         attempts=row["attempts"],
         next_try_at=row["next_try_at"],
