@@ -394,8 +394,18 @@ class CageNotApplied(OutsideError):
 class NoSpace(OutsideError):
     code = "no-space"
     status = 507
-    most_retries = 1  # garbage is collected before it; what is still full after that is for a person to mend
+    most_retries: ClassVar[int | None] = (
+        1  # garbage is collected before it; what is still full after that is for a person to mend
+    )
     advice = "Free space on the file system that the message names; what is refused now may be sent again."
+
+
+class RoomTaken(NoSpace):
+    """There is room for it once others have ended: to wait is enough, nothing needs to be mended."""
+
+    code = "room-taken"
+    most_retries = None
+    advice = "It is tried again by itself. Give the workspace more memory, or let fewer tasks run at once ([workers])."
 
 
 class WorkspaceOnDisk(OutsideError):

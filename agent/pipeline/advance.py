@@ -2,13 +2,14 @@
 
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job, JobState
-from agent.errors import LostRace, OutsideError, TrustError
+from agent.errors import LostRace, NoSpace, OutsideError, TrustError
 from agent.log import get_logger
 from agent.pipeline.bells import ring_job
 from agent.pipeline.execute import execute
 from agent.pipeline.hold import hold, look_again
 from agent.pipeline.host import Host, context_of
 from agent.pipeline.place import place
+from agent.pipeline.resume import tidy
 
 log = get_logger(__name__)
 
@@ -27,6 +28,8 @@ def advance(job_id: JobId, host: Host, worker: str, *, may_run: bool = True) -> 
     elif job.state is JobState.HELD:
         _look_again(job, host)
     elif job.state is JobState.QUEUED and may_run and not _rests(job, host):
+        if job.reason == NoSpace.code:
+            tidy(host)  # its last attempt found the disk full: this is the one retry, and it shall find room
         execute(job, host, worker)
 
 

@@ -31,7 +31,15 @@ class Rules:
     max_image_bytes: int
     image_age: timedelta = timedelta(days=30)  # unused for longer, an image leaves
     images_bytes: int = 64 << 30  # all loaded images together
+    log_age: timedelta = timedelta(days=30)  # logs of jobs that ended, bodies of deliveries that arrived
+    order_age: timedelta = timedelta(days=365)  # orders that are over, with all that is theirs
+    records: tuple[Path, ...] = ()  # where ledger and queues lie: they have the low mark too
     in_memory: tuple[Path, ...] = ()  # where else words of guests lie while they run: in memory too
+
+    @property
+    def disks(self) -> tuple[Path, ...]:
+        """The folders on disks: below the low mark on one of them, no order is accepted."""
+        return self.spool, *self.records
 
 
 @dataclass(frozen=True, slots=True)

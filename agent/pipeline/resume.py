@@ -1,5 +1,6 @@
 """What a crash or a lost bell left behind is taken up again: at the start of a worker and every minute."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from agent.domain.ids import JobId
@@ -9,9 +10,8 @@ from agent.errors import AgentError, AttemptsSpent, LostRace, NotFound, RuntimeU
 from agent.log import get_logger
 from agent.pipeline.attest import Work, attest_failure
 from agent.pipeline.bells import ring, ring_deliveries, ring_job
-from agent.pipeline.collect import collect_images
 from agent.pipeline.execute import retry
-from agent.pipeline.hold import clear
+from agent.pipeline.garbage import collect_garbage
 from agent.pipeline.host import Host, context_of
 from agent.pipeline.phases import Phases
 from agent.pipeline.run import ATTEMPT_LABEL, JOB_LABEL, Runs
@@ -29,6 +29,24 @@ def sweep(host: Host) -> None:
 
     Raises: LedgerUnavailable, RuntimeUnavailable.
     """
+    try:
+        _take_up(host)
+    finally:  # a full disk keeps the ledger from being written: what gives room back goes on
+        tidy(host)
+
+
+def tidy(host: Host) -> None:
+    """Remove what no live attempt owns, then collect what else is over, in the order that `garbage.py` states.
+
+    Raises: LedgerUnavailable, RuntimeUnavailable.
+    """
+    try:
+        _clean(host)  # late: a container service that is away must not keep bells from ringing
+    finally:
+        collect_garbage(host)
+
+
+def _take_up(host: Host) -> None:
     now = host.ports.now()
     if corrected := host.ports.ledger.correct_clock(now, lease=host.rules.lease, rest=LONGEST_REST):
         log.warning("clock.set_back", corrected=corrected)
@@ -42,10 +60,6 @@ def sweep(host: Host) -> None:
         ring_job(job, host)
     for delivery in unrung.deliveries:
         ring(Queue.DELIVERIES, delivery, host)
-    host.ports.ledger.forget_nonces(now)
-    clear(host)
-    _clean(host)  # late: a container service that is away must not keep bells from ringing
-    collect_images(host)
 
 
 def _take_over(orphan: Job, host: Host) -> None:
@@ -73,25 +87,36 @@ def _clean(host: Host) -> None:
 
 
 def _remove_containers(host: Host) -> None:
+    for name in dead_containers(host):
+        try:
+            host.ports.runtime.remove(name)
+            log.warning("leftover.removed", container=name)
+        except RuntimeUnavailable as error:
+            log.error("leftover.stays", container=name, detail=str(error))
+
+
+def _remove_folders(host: Host) -> None:
+    for folder in dead_folders(host):
+        _remove_folder(folder, host)
+
+
+def dead_containers(host: Host) -> Iterator[str]:
+    """The name of every container whose attempt is not running any more. Raises: LedgerUnavailable, RuntimeUnavailable."""
     for leftover in host.ports.runtime.leftovers():
         if is_under_way(leftover.labels.get(TRIAL_LABEL, ""), host.rules.workspace_root):
             continue
         job, attempt = leftover.labels.get(JOB_LABEL, ""), leftover.labels.get(ATTEMPT_LABEL, "")
         if not _is_live(JobId(job), attempt, host):
-            try:
-                host.ports.runtime.remove(leftover.name)
-                log.warning("leftover.removed", container=leftover.name)
-            except RuntimeUnavailable as error:
-                log.error("leftover.stays", container=leftover.name, detail=str(error))
+            yield leftover.name
 
 
-def _remove_folders(host: Host) -> None:
+def dead_folders(host: Host) -> Iterator[Path]:
+    """Every folder of an attempt that is not running any more, in the workspace and the spool. Raises: LedgerUnavailable."""
     for folder in (*_folders(host.rules.workspace_root), *_folders(host.rules.spool)):
         owner = parse_folder_name(folder.name)
         if owner is not None and not _is_live(owner[0], str(owner[1]), host):
-            _remove_folder(folder, host)
-    for folder in abandoned(host.rules.workspace_root):
-        _remove_folder(folder, host)
+            yield folder
+    yield from abandoned(host.rules.workspace_root)
 
 
 def _remove_folder(folder: Path, host: Host) -> None:

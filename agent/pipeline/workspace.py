@@ -139,7 +139,9 @@ def parse_folder_name(name: str) -> tuple[JobId, int] | None:
 
 
 @contextmanager
-def workspace(job: Job, root: Path, runtime: Runtime, *, reserve_bytes: int) -> Iterator[Workspace]:
+def workspace(
+    job: Job, root: Path, runtime: Runtime, *, reserve_bytes: int, keep_free: int = 0
+) -> Iterator[Workspace]:
     """The attempt's own folder under `root`, with so many bytes reserved; leaving the context removes it with everything in it.
 
     The reservation stands in the folder: it outlives a worker that dies, and ends with the folder.
@@ -147,7 +149,7 @@ def workspace(job: Job, root: Path, runtime: Runtime, *, reserve_bytes: int) -> 
     LostRace when a sweep took it away.
     """
     folder = root / folder_name(job.id, job.attempt)
-    reserve(folder, reserve_bytes)
+    reserve(folder, reserve_bytes, keep_free=keep_free)
     try:
         yield Workspace(folder)
     except OSError as cause:

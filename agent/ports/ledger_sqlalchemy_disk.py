@@ -56,22 +56,28 @@ class Keeping:
             )
 
     def collect(self, told: Retention, now: datetime, limit: int) -> Garbage:
-        with self._file.writing() as tx:
+        with (
+            self._file.reading() as tx
+        ):  # the search goes through much, and most often finds nothing: no writer waits for it
             old_logs = tx.execute(_old_logs(told).limit(limit)).all()
+            old_bodies = tx.execute(_old_bodies(told).limit(limit)).all()
+            over = tx.execute(_old_orders(told).limit(limit)).scalars().all()
+        if not (old_logs or old_bodies or over):
+            return Garbage()
+        with self._file.writing() as tx:
             for seq, _ in old_logs:
                 tx.execute(delete(logs).where(logs.c.seq == seq))
-            old_bodies = tx.execute(_old_bodies(told).limit(limit)).all()
             for name, _ in old_bodies:
                 tx.execute(delete(bodies).where(bodies.c.delivery == name))
-            over = tx.execute(_old_orders(told).limit(limit)).all()
-            for row in over:
+            still_over = tx.execute(_old_orders(told).where(orders.c.id.in_(over))).all()
+            for row in still_over:
                 _forget(tx, row, now)
         return Garbage(
             logs=len(old_logs),
             log_bytes=sum(size for _, size in old_logs),
             bodies=len(old_bodies),
             body_bytes=sum(size for _, size in old_bodies),
-            orders=len(over),
+            orders=len(still_over),
         )
 
     def sizes(self) -> LedgerSizes:

@@ -26,6 +26,7 @@ BURST: Final = 56
 
 STEP_PAGES: Final = 256  # given back in one transaction, so that no writer waits long
 CHECKPOINT_S: Final = 1.0  # how long the log's end may be waited for: a reader of a moment, not a long one
+REBUILD_FACTOR: Final = 3  # of a file's size: the new one, the log it comes through, and something left
 NEARLY_NOTHING: Final = (
     1 << 16
 )  # bytes: with less than this free, what SQLite calls an I/O error is a full disk
@@ -123,8 +124,18 @@ def open_file(path: Path) -> LedgerFile:
         if is_behind:
             with file.writing() as connection:
                 _upgrade(connection)
+            _make_shrinkable(file)
         undo.pop_all()
     return file
+
+
+def _make_shrinkable(file: LedgerFile) -> None:
+    """Rebuild a file of an older version, once, where there is room for it. What keeps it from that keeps no ledger shut."""
+    size, _, can_shrink = file.pages()
+    about = os.statvfs(file.path.parent)
+    if not can_shrink and about.f_bavail * about.f_frsize > REBUILD_FACTOR * size:
+        with suppress(LedgerUnavailable):  # another process writes: it stays as it is
+            file.rebuild()
 
 
 def migrate(path: Path) -> None:
