@@ -27,6 +27,7 @@ from tests.ports.ledger_stage import PEER, arrival, at, chain_of, fresh_ledger, 
 from tests.ports.test_ledger_model import outcome, receipts_in
 
 NAMES = ("one", "two", "three")
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 LOG_AGE = timedelta(days=1)
 SOME = st.integers(0, 100)
 
@@ -48,7 +49,7 @@ class Keepers(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="keepers-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="keepers-", dir=MEMORY))
         self.real = fresh_ledger(self.folder / "ledger")
         self.fake = MemoryLedger()
         self.clock = 0
@@ -210,6 +211,6 @@ class Keepers(RuleBasedStateMachine):
 
 
 Keepers.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestKeepers = Keepers.TestCase
