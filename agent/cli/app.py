@@ -12,6 +12,7 @@ from agent import __version__
 from agent.cli import (
     audit,
     data,
+    disk,
     doctor,
     held,
     image,
@@ -53,7 +54,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for page in (setup, services, selftest, doctor, orders, held, watch, audit):
+for page in (setup, services, selftest, doctor, orders, held, watch, audit, disk):
     page.register(app)
 for name, group in (
     ("keys", keys.app),

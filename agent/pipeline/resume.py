@@ -11,10 +11,11 @@ from agent.log import get_logger
 from agent.pipeline.attest import Work, attest_failure
 from agent.pipeline.bells import ring, ring_deliveries, ring_job
 from agent.pipeline.execute import retry
-from agent.pipeline.garbage import collect_garbage
+from agent.pipeline.garbage import Gone, Kind, collect_garbage
 from agent.pipeline.host import Host, context_of
 from agent.pipeline.phases import Phases
 from agent.pipeline.run import ATTEMPT_LABEL, JOB_LABEL, Runs
+from agent.pipeline.space import used_bytes
 from agent.pipeline.trials import TRIAL_LABEL, abandoned, is_under_way
 from agent.pipeline.workspace import parse_folder_name, remove_folder
 from agent.ports.broker import Queue
@@ -35,15 +36,22 @@ def sweep(host: Host) -> None:
         tidy(host)
 
 
-def tidy(host: Host) -> None:
-    """Remove what no live attempt owns, then collect what else is over, in the order that `garbage.py` states.
+def tidy(host: Host, *, is_asked: bool = False, is_rehearsal: bool = False) -> tuple[Gone, ...]:
+    """Remove what no live attempt owns, then collect what else is over, in the order that `garbage.py` states; what went.
 
-    Raises: LedgerUnavailable, RuntimeUnavailable.
+    A rehearsal only tells. `is_asked`, by the operator: everything is due, and what stays is told.
+    Raises: LedgerUnavailable, RuntimeUnavailable unless asked, after all that could go went.
     """
+    gone: list[Gone] = []
     try:
-        _clean(host)  # late: a container service that is away must not keep bells from ringing
+        gone += _would_clean(host) if is_rehearsal else _clean(host)
+    except AgentError as error:
+        if not is_asked:
+            raise
+        gone.append(Gone(Kind.WORKSPACES, 0, None, error.detail))
     finally:
-        collect_garbage(host)
+        gone += collect_garbage(host, is_asked=is_asked, is_rehearsal=is_rehearsal)
+    return tuple(gone)
 
 
 def _take_up(host: Host) -> None:
@@ -78,26 +86,43 @@ def _take_over(orphan: Job, host: Host) -> None:
     ring_deliveries(orphan, host)
 
 
-def _clean(host: Host) -> None:
+def _clean(host: Host) -> list[Gone]:
     """Remove every container and workspace whose attempt is not running any more; one that cannot go keeps no other."""
+    gone = []
     try:
-        _remove_containers(host)
+        gone.append(Gone(Kind.CONTAINERS, _remove_containers(host)))
     finally:  # plaintext goes though the engine is away
-        _remove_folders(host)
+        gone.append(_remove_folders(host))
+    return gone
 
 
-def _remove_containers(host: Host) -> None:
+def _would_clean(host: Host) -> list[Gone]:
+    folders = tuple(dead_folders(host))
+    size = sum(used_bytes(folder) for folder in folders)
+    return [
+        Gone(Kind.CONTAINERS, len(tuple(dead_containers(host)))),
+        Gone(Kind.WORKSPACES, len(folders), size),
+    ]
+
+
+def _remove_containers(host: Host) -> int:
+    count = 0
     for name in dead_containers(host):
         try:
             host.ports.runtime.remove(name)
             log.warning("leftover.removed", container=name)
+            count += 1
         except RuntimeUnavailable as error:
             log.error("leftover.stays", container=name, detail=str(error))
+    return count
 
 
-def _remove_folders(host: Host) -> None:
-    for folder in dead_folders(host):
+def _remove_folders(host: Host) -> Gone:
+    found = [(folder, used_bytes(folder)) for folder in dead_folders(host)]
+    for folder, _ in found:
         _remove_folder(folder, host)
+    went = [size for folder, size in found if not folder.exists()]
+    return Gone(Kind.WORKSPACES, len(went), sum(went))
 
 
 def dead_containers(host: Host) -> Iterator[str]:
