@@ -141,7 +141,8 @@ def dead_folders(host: Host) -> Iterator[Path]:
         owner = parse_folder_name(folder.name)
         if owner is not None and not _is_live(owner[0], str(owner[1]), host):
             yield folder
-    yield from abandoned(host.rules.workspace_root)
+    if host.rules.workspace_root.is_dir():
+        yield from abandoned(host.rules.workspace_root)
 
 
 def _remove_folder(folder: Path, host: Host) -> None:
@@ -161,4 +162,7 @@ def _is_live(job_id: JobId, attempt: str, host: Host) -> bool:
 
 
 def _folders(root: Path) -> tuple[Path, ...]:
+    """None where the root is not there: no worker has started since the boot."""
+    if not root.is_dir():
+        return ()
     return tuple(path for path in root.iterdir() if path.is_dir() and not path.is_symlink())

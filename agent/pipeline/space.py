@@ -57,7 +57,9 @@ def reserved_in(root: Path) -> tuple[tuple[Path, int, int], ...]:
 
 
 def require_possible(root: Path, wanted_bytes: int) -> None:
-    """Refuse what this root could not hold if it were empty. Raises: NoSpace."""
+    """Refuse what this root could not hold if it were empty; nothing where it is not there yet. Raises: NoSpace."""
+    if not root.is_dir():
+        return  # no worker has started since the boot: it is made then
     about = os.statvfs(root)
     if about.f_blocks and about.f_blocks * about.f_frsize < wanted_bytes:
         raise NoSpace(

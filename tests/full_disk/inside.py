@@ -1,6 +1,6 @@
 """A whole agent on a small file system that really fills up, at every moment of an order's walk. Run by `test_full_disk.py`.
 
-Ledger, queues, spool and workspaces lie on the tmpfs that $SMALL_DISK names. The disk is filled before or behind one port
+Ledger, queues, spool and workspaces lie on the tmpfs that $SMALL_DISK names. The disk is filled behind one port
 call, the agent goes on as it can, then there is room again. What must come of it: nothing that was accepted is lost, every
 effect happened once, the ledger's file is whole, and no error was any but ours.
 """
@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -37,7 +38,8 @@ PIECE = bytes(1 << 20)
 SMALLER = (
     "ceilings.output_bytes = 1048576\nceilings.output_files = 100\n"  # so that a task fits beside a ledger
 )
-MOMENTS = 150  # port calls of one order's walk, before and behind each: more than there are, the last ones fill nothing
+PARTS = 4
+MOMENTS = 400  # more than there are port calls in one order's walk: the last one fills nothing
 
 
 def fill() -> None:
@@ -100,6 +102,7 @@ class Agent:
         self.bells = BothBells(self.queues, self.a)
         self.moments, self.moment = count(), moment
         self.filled_at: str | None = None
+        self.codes: set[str] = set()  # of the errors that it went through
         real = self.a.host.ports
         ports = {name: self._tapped(name, getattr(real, name)) for name in PORTS}
         rules = replace(self.a.host.rules, records=(folder / "a",))
@@ -110,15 +113,13 @@ class Agent:
         )
 
     def _tapped(self, port: str, real: object) -> Tapped:
-        def before(call: str) -> None:
-            self._pass(f"before {port}.{call}")
+        def behind(call: str) -> None:
+            self.meet(f"behind {port}.{call}")
 
-        def after(call: str) -> None:
-            self._pass(f"behind {port}.{call}")
+        return Tapped(real, after=behind)
 
-        return Tapped(real, before=before, after=after)
-
-    def _pass(self, where: str) -> None:
+    def meet(self, where: str) -> None:
+        """The disk fills up here when this is the moment."""
         if next(self.moments) == self.moment:
             self.filled_at = where
             fill()
@@ -132,9 +133,11 @@ class Agent:
 
     def post(self, order: SignedOrder) -> bool:
         """Whether the order was accepted."""
+        self.meet("before intake")
         try:
             take_order(order.envelope, order.order.payload_type, order.signer, self.host)
-        except (NoSpace, LedgerFull):
+        except (NoSpace, LedgerFull) as error:
+            self.codes.add(error.code)
             return False
         return True
 
@@ -143,8 +146,10 @@ class Agent:
         handlers = self.a.handlers(self.host)
 
         def guarded(queue: Queue, item: str) -> None:
-            with suppress(AgentError):
+            try:
                 handlers[queue](item)
+            except AgentError as error:
+                self.codes.add(error.code)
 
         self.a.broker.pump({queue: partial(guarded, queue) for queue in Queue})
 
@@ -190,10 +195,10 @@ def is_whole(folder: Path) -> bool:
 # ------------------------------------------------------------------ at every moment
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(PARTS))
 def test_a_disk_that_fills_up_at_any_moment_costs_an_attempt_and_nothing_else(disk: Path, part: int) -> None:
-    filled = []
-    for moment in range(part, MOMENTS, 4):
+    filled, codes, lost = [], set[str](), 0
+    for moment in range(part, MOMENTS, PARTS):
         folder = disk / str(moment)
         folder.mkdir()
         agent = Agent(folder, moment)
@@ -212,8 +217,61 @@ def test_a_disk_that_fills_up_at_any_moment_costs_an_attempt_and_nothing_else(di
         if agent.filled_at is None:
             break
         filled.append(agent.filled_at)
-    assert len(filled) > 10
-    sys.stdout.write(f"filled {len(filled)} times: {', '.join(filled)}\n")
+        codes |= agent.codes
+        lost += agent.bells.lost
+    assert len(filled) > 20
+    assert "ledger-full" in codes  # else nothing was tried
+    assert lost > 0
+    sys.stdout.write(f"filled {len(filled)} times: {', '.join(filled)}; {codes}; {lost} bells lost\n")
+
+
+def ring_until_it_fails(queues: HueyBroker) -> None:
+    for n in range(10_000):  # until the room that the file has already is used up
+        queues.ring(Queue.LEARN_TASKS, f"lost {n}")
+
+
+def test_bells_that_a_full_disk_takes_are_lost_and_later_ones_ring(disk: Path) -> None:
+    queues, heard = HueyBroker(disk / "queues.db"), Event()
+    consumer = queues.consumer({Queue.DELIVERIES: lambda item: heard.set() if item == "later" else None}, {})
+    consumer.start()
+    fill()
+    with pytest.raises(OutsideError):
+        ring_until_it_fails(queues)
+
+    free()
+    queues.ring(Queue.DELIVERIES, "later")
+
+    assert heard.wait(30)
+    consumer.stop()
+    queues.close()
+    with closing(sqlite3.connect(disk / "queues.db")) as plain:
+        assert plain.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_a_ledger_is_not_made_on_a_full_disk_and_is_when_there_is_room(disk: Path) -> None:
+    fill()
+    with pytest.raises(LedgerFull):
+        open_ledger(disk / "new" / "ledger.db")
+
+    free()
+    open_ledger(disk / "new" / "ledger.db").close()
+
+
+def test_a_full_disk_is_made_room_on_by_the_sweep_alone(disk: Path) -> None:
+    agent = Agent(disk, -1)
+    left = agent.a.workspaces / "e7aa231d-09a6-509c-9aa2-ea51b3c030fe.9.1"
+    left.mkdir()
+    (left / "dataset").write_bytes(bytes(4 << 20))
+    fill()
+    order = agent.world.order(train=("a1",), test=(), max_attempts=5)
+    assert not agent.post(order)
+
+    agent.minute()
+
+    assert not left.exists()
+    assert agent.post(order)
+    settle(agent)
+    agent.close()
 
 
 @pytest.mark.parametrize("moment", [0, 7, 15, 25, 40, 60])

@@ -28,7 +28,17 @@ def unshared(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_an_agent_whose_disk_fills_up_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "part",
+    [
+        "moment_costs and 0",
+        "moment_costs and 1",
+        "moment_costs and 2",
+        "moment_costs and 3",
+        "not moment_costs",
+    ],
+)
+def test_an_agent_whose_disk_fills_up_loses_nothing(part: str, tmp_path: Path) -> None:
     if shutil.which("unshare") is None or unshared(tmp_path, "true").returncode != 0:
         pytest.skip("a user namespace with a mount of its own")
 
@@ -42,6 +52,8 @@ def test_an_agent_whose_disk_fills_up_loses_nothing(tmp_path: Path) -> None:
         "-p",
         "no:cacheprovider",
         "tests/full_disk/inside.py",
+        "-k",
+        part,
     )
 
     sys.stdout.write(done.stdout)
