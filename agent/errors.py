@@ -424,8 +424,18 @@ class CageNotApplied(OutsideError):
 class NoSpace(OutsideError):
     code = "no-space"
     status = 507
-    most_retries = 1  # garbage is collected before it; what is still full after that is for a person to mend
+    most_retries: ClassVar[int | None] = (
+        1  # garbage is collected before it; what is still full after that is for a person to mend
+    )
     advice = "Free space on the file system that the message names; what is refused now may be sent again."
+
+
+class RoomTaken(NoSpace):
+    """There is room for it once others have ended: to wait is enough, nothing needs to be mended."""
+
+    code = "room-taken"
+    most_retries = None
+    advice = "It is tried again by itself. Give the workspace more memory, or let fewer tasks run at once ([workers])."
 
 
 class WorkspaceOnDisk(OutsideError):
@@ -460,6 +470,12 @@ class AgentUnreachable(OutsideError):
 class LedgerUnavailable(OutsideError):
     code = "ledger-unavailable"
     advice = "Check the disk that holds the ledger; nothing was accepted meanwhile."
+
+
+class LedgerFull(LedgerUnavailable):
+    code = "ledger-full"
+    status = 507
+    advice = "Free space on the file system that the message names (`dc-compute df`, `dc-compute gc`); nothing is lost."
 
 
 class LostRace(OutsideError):

@@ -15,6 +15,7 @@ from agent.cli import (
     control,
     data,
     deliveries,
+    disk,
     doctor,
     held,
     image,
@@ -57,7 +58,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for page in (setup, services, selftest, doctor, orders, held, cancel, control, watch, audit):
+for page in (setup, services, selftest, doctor, orders, held, cancel, control, watch, audit, disk):
     page.register(app)
 for name, group in (
     ("keys", keys.app),

@@ -15,6 +15,7 @@ from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
+from agent.domain.retention import Garbage, LedgerSizes, Retention
 from agent.ports.ledger_attempts import AttemptsLedger
 from agent.ports.ledger_cancellations import CancellationsLedger
 from agent.ports.ledger_images import ImagesLedger
@@ -145,12 +146,13 @@ class Ledger(AttemptsLedger, ImagesLedger, CancellationsLedger, Outbox, Protocol
 
         `queue_limit` counts jobs that wait here: RECEIVED, HELD, QUEUED; a repeat is answered whatever it says.
         Raises: OrderConflict (same id, other digest), HandoffConflict (same place, other last receipt; another receipt recorded
-        for an earlier place; or the receipt of this very place recorded, so that it would run twice), QueueFull.
+        for an earlier place; or the receipt of this very place recorded, so that it would run twice), QueueFull; OrderExpired
+        for one that was here and was forgotten.
         """
         ...
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
-        """The digest recorded under this order id."""
+        """The digest recorded under this order id, also after the order itself was forgotten."""
         ...
 
     def recorded_last_receipt(self, order: Digest, position: int) -> tuple[JobId, Digest | None] | None:
@@ -261,6 +263,26 @@ class Ledger(AttemptsLedger, ImagesLedger, CancellationsLedger, Outbox, Protocol
 
     def logs(self, order_id: OrderId) -> tuple[tuple[JobId, int, str, bytes], ...]:
         """(job, attempt, run, sealed output) of an order's runs on this host, oldest first."""
+        ...
+
+    # ---- what is kept, and for how long
+
+    def garbage(self, told: Retention) -> Garbage:
+        """What is over now, and would go."""
+        ...
+
+    def collect(self, told: Retention, now: datetime, limit: int) -> Garbage:
+        """Drop what is over, at most `limit` of each kind; what went. An order leaves an event `order.forgotten`, and its
+        id and digest: `digest_of_order` knows them for ever, and `admit` answers a repeat with OrderExpired.
+        """
+        ...
+
+    def give_back(self) -> int:
+        """Give the room of what went back to the file system; how many bytes. Others write meanwhile."""
+        ...
+
+    def sizes(self) -> LedgerSizes:
+        """What takes up how much. Reads through the whole ledger: for a person, not for a sweep."""
         ...
 
     # ---- attempts, as the log of events tells them

@@ -43,7 +43,7 @@ from agent.ports.ledger_schema import (
 )
 from agent.ports.ledger_sqlalchemy_attempts import AttemptRecords, require_may_start
 from agent.ports.ledger_sqlalchemy_cancellations import CancellationRecords
-from agent.ports.ledger_sqlalchemy_disk import Keeping
+from agent.ports.ledger_sqlalchemy_disk import Keeping, known_digest, require_not_past
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
 from agent.ports.ledger_sqlalchemy_outbox import OutboxRecords, full_deliveries, send_by
@@ -68,6 +68,7 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, CancellationRecords, Keepin
             known = writes.find_repeat(tx, arrival)
             if known is not None:
                 return Admission(known, is_repeat=True)
+            require_not_past(tx, arrival)
             writes.require_open_place(tx, arrival)
             writes.require_room(tx, queue_limit)
             writes.put_order(tx, arrival, now)
@@ -87,10 +88,7 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, CancellationRecords, Keepin
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
         with self._file.reading() as tx:
-            digest: Digest | None = tx.execute(
-                select(orders.c.digest).where(orders.c.id == order_id)
-            ).scalar_one_or_none()
-            return digest
+            return known_digest(tx, order_id)
 
     def recorded_last_receipt(self, order: Digest, position: int) -> tuple[JobId, Digest | None] | None:
         with self._file.reading() as tx:
