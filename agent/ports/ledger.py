@@ -18,6 +18,7 @@ from agent.domain.images import ImageDescription, ImageEntry
 from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
+from agent.ports.audit import AuditLedger
 
 DeliveryId = NewType("DeliveryId", str)  # "<job id>.<kind>.<n>"
 
@@ -135,9 +136,11 @@ class EventRecord(Struct, frozen=True):
     order_id: OrderId | None
     position: int | None
     values: dict[str, str | int | float | None]
+    dataset: str | None = None
+    digest: Digest | None = None  # over this line and all before it; None in what was written by no ledger
 
 
-class Ledger(Protocol):
+class Ledger(AuditLedger, Protocol):
     """The truth."""
 
     # ---- intake
@@ -246,9 +249,10 @@ class Ledger(Protocol):
         *,
         order_id: OrderId | None = None,
         position: int | None = None,
+        dataset: str | None = None,
         values: dict[str, str | int | float | None] | None = None,
     ) -> None:
-        """Append one line to the log of events."""
+        """Append one line to the log of events. `dataset`: the id by which `audit query` finds it."""
         ...
 
     # ---- what the operator ruled on images

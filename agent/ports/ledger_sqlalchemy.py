@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, delete, func, insert, or_, select, text, union_all, update
 
+from agent.domain.audit import is_told
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState
 from agent.domain.receipts import SignedReceipt
@@ -43,9 +44,12 @@ from agent.ports.ledger_schema import (
     probe,
     receipts,
 )
+from agent.ports.ledger_sqlalchemy_audit import AuditRecords
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
 from agent.ports.ledger_sqlalchemy_rows import Plain, delivery_of, event_of, job_of, order_of, receipt_of
+
+MAX_TOLD = 200  # characters of an error in a line of the log of events
 
 __all__ = ["SqlAlchemyLedger", "migrate", "open_ledger"]
 
@@ -55,7 +59,7 @@ def open_ledger(path: Path) -> "SqlAlchemyLedger":
     return SqlAlchemyLedger(open_file(path))
 
 
-class SqlAlchemyLedger(ImageRecords):
+class SqlAlchemyLedger(ImageRecords, AuditRecords):
     """See `ledger.Ledger`. Threads and processes share it freely."""
 
     # ---- intake
@@ -72,13 +76,14 @@ class SqlAlchemyLedger(ImageRecords):
             writes.put_receipts(tx, signed.digest, arrival.receipts, first=0, now=now)
             job = writes.put_job(
                 tx,
-                order=(signed.order.id, signed.digest),
+                signed=signed,
                 position=arrival.position,
                 kind=arrival.kind,
                 state=JobState.RECEIVED,
                 max_attempts=max_attempts,
                 last_receipt=arrival.last_receipt,
                 now=now,
+                sender=arrival.sender,
             )
             return Admission(job, is_repeat=False)
 
@@ -229,10 +234,11 @@ class SqlAlchemyLedger(ImageRecords):
         *,
         order_id: OrderId | None = None,
         position: int | None = None,
+        dataset: str | None = None,
         values: dict[str, Plain] | None = None,
     ) -> None:
         with self._file.writing() as tx:
-            writes.tell(tx, name, now, order_id, position, values or {})
+            writes.tell(tx, name, now, order_id, position, values or {}, dataset=dataset)
 
     # ---- logs of jobs
 
@@ -257,13 +263,18 @@ class SqlAlchemyLedger(ImageRecords):
         with self._file.writing() as tx:
             if tx.execute(update(deliveries).where(*may_go).values(lease_until=lease_until)).rowcount == 0:
                 return None
-            return delivery_of(tx.execute(_deliveries().where(deliveries.c.id == delivery)).mappings().one())
+            leased = delivery_of(tx.execute(_deliveries().where(deliveries.c.id == delivery)).mappings().one())
+            if is_told(leased.attempts + 1):
+                after = {} if leased.last_error is None else {"after": leased.last_error[:MAX_TOLD]}
+                writes.tell_delivery(tx, delivery, "delivery.sent", now, **after)
+            return leased
 
     def acknowledge(self, delivery: DeliveryId, now: datetime) -> Job:
         with self._file.writing() as tx:
             job, _, state = writes.read_delivery_state(tx, delivery)
             if state is not DeliveryState.ACKNOWLEDGED:
                 writes.change_delivery(tx, delivery, state=DeliveryState.ACKNOWLEDGED, acknowledged_at=now)
+                writes.tell_delivery(tx, delivery, "delivery.acknowledged", now)
             return writes.settle(tx, writes.read_job(tx, job), now)
 
     def postpone(self, delivery: DeliveryId, next_try_at: datetime, error: str) -> None:
@@ -283,6 +294,7 @@ class SqlAlchemyLedger(ImageRecords):
             if state is not DeliveryState.PENDING:
                 return
             writes.change_delivery(tx, delivery, state=DeliveryState.DEAD, last_error=error)
+            writes.tell_delivery(tx, delivery, "delivery.buried", now, error=error[:MAX_TOLD])
             job = writes.read_job(tx, job_id)
             instead = next((new.target for new in deliveries if new.kind is DeliveryKind.HANDOFF), None)
             if kind is DeliveryKind.HANDOFF:

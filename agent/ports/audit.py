@@ -1,0 +1,82 @@
+"""The port to the audit log: what the ledger adds to it, and how it is read, beside a service that goes on writing.
+
+What the lines are and how they are chained: `domain/audit.py`. Which lines there are: docs/operators.md, "The audit log".
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
+
+from agent.domain.audit import Line, NewEvent, SignHead
+from agent.domain.ids import Digest, OrderId
+
+if TYPE_CHECKING:
+    from agent.ports.ledger import EventRecord
+
+class AuditLedger(Protocol):
+    """What the ledger adds to the log beside the lines of its own changes."""
+
+    def record_events(self, told: Sequence[NewEvent], now: datetime) -> None:
+        """Append these lines to the log of events, in one transaction; none for none."""
+        ...
+
+    def last_event(self, name: str) -> "EventRecord | None":
+        """The newest line of this name that is about no order."""
+        ...
+
+    def checkpoint(self, sign: SignHead, now: datetime, *, lines: int, age: timedelta) -> bool:
+        """Append a signed head of everything before it, once that many lines, or any for that long, have none; whether it did."""
+        ...
+
+
+class Recorded(Struct, frozen=True):
+    """A line as it lies in the ledger. `digest` is the one recorded for it; `line.previous` the one recorded before it."""
+
+    line: Line
+    digest: Digest | None
+
+
+class Wanted(Struct, frozen=True, kw_only=True):
+    """Which tasks a question is about: exactly one of these. `text` stands anywhere in a line's values: an image, a key."""
+
+    dataset: str | None = None
+    order: OrderId | None = None
+    text: str | None = None
+
+
+class AuditLog(Protocol):
+    """The log as it is now: every call of one object sees the same state. Raises everywhere: LedgerUnavailable."""
+
+    def recorded(self, first: int, last: int) -> Iterator[Recorded]:
+        """The lines from number `first` to `last`, in order, however many, in constant memory."""
+        ...
+
+    def newest(self) -> int:
+        """The number of the newest line; 0 when there is none."""
+        ...
+
+    def numbered(self) -> int:
+        """The highest number that was ever given to a line: over `newest()` when lines at the end are gone."""
+        ...
+
+    def between(self, since: datetime | None, until: datetime | None) -> tuple[int, int]:
+        """(first, last) numbers of the lines of that time, both ends counted; (1, 0) when there are none."""
+        ...
+
+    def orders(self, wanted: Wanted, since: datetime | None) -> Iterator[tuple[OrderId, frozenset[int]]]:
+        """The orders, and in each the positions, that a question is about, in the order of their first lines."""
+        ...
+
+    def about(self, order: OrderId) -> tuple[Line, ...]:
+        """Every line about this order."""
+        ...
+
+    def elsewhere(self, wanted: Wanted, since: datetime | None) -> Iterator[Line]:
+        """The lines that a question is about and that belong to no task here: refusals, rulings."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the file."""
+        ...

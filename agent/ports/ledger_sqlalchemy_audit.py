@@ -1,0 +1,64 @@
+"""The ledger's transactions on the audit log: lines that belong to no other change, and signed heads among them.
+
+Most lines are written by `writes.tell` inside the transaction that they tell of. Reading is `audit_sqlite.py`.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, RowMapping, insert, select
+
+from agent.domain.audit import CHECKPOINT, NewEvent, SignHead, next_line
+from agent.ports.ledger import EventRecord
+from agent.ports.ledger_schema import events
+from agent.ports.ledger_sqlalchemy_file import LedgerFile
+from agent.ports.ledger_sqlalchemy_rows import event_of, row_of_line
+from agent.ports.ledger_sqlalchemy_writes import last_line, tell
+
+
+class AuditRecords:
+    """The part of the ledger that keeps the audit log."""
+
+    def __init__(self, file: LedgerFile) -> None:
+        self._file = file
+
+    def record_events(self, told: Sequence[NewEvent], now: datetime) -> None:
+        if not told:
+            return
+        with self._file.writing() as tx:
+            seq, digest = last_line(tx)
+            rows = []
+            for event in told:
+                rows.append(row_of_line(next_line(event, now, seq, digest)))
+                seq, digest = rows[-1]["seq"], rows[-1]["digest"]
+            tx.execute(insert(events), rows)
+
+    def last_event(self, name: str) -> EventRecord | None:
+        with self._file.reading() as tx:
+            row = _last_of_host(tx, name)
+        return None if row is None else event_of(row)
+
+    def checkpoint(self, sign: SignHead, now: datetime, *, lines: int, age: timedelta) -> bool:
+        with self._file.reading() as tx:
+            if not _is_due(tx, now, lines, age):  # the usual answer costs no write
+                return False
+        with self._file.writing() as tx:
+            if not _is_due(tx, now, lines, age):
+                return False
+            tell(tx, CHECKPOINT, now, None, None, {"head": sign(*last_line(tx))})
+            return True
+
+
+def _is_due(tx: Connection, now: datetime, lines: int, age: timedelta) -> bool:
+    seq, _ = last_line(tx)
+    before = _last_of_host(tx, CHECKPOINT)
+    if before is None:
+        return seq > 0
+    since = seq - before["seq"]
+    return since >= lines or (since > 0 and abs(now - before["at"]) >= age)
+
+
+def _last_of_host(tx: Connection, name: str) -> RowMapping | None:
+    """The newest line of this name that is about no order. The index by order holds those together."""
+    query = select(events).where(events.c.order_id.is_(None), events.c.name == name)
+    return tx.execute(query.order_by(events.c.seq.desc()).limit(1)).mappings().first()
