@@ -7,7 +7,7 @@
     └── OutsideError    storage, an orchestrator, a peer or this host could not         503, retried unless the class says no
 
 `code` is stable and has a section of its own in docs/errors.md; `status` is the HTTP status; `is_retried`
-is the retry rule; `advice` says what to do. The message says what was seen.
+is the retry rule, `most_retries` its limit; `advice` says what to do. The message says what was seen.
 """
 
 from typing import ClassVar
@@ -19,6 +19,7 @@ class AgentError(Exception):
     code: ClassVar[str] = "agent-error"
     status: ClassVar[int] = 500
     is_retried: ClassVar[bool] = False
+    most_retries: ClassVar[int | None] = None  # over all attempts of a task; None: as many as it has attempts
     advice: ClassVar[str] = "Report this to the maintainers with the log of events."
 
     @property
@@ -393,6 +394,7 @@ class CageNotApplied(OutsideError):
 class NoSpace(OutsideError):
     code = "no-space"
     status = 507
+    most_retries = 1  # garbage is collected before it; what is still full after that is for a person to mend
     advice = "Free space on the file system that the message names; what is refused now may be sent again."
 
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 from agent.domain.jobs import Job, JobEvent
 from agent.domain.orders import is_expired
 from agent.domain.reports import ReportState
-from agent.domain.retries import dice, rest_between_attempts
+from agent.domain.retries import dice, may_retry, rest_between_attempts
 from agent.errors import AgentError, BadOutput, LostRace
 from agent.log import get_logger
 from agent.pipeline.attest import Done, Work, attest, attest_failure, reason_of
@@ -19,6 +19,7 @@ from agent.pipeline.publish import publish
 from agent.pipeline.report import report
 from agent.pipeline.run import Runs, keep_log, run_task
 from agent.pipeline.workspace import bytes_needed, workspace
+from agent.ports.ledger import ATTEMPT_FAILED
 from agent.trust.signed import open_order
 
 log = get_logger(__name__)
@@ -101,7 +102,7 @@ def _end_badly(context: Context, work: Work, error: AgentError, host: Host) -> J
     if isinstance(error, BadOutput) and error.seen:
         keep_log(job, REFUSED_OUTPUT, error.seen.encode(errors="backslashreplace"), host)
     host.ports.ledger.record_event(
-        "attempt.failed",
+        ATTEMPT_FAILED,
         host.ports.now(),
         order_id=job.order_id,
         position=job.position,
@@ -113,7 +114,8 @@ def _end_badly(context: Context, work: Work, error: AgentError, host: Host) -> J
         },
     )
     try:
-        if error.is_retried and job.attempt < job.max_attempts:
+        earlier = host.ports.ledger.codes_before(job)
+        if may_retry(error, earlier, job.attempt, job.max_attempts):
             rest = rest_between_attempts(job.attempt, dice(job.id, job.attempt))
             return retry(context, reason_of(error), rest, host)
         return attest_failure(context, work, error, host)

@@ -1,34 +1,16 @@
-"""The port to the audit log: what the ledger adds to it, and how it is read, beside a service that goes on writing.
+"""The port through which the audit log is read, beside a service that goes on writing it.
 
 What the lines are and how they are chained: `domain/audit.py`. Which lines there are: docs/operators.md, "The audit log".
 """
 
-from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Protocol
 
 from msgspec import Struct
 
-from agent.domain.audit import Line, NewEvent, SignHead
+from agent.domain.audit import Line
 from agent.domain.ids import Digest, OrderId
-
-if TYPE_CHECKING:
-    from agent.ports.ledger import EventRecord
-
-class AuditLedger(Protocol):
-    """What the ledger adds to the log beside the lines of its own changes."""
-
-    def record_events(self, told: Sequence[NewEvent], now: datetime) -> None:
-        """Append these lines to the log of events, in one transaction; none for none."""
-        ...
-
-    def last_event(self, name: str) -> "EventRecord | None":
-        """The newest line of this name that is about no order."""
-        ...
-
-    def checkpoint(self, sign: SignHead, now: datetime, *, lines: int, age: timedelta) -> bool:
-        """Append a signed head of everything before it, once that many lines, or any for that long, have none; whether it did."""
-        ...
 
 
 class Recorded(Struct, frozen=True):

@@ -6,14 +6,14 @@ Most lines are written by `writes.tell` inside the transaction that they tell of
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, RowMapping, insert, select
+from sqlalchemy import Connection, RowMapping, select
 
-from agent.domain.audit import CHECKPOINT, NewEvent, SignHead, next_line
+from agent.domain.audit import CHECKPOINT, NewEvent, SignHead
 from agent.ports.ledger import EventRecord
 from agent.ports.ledger_schema import events
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
-from agent.ports.ledger_sqlalchemy_rows import event_of, row_of_line
-from agent.ports.ledger_sqlalchemy_writes import last_line, tell
+from agent.ports.ledger_sqlalchemy_rows import event_of
+from agent.ports.ledger_sqlalchemy_writes import last_line, tell, tell_these
 
 
 class AuditRecords:
@@ -23,15 +23,8 @@ class AuditRecords:
         self._file = file
 
     def record_events(self, told: Sequence[NewEvent], now: datetime) -> None:
-        if not told:
-            return
         with self._file.writing() as tx:
-            seq, digest = last_line(tx)
-            rows = []
-            for event in told:
-                rows.append(row_of_line(next_line(event, now, seq, digest)))
-                seq, digest = rows[-1]["seq"], rows[-1]["digest"]
-            tx.execute(insert(events), rows)
+            tell_these(tx, told, now)
 
     def last_event(self, name: str) -> EventRecord | None:
         with self._file.reading() as tx:
@@ -54,8 +47,8 @@ def _is_due(tx: Connection, now: datetime, lines: int, age: timedelta) -> bool:
     before = _last_of_host(tx, CHECKPOINT)
     if before is None:
         return seq > 0
-    since = seq - before["seq"]
-    return since >= lines or (since > 0 and abs(now - before["at"]) >= age)
+    since: int = seq - before["seq"]
+    return since >= lines or (since > 0 and bool(abs(now - before["at"]) >= age))
 
 
 def _last_of_host(tx: Connection, name: str) -> RowMapping | None:

@@ -11,13 +11,25 @@ from typing import Any
 from msgspec.structs import replace
 
 from agent.domain.approvals import Ruling, Verdict
-from agent.domain.chain import TaskKind
+from agent.domain.audit import (
+    CHECKPOINT,
+    NewEvent,
+    SignHead,
+    digest_of_line,
+    is_told,
+    next_line,
+    told_of_task,
+)
+from agent.domain.chain import TaskKind, task_at
+from agent.domain.control import Control
 from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
 from agent.domain.images import PAGE_ENTRIES, ImageDescription, ImageEntry
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
+from agent.domain.orders import MAX_ORDER_BYTES, SignedOrder, parse_order
 from agent.domain.receipts import SignedReceipt
 from agent.errors import HandoffConflict, LedgerUnavailable, LostRace, NotFound, OrderConflict, QueueFull
 from agent.ports.ledger import (
+    ATTEMPT_FAILED,
     Admission,
     Arrival,
     Delivery,
@@ -31,6 +43,8 @@ from agent.ports.ledger import (
     Successor,
     Unrung,
 )
+from agent.ports.ledger_attempts import Step
+from agent.trust.envelope import parse_envelope
 
 Plain = str | int | float | None
 
@@ -49,6 +63,8 @@ class _Books:
     nonces: dict[tuple[KeyId, str], datetime] = field(default_factory=dict)
     events: list[EventRecord] = field(default_factory=list)
     logs: dict[tuple[JobId, int, str], bytes] = field(default_factory=dict)
+    steps: dict[tuple[JobId, int, str], Step] = field(default_factory=dict)
+    control: list[Control] = field(default_factory=list)
     rulings: list[Ruling] = field(default_factory=list)
     descriptions: dict[Digest, tuple[ImageDescription, tuple[ImageEntry, ...]]] = field(default_factory=dict)
 
@@ -87,13 +103,14 @@ class MemoryLedger:
                 _put_receipt(books, signed.digest, position, receipt)
             job = _put_job(
                 books,
-                order=(order_id, signed.digest),
+                signed=signed,
                 position=arrival.position,
                 kind=arrival.kind,
                 state=JobState.RECEIVED,
                 max_attempts=max_attempts,
                 last_receipt=arrival.last_receipt,
                 now=now,
+                sender=arrival.sender,
             )
             return Admission(job, is_repeat=False)
 
@@ -209,9 +226,85 @@ class MemoryLedger:
                 raise LostRace(f"{job.id} rests")
             attempt = job.attempt + 1
             columns = {"attempt": attempt, "worker": worker, "lease_until": lease_until, "not_before": None}
+            columns["claim"] = job.claim + 1
             started = _transit(books, job, JobEvent.START, now, **columns)
             _put_deliveries(books, started, deliveries, now)
             return started
+
+    def adopt(self, job: Job, now: datetime, *, worker: str, lease_until: datetime) -> Job:
+        with self._writing() as books:
+            _require_running(job)
+            current = _job(books, job.id)
+            if current.lease_until is not None and current.lease_until > now:
+                raise LostRace(f"{job.id} is leased")
+            columns = {"worker": worker, "lease_until": lease_until, "claim": job.claim + 1, "reason": None}
+            adopted = _change(books, job, **columns)
+            _tell(books, "job.adopted", now, job.order_id, job.position, _told_of(adopted))
+            return adopted
+
+    def park(self, job: Job, now: datetime, *, until: datetime, reason: str) -> Job:
+        with self._writing() as books:
+            _require_running(job)
+            columns = {"worker": None, "lease_until": until, "claim": job.claim + 1, "reason": reason}
+            parked = _change(books, job, **columns)
+            for key, step in tuple(books.steps.items()):
+                if key[:2] == (job.id, job.attempt) and step.ended_at is None:
+                    books.steps[key] = replace(step, tries=0)
+            _tell(books, "job.parked", now, job.order_id, job.position, _told_of(parked))
+            return parked
+
+    def release(self, process: str, now: datetime) -> int:
+        with self._writing() as books:
+            released = 0
+            for job in tuple(books.jobs.values()):
+                is_mine = f"{job.worker}-".startswith(f"{process}-")
+                if job.state is JobState.RUNNING and is_mine and job.lease_until and job.lease_until > now:
+                    books.jobs[job.id] = replace(job, lease_until=now)
+                    released += 1
+            return released
+
+    def begin_step(self, job: Job, name: str, now: datetime, *, told: NewEvent | None = None) -> Step:
+        with self._writing() as books:
+            _require_claim(books, job)
+            before = books.steps.get((job.id, job.attempt, name))
+            step = Step(name=name, tries=1 + (before.tries if before else 0), begun_at=now)
+            books.steps[job.id, job.attempt, name] = step
+            _tell_these(books, () if told is None else (told,), now)
+            return step
+
+    def end_step(
+        self,
+        job: Job,
+        name: str,
+        now: datetime,
+        outcome: bytes,
+        *,
+        log: tuple[str, bytes] | None = None,
+        told: NewEvent | None = None,
+    ) -> None:
+        with self._writing() as books:
+            _require_claim(books, job)
+            key = (job.id, job.attempt, name)
+            begun = books.steps.get(key) or Step(name=name, tries=1, begun_at=now)
+            books.steps[key] = replace(begun, ended_at=now, outcome=outcome)
+            if log is not None:
+                books.logs[job.id, job.attempt, log[0]] = log[1]
+            _tell_these(books, () if told is None else (told,), now)
+
+    def steps(self, job: Job) -> tuple[Step, ...]:
+        with self._reading() as books:
+            own = [step for key, step in books.steps.items() if key[:2] == (job.id, job.attempt)]
+            return tuple(sorted(own, key=lambda step: (step.begun_at, step.name)))
+
+    def control(self) -> Control:
+        with self._reading() as books:
+            return books.control[-1] if books.control else Control()
+
+    def set_control(self, control: Control, now: datetime) -> None:
+        with self._writing() as books:
+            books.control.append(control)
+            values: dict[str, Plain] = {"reason": control.reason, "uid": control.uid}
+            _tell(books, f"host.{control.mode}", now, None, None, values)
 
     def renew(self, worker: str, lease_until: datetime) -> None:
         with self._writing() as books:
@@ -236,10 +329,33 @@ class MemoryLedger:
         *,
         order_id: OrderId | None = None,
         position: int | None = None,
+        dataset: str | None = None,
         values: dict[str, Plain] | None = None,
     ) -> None:
         with self._writing() as books:
-            _tell(books, name, now, order_id, position, values or {})
+            _tell(books, name, now, order_id, position, values or {}, dataset=dataset)
+
+    # ---- the audit log
+
+    def record_events(self, told: Sequence[NewEvent], now: datetime) -> None:
+        with self._writing() as books:
+            _tell_these(books, told, now)
+
+    def last_event(self, name: str) -> EventRecord | None:
+        with self._reading() as books:
+            of_host = (event for event in reversed(books.events) if event.order_id is None)
+            return next((event for event in of_host if event.name == name), None)
+
+    def checkpoint(self, sign: SignHead, now: datetime, *, lines: int, age: timedelta) -> bool:
+        with self._writing() as books:
+            before = self.last_event(CHECKPOINT)
+            since = len(books.events) - (0 if before is None else before.seq)
+            is_old = before is None or abs(now - before.at) >= age
+            if since == 0 or not (is_old or since >= lines):
+                return False
+            head = sign(len(books.events), books.events[-1].digest)
+            _tell(books, CHECKPOINT, now, None, None, {"head": head})
+            return True
 
     # ---- images
 
@@ -295,6 +411,14 @@ class MemoryLedger:
             kept = books.logs.items()
             return tuple((*key, log) for key, log in kept if books.jobs[key[0]].order_id == order_id)
 
+    # ---- attempts
+
+    def codes_before(self, job: Job) -> tuple[str, ...]:
+        told = [e for e in self.events(order_id=job.order_id, limit=1 << 30) if e.name == ATTEMPT_FAILED]
+        here: list[dict[str, Any]] = [event.values for event in told if event.position == job.position]
+        codes = {values["attempt"]: str(values["code"]) for values in here}
+        return tuple(code for attempt, code in codes.items() if attempt < job.attempt)
+
     # ---- outbox
 
     def lease_delivery(self, delivery: DeliveryId, now: datetime, lease_until: datetime) -> Delivery | None:
@@ -303,6 +427,11 @@ class MemoryLedger:
             if found is None or not _is_due(found, now):
                 return None
             books.deliveries[delivery] = replace(found, lease_until=lease_until)
+            if is_told(found.attempts + 1):
+                after: dict[str, Plain] = (
+                    {} if found.last_error is None else {"after": found.last_error[:200]}
+                )
+                _tell_delivery(books, found, "delivery.sent", now, **after)
             return books.deliveries[delivery]
 
     def acknowledge(self, delivery: DeliveryId, now: datetime) -> Job:
@@ -312,6 +441,7 @@ class MemoryLedger:
                 books.deliveries[delivery] = replace(
                     found, state=DeliveryState.ACKNOWLEDGED, acknowledged_at=now, lease_until=None
                 )
+                _tell_delivery(books, found, "delivery.acknowledged", now)
             return _settle(books, _job(books, found.job), now)
 
     def postpone(self, delivery: DeliveryId, next_try_at: datetime, error: str) -> None:
@@ -333,6 +463,7 @@ class MemoryLedger:
             books.deliveries[delivery] = replace(
                 found, state=DeliveryState.DEAD, last_error=error, lease_until=None
             )
+            _tell_delivery(books, found, "delivery.buried", now, error=error[:200])
             job = _job(books, found.job)
             instead = next((new.target for new in deliveries if new.kind is DeliveryKind.HANDOFF), None)
             if found.kind is DeliveryKind.HANDOFF and job.state in {JobState.RECEIVED, JobState.ATTESTED}:
@@ -362,7 +493,8 @@ class MemoryLedger:
         with self._writing() as books:
             corrected = 0
             for job in tuple(books.jobs.values()):
-                if job.state is JobState.RUNNING and job.lease_until and job.lease_until > now + lease:
+                most = lease if job.worker is not None else max(lease, rest)
+                if job.state is JobState.RUNNING and job.lease_until and job.lease_until > now + most:
                     books.jobs[job.id] = replace(job, lease_until=now)
                     corrected += 1
                 if job.state is JobState.QUEUED and job.not_before and job.not_before > now + rest:
@@ -436,10 +568,29 @@ def _transit(books: _Books, seen: Job, event: JobEvent, now: datetime, **columns
 
 def _change(books: _Books, seen: Job, **columns: Any) -> Job:
     job = books.jobs.get(seen.id)
-    if job is None or (job.state, job.attempt, job.next_agent) != (seen.state, seen.attempt, seen.next_agent):
+    if job is None or _fence(job) != _fence(seen):
         raise LostRace(f"{seen.id} was moved")
     books.jobs[seen.id] = replace(job, **columns)
     return books.jobs[seen.id]
+
+
+def _fence(job: Job) -> tuple[JobState, int, int, KeyId | None]:
+    return job.state, job.attempt, job.claim, job.next_agent
+
+
+def _require_running(job: Job) -> None:
+    if job.state is not JobState.RUNNING:
+        raise LostRace(f"{job.id} is {job.state}")
+
+
+def _require_claim(books: _Books, seen: Job) -> None:
+    job = books.jobs.get(seen.id)
+    if (
+        job is None
+        or job.state is not JobState.RUNNING
+        or (job.attempt, job.claim) != (seen.attempt, seen.claim)
+    ):
+        raise LostRace(f"{seen.id} was given away")
 
 
 def _send_to(books: _Books, seen: Job, next_agent: KeyId, now: datetime) -> Job:
@@ -459,18 +610,19 @@ def _settle(books: _Books, job: Job, now: datetime) -> Job:
 def _put_job(
     books: _Books,
     *,
-    order: tuple[OrderId, Digest],
+    signed: SignedOrder,
     position: int,
     kind: TaskKind,
     state: JobState,
     max_attempts: int,
     last_receipt: Digest | None,
     now: datetime,
+    sender: KeyId | None = None,
 ) -> Job:
     job = Job(
-        id=job_id(order[0], position),
-        order=order[1],
-        order_id=order[0],
+        id=job_id(signed.order.id, position),
+        order=signed.digest,
+        order_id=signed.order.id,
         position=position,
         kind=kind,
         state=state,
@@ -481,7 +633,9 @@ def _put_job(
     )
     books.jobs[job.id] = job
     books.arrived_with[job.id] = last_receipt
-    _tell(books, f"job.{state}", now, job.order_id, position, _told_of(job))
+    about = _told_of(job) | told_of_task(signed, position) | ({} if sender is None else {"sender": sender})
+    dataset = task_at(signed.order, position).dataset.id
+    _tell(books, f"job.{state}", now, job.order_id, position, about, dataset=dataset)
     return job
 
 
@@ -492,9 +646,12 @@ def _put_successor(
         raise IllegalMove(f"{before.id} cannot be followed by {successor.position}")
     if job_id(before.order_id, successor.position) in books.jobs:
         raise HandoffConflict(f"position {successor.position} is recorded already")
+    record = books.orders[before.order_id]
+    payload = parse_envelope(record.envelope, limit_bytes=MAX_ORDER_BYTES).payload
+    order = parse_order(record.payload_type, payload)
     _put_job(
         books,
-        order=(before.order_id, before.order),
+        signed=SignedOrder(order, record.digest, record.signer, record.envelope),
         position=successor.position,
         kind=successor.kind,
         state=JobState.QUEUED,
@@ -592,8 +749,34 @@ def _tell(
     order_id: OrderId | None,
     position: int | None,
     values: dict[str, Plain],
+    *,
+    dataset: str | None = None,
 ) -> None:
-    books.events.append(EventRecord(len(books.events) + 1, now, name, order_id, position, values))
+    event = NewEvent(name=name, order_id=order_id, position=position, dataset=dataset, values=values)
+    _tell_these(books, (event,), now)
+
+
+def _tell_these(books: _Books, told: Sequence[NewEvent], now: datetime) -> None:
+    for new in told:
+        line = next_line(new, now, len(books.events), books.events[-1].digest if books.events else None)
+        books.events.append(
+            EventRecord(
+                line.seq,
+                now,
+                new.name,
+                new.order_id,
+                new.position,
+                dict(new.values),
+                new.dataset,
+                digest_of_line(line),
+            )
+        )
+
+
+def _tell_delivery(books: _Books, delivery: Delivery, name: str, now: datetime, **said: Plain) -> None:
+    about: dict[str, Plain] = {"kind": delivery.kind, "n": delivery.n, "to": delivery.target}
+    about |= {"bytes": len(delivery.body), "failed": delivery.attempts}
+    _tell(books, name, now, delivery.order_id, delivery.position, about | said)
 
 
 def _told_of(job: Job) -> dict[str, Plain]:

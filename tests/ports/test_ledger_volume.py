@@ -39,14 +39,15 @@ INSERT INTO orders SELECT 'o' || i, 'd' || i, payload_type, signer, sender, expi
 INSERT INTO receipts SELECT 'd' || i, 0, 'r' || i, signer, recorded_at, envelope FROM receipts, n;
 INSERT INTO jobs SELECT NULL, 'o' || i || '.0', 'o' || i, 'd' || i, signer, 0, NULL, kind,
         CASE i % 10 WHEN 0 THEN 'attested' WHEN 1 THEN 'failed' ELSE 'done' END,
-        1, 3, received_at, changed_at, NULL, NULL, NULL, next_agent, NULL, NULL
+        1, 3, received_at, changed_at, NULL, NULL, NULL, next_agent, NULL, NULL, 1
     FROM jobs, n;
 INSERT INTO deliveries SELECT NULL, 'o' || i || '.0.' || kind || '.1', 'o' || i || '.0', 'o' || i, 'd' || i, 0, kind, 1,
         target, CASE kind WHEN 'report' THEN 'acknowledged' ELSE 'pending' END,
         0, next_try_at + 86400000000, created_at, expires_at, NULL, NULL, NULL
     FROM deliveries, n;
 INSERT INTO bodies SELECT id, x'00' FROM deliveries WHERE order_id GLOB 'o*';
-INSERT INTO events SELECT NULL, at, name, 'o' || i, position, "values" FROM events, n WHERE name = 'job.done' OR seq < 5;
+INSERT INTO events SELECT NULL, at, name, 'o' || i, position, "values", dataset, NULL FROM events, n
+    WHERE name = 'job.done' OR seq < 5;
 INSERT INTO nonces SELECT 'k', i, {later} FROM n;
 INSERT INTO logs SELECT NULL, 'o' || i || '.0', 1, 'train', 'o' || i, x'00' FROM n;
 """
