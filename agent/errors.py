@@ -234,6 +234,23 @@ class BrokenLink(TrustError):
     advice = "Receipts must link to the order and to each other, and each model to the one before."
 
 
+class BrokenLog(TrustError):
+    code = "broken-log"
+    advice = "Somebody wrote in the ledger's file or in this export: keep it as it is, and compare with an earlier export."
+
+
+class LogTruncated(TrustError):
+    code = "log-truncated"
+    advice = (
+        "Lines that were there are not: keep the file as it is, and ask the operator for the older ledger."
+    )
+
+
+class LogRestored(TrustError):
+    code = "log-restored"
+    advice = "A backup took the place of the ledger, as the log itself tells: ask the operator for the file it replaced."
+
+
 class DatasetNotHere(TrustError):
     code = "dataset-not-here"
     advice = "Ask storage again where the next dataset lies and send the hand-off there."

@@ -11,6 +11,7 @@ import typer
 from agent import __version__
 from agent.cli import (
     audit,
+    audit_log,
     data,
     doctor,
     held,
@@ -61,6 +62,7 @@ for name, group in (
     ("policy", policy.app),
     ("data", data.app),
     ("image", image.app),
+    ("audit", audit_log.app),
 ):
     app.add_typer(group, name=name, no_args_is_help=True)
 

@@ -14,9 +14,13 @@ from agent.domain.ids import Digest, OrderId
 
 
 class Recorded(Struct, frozen=True):
-    """A line as it lies in the ledger. `digest` is the one recorded for it; `line.previous` the one recorded before it."""
+    """A line as it lies in the ledger. `digest` is the one recorded for it; `line.previous` the one recorded before it.
 
-    line: Line
+    `line` is None when what lies there is no line.
+    """
+
+    seq: int
+    line: Line | None
     digest: Digest | None
 
 
@@ -47,7 +51,7 @@ class AuditLog(Protocol):
         """(first, last) numbers of the lines of that time, both ends counted; (1, 0) when there are none."""
         ...
 
-    def orders(self, wanted: Wanted, since: datetime | None) -> Iterator[tuple[OrderId, frozenset[int]]]:
+    def orders(self, wanted: Wanted) -> Iterator[tuple[OrderId, frozenset[int]]]:
         """The orders, and in each the positions, that a question is about, in the order of their first lines."""
         ...
 
@@ -55,7 +59,7 @@ class AuditLog(Protocol):
         """Every line about this order."""
         ...
 
-    def elsewhere(self, wanted: Wanted, since: datetime | None) -> Iterator[Line]:
+    def elsewhere(self, wanted: Wanted) -> Iterator[Line]:
         """The lines that a question is about and that belong to no task here: refusals, rulings."""
         ...
 

@@ -24,7 +24,6 @@ from agent.ports.ledger import (
     DeliveryId,
     DeliveryKind,
     DeliveryState,
-    EventRecord,
     JobQuery,
     NewDelivery,
     OrderRecord,
@@ -36,7 +35,6 @@ from agent.ports.ledger_schema import (
     IS_PENDING,
     bodies,
     deliveries,
-    events,
     jobs,
     logs,
     nonces,
@@ -49,7 +47,7 @@ from agent.ports.ledger_sqlalchemy_audit import AuditRecords
 from agent.ports.ledger_sqlalchemy_disk import Keeping
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
-from agent.ports.ledger_sqlalchemy_rows import Plain, delivery_of, event_of, job_of, order_of, receipt_of
+from agent.ports.ledger_sqlalchemy_rows import delivery_of, job_of, order_of, receipt_of
 
 MAX_TOLD = 200  # characters of an error in a line of the log of events
 
@@ -152,15 +150,6 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, AuditRecords, Keeping):
         with self._file.reading() as tx:
             return tuple(delivery_of(row) for row in tx.execute(query).mappings())
 
-    def events(
-        self, *, order_id: OrderId | None = None, after: int = 0, limit: int = 500
-    ) -> tuple[EventRecord, ...]:
-        query = select(events).where(events.c.seq > after).order_by(events.c.seq).limit(limit)
-        if order_id is not None:
-            query = query.where(events.c.order_id == order_id)
-        with self._file.reading() as tx:
-            return tuple(event_of(row) for row in tx.execute(query).mappings())
-
     # ---- moving
 
     def move(
@@ -228,19 +217,6 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, AuditRecords, Keeping):
             moved = writes.send_to(tx, job, next_agent, now)
             writes.put_deliveries(tx, moved, [delivery], now)
             return moved
-
-    def record_event(
-        self,
-        name: str,
-        now: datetime,
-        *,
-        order_id: OrderId | None = None,
-        position: int | None = None,
-        dataset: str | None = None,
-        values: dict[str, Plain] | None = None,
-    ) -> None:
-        with self._file.writing() as tx:
-            writes.tell(tx, name, now, order_id, position, values or {}, dataset=dataset)
 
     # ---- logs of jobs
 

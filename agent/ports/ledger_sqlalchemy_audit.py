@@ -9,18 +9,40 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, RowMapping, select
 
 from agent.domain.audit import CHECKPOINT, NewEvent, SignHead
+from agent.domain.ids import OrderId
 from agent.ports.ledger import EventRecord
 from agent.ports.ledger_schema import events
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
-from agent.ports.ledger_sqlalchemy_rows import event_of
+from agent.ports.ledger_sqlalchemy_rows import Plain, event_of
 from agent.ports.ledger_sqlalchemy_writes import last_line, tell, tell_these
 
 
 class AuditRecords:
     """The part of the ledger that keeps the audit log."""
 
-    def __init__(self, file: LedgerFile) -> None:
-        self._file = file
+    _file: LedgerFile
+
+    def events(
+        self, *, order_id: OrderId | None = None, after: int = 0, limit: int = 500
+    ) -> tuple[EventRecord, ...]:
+        query = select(events).where(events.c.seq > after).order_by(events.c.seq).limit(limit)
+        if order_id is not None:
+            query = query.where(events.c.order_id == order_id)
+        with self._file.reading() as tx:
+            return tuple(event_of(row) for row in tx.execute(query).mappings())
+
+    def record_event(
+        self,
+        name: str,
+        now: datetime,
+        *,
+        order_id: OrderId | None = None,
+        position: int | None = None,
+        dataset: str | None = None,
+        values: dict[str, Plain] | None = None,
+    ) -> None:
+        with self._file.writing() as tx:
+            tell(tx, name, now, order_id, position, values or {}, dataset=dataset)
 
     def record_events(self, told: Sequence[NewEvent], now: datetime) -> None:
         with self._file.writing() as tx:
