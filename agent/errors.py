@@ -10,6 +10,8 @@
 is the retry rule, `most_retries` its limit; `advice` says what to do. The message says what was seen.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 
@@ -21,6 +23,10 @@ class AgentError(Exception):
     is_retried: ClassVar[bool] = False
     most_retries: ClassVar[int | None] = None  # over all attempts of a task; None: as many as it has attempts
     advice: ClassVar[str] = "Report this to the maintainers with the log of events."
+
+    about: Mapping[str, str | int] = MappingProxyType(
+        {}
+    )  # what it was about, for the audit log, where that is known
 
     @property
     def detail(self) -> str:

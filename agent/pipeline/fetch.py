@@ -6,6 +6,7 @@ orchestrator for a task that could not have run.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +16,7 @@ from agent.domain.chain import TaskKind, images_for
 from agent.domain.ids import Digest, KeyId
 from agent.domain.receipts import next_link
 from agent.errors import TooLarge
+from agent.pipeline import audit
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import unpack
 from agent.pipeline.workspace import Workspace, add_pred, set_modes, workspace
@@ -131,11 +133,17 @@ def _data_key(context: Context, header: SignedHeader, host: Host) -> bytes:
         header=header.envelope,
         hpke_key=pair.public_base64,
     ).encode()
+    holders = [holder.keyid for holder in header.header.orchestrators]
+    record = partial(audit.shares, context=context, request_bytes=len(request))
     shares: dict[KeyId, bytes] = {}
-    for holder in header.header.orchestrators:
-        sealed = host.ports.orchestrators.share(holder.keyid, request)
-        info = share_info(signed.digest, task.position, task.dataset.id, host.me, holder.keyid)
-        shares[holder.keyid] = pair.open(sealed, info)
+    host.ports.ledger.record_events(record("asked", holders=holders), host.ports.now())
+    try:
+        for holder in holders:
+            sealed = host.ports.orchestrators.share(holder, request)
+            info = share_info(signed.digest, task.position, task.dataset.id, host.me, holder)
+            shares[holder] = pair.open(sealed, info)
+    finally:  # those that came were released, whatever the next one says
+        host.ports.ledger.record_events(record("received", holders=shares), host.ports.now())
     return unwrap_data_key(header, shares)
 
 

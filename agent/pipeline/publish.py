@@ -1,5 +1,6 @@
 """Outputs leave the workspace: packed, named by digest, put on this node's own storage."""
 
+from functools import partial
 from pathlib import Path
 
 from agent.domain.chain import TaskKind
@@ -7,6 +8,7 @@ from agent.domain.ids import Digest, digest_of
 from agent.domain.receipts import Output
 from agent.domain.strict_json import encode
 from agent.errors import BadOutput
+from agent.pipeline import audit
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import file_digest, pack
 from agent.pipeline.run import Results
@@ -21,8 +23,12 @@ def publish(context: Context, results: Results, space: Workspace, host: Host) ->
     Raises: BadOutput; StorageUnavailable.
     """
     archive, name, kind, digest = _prepare(context, results, space)
+    size = archive.stat().st_size
+    record, told = host.ports.ledger.record_events, partial(audit.upload, job=context.job, host=host)
+    record([told("started", digest=digest, kind=kind, size=size)], host.ports.now())
     host.ports.storage.put_blob(digest, kind, archive)
-    return Output(name=name, digest=digest, size=archive.stat().st_size)
+    record([told("ended", digest=digest, kind=kind, size=size)], host.ports.now())
+    return Output(name=name, digest=digest, size=size)
 
 
 def _prepare(context: Context, results: Results, space: Workspace) -> tuple[Path, str, BlobKind, Digest]:

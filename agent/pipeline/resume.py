@@ -8,6 +8,7 @@ from agent.domain.retries import LONGEST_REST, backoff, dice
 from agent.errors import AgentError, AttemptsSpent, LostRace, NotFound, RuntimeUnavailable
 from agent.log import get_logger
 from agent.pipeline.attest import Work, attest_failure
+from agent.pipeline.audit import checkpoint
 from agent.pipeline.bells import ring, ring_deliveries, ring_job
 from agent.pipeline.collect import collect_images
 from agent.pipeline.execute import retry
@@ -43,6 +44,7 @@ def sweep(host: Host) -> None:
     for delivery in unrung.deliveries:
         ring(Queue.DELIVERIES, delivery, host)
     host.ports.ledger.forget_nonces(now)
+    checkpoint(host)
     clear(host)
     _clean(host)  # late: a container service that is away must not keep bells from ringing
     collect_images(host)

@@ -14,6 +14,7 @@ from agent.domain.ceilings import Ceilings
 from agent.domain.chain import TaskKind
 from agent.domain.jobs import Job
 from agent.errors import BadImage, BadOutput, JobFailed, RuntimeUnavailable
+from agent.pipeline import audit
 from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import Performance, read_performance, take, take_file
@@ -175,6 +176,7 @@ def _run(
         ceilings=replace(stage.ceilings, wall_s=max(1, int(stage.ceilings.wall_s - spent_s))),
         accept_missing=frozenset(stage.host.policy.accept_missing),
     )
+    host.ports.ledger.record_events([audit.run_started(job, name, role, spec.image)], host.ports.now())
     try:
         with runtime.run(spec) as run:
             outcome = run.wait()
@@ -185,6 +187,7 @@ def _run(
             raise RuntimeUnavailable(f"the {role} image left the engine before run {name!r}") from cause
         raise
     stage.runs.outcomes[name] = outcome
+    host.ports.ledger.record_events([audit.run_ended(job, name, spec.image, outcome)], host.ports.now())
     keep_log(job, name, outcome.log, stage.host)
     if outcome.cause == UNKNOWN:  # the host's accident, not the guest's: a guest that ends gives a code
         raise RuntimeUnavailable(f"nobody can tell how run {name!r} ended")

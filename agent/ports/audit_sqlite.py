@@ -81,7 +81,7 @@ class SqliteAuditLog:
         return tuple(line for line in lines if line is not None)
 
     def elsewhere(self, wanted: Wanted) -> Iterator[Line]:
-        where, value = _condition(wanted)
+        where, value = _condition(wanted if wanted.order is None else Wanted(text=wanted.order))
         query = f"SELECT {_COLUMNS} FROM events WHERE order_id IS NULL AND {where} ORDER BY seq"  # noqa: S608
         lines = (_line(row, None) for row in self._rows(query, value))
         yield from (line for line in lines if line is not None)

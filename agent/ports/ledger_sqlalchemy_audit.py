@@ -65,12 +65,15 @@ class AuditRecords:
 
 
 def _is_due(tx: Connection, now: datetime, lines: int, age: timedelta) -> bool:
-    seq, _ = last_line(tx)
+    newest, _ = last_line(tx)
     before = _last_of_host(tx, CHECKPOINT)
-    if before is None:
-        return seq > 0
-    since: int = seq - before["seq"]
-    return since >= lines or (since > 0 and bool(abs(now - before["at"]) >= age))
+    after = 0 if before is None else before["seq"]
+    if newest - after >= lines:
+        return True
+    oldest = tx.execute(
+        select(events.c.at).where(events.c.seq > after).order_by(events.c.seq).limit(1)
+    ).scalar()
+    return oldest is not None and bool(abs(now - oldest) >= age)
 
 
 def _last_of_host(tx: Connection, name: str) -> RowMapping | None:

@@ -349,9 +349,8 @@ class MemoryLedger:
     def checkpoint(self, sign: SignHead, now: datetime, *, lines: int, age: timedelta) -> bool:
         with self._writing() as books:
             before = self.last_event(CHECKPOINT)
-            since = len(books.events) - (0 if before is None else before.seq)
-            is_old = before is None or abs(now - before.at) >= age
-            if since == 0 or not (is_old or since >= lines):
+            after = books.events[0 if before is None else before.seq :]
+            if len(after) < lines and not (after and abs(now - after[0].at) >= age):
                 return False
             head = sign(len(books.events), books.events[-1].digest)
             _tell(books, CHECKPOINT, now, None, None, {"head": head})
