@@ -11,6 +11,7 @@ from typing import NewType, Protocol
 
 from msgspec import Struct
 
+from agent.domain.audit import NewEvent
 from agent.domain.chain import TaskKind
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.jobs import Job, JobEvent, JobState
@@ -215,12 +216,13 @@ class Ledger(AttemptsLedger, AuditLedger, ImagesLedger, Protocol):
         score: str | None = None,
         deliveries: Sequence[NewDelivery] = (),
         successor: Successor | None = None,
+        told: Sequence[NewEvent] = (),
     ) -> Job:
         """Move the job from what the caller saw (state, attempt, claim, next agent), with everything that demands, at once.
 
-        Records the receipt, the deliveries, the successor job and an event `job.<state>`. `reason` and `not_before` are set as
-        given; `next_agent` and `score` stay when not given. An ATTEST with nothing pending settles at once. START and SETTLE
-        are not the caller's. Receipts are unique by order and position: another one than ours may have come with a later
+        Records what is `told`, the receipt, the deliveries, the successor job and an event `job.<state>`. `reason` and
+        `not_before` are set as given; `next_agent` and `score` stay when not given. An ATTEST with nothing pending settles at
+        once. START and SETTLE are not the caller's. Receipts are unique by order and position: another one than ours may have come with a later
         hand-off; an ATTEST then raises HandoffConflict, a FAIL fails without its receipt and leaves an event `receipt.dropped`.
         Raises: LostRace, IllegalMove, HandoffConflict.
         """

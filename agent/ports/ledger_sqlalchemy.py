@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, delete, func, insert, or_, select, text, union_all, update
 
-from agent.domain.audit import is_told
+from agent.domain.audit import NewEvent, is_told
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState
 from agent.domain.receipts import SignedReceipt
@@ -165,6 +165,7 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, AuditRecords, Keeping):
         score: str | None = None,
         deliveries: Sequence[NewDelivery] = (),
         successor: Successor | None = None,
+        told: Sequence[NewEvent] = (),
     ) -> Job:
         _refuse_wrong_move(job, event, receipt)
         columns: dict[str, Any] = {"reason": reason, "not_before": not_before}
@@ -173,6 +174,7 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, AuditRecords, Keeping):
         if score is not None:
             columns["score"] = score
         with self._file.writing() as tx:
+            writes.tell_these(tx, told, now)
             moved = writes.transit(tx, job, event, now, **columns)
             if receipt is not None:
                 writes.put_own_receipt(tx, moved, receipt, now)

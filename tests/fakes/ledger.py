@@ -188,6 +188,7 @@ class MemoryLedger:
         score: str | None = None,
         deliveries: Sequence[NewDelivery] = (),
         successor: Successor | None = None,
+        told: Sequence[NewEvent] = (),
     ) -> Job:
         if event in {JobEvent.START, JobEvent.SETTLE}:
             raise IllegalMove(f"{event} is not the caller's")
@@ -201,6 +202,7 @@ class MemoryLedger:
         given = {"next_agent": next_agent, "score": score}
         columns: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         with self._writing() as books:
+            _tell_these(books, told, now)
             moved = _transit(books, job, event, now, reason=reason, not_before=not_before, **columns)
             if receipt is not None:
                 _put_own_receipt(books, moved, receipt, now)

@@ -84,7 +84,7 @@ def write(folder: Path, *statements: str, keeps_triggers: bool = False, **values
 
 def forge(folder: Path, first: int, *statements: str, **values: int) -> None:
     """Write, and then make every digest from line `first` on anew, as somebody would who knows how they are made."""
-    write(folder, *statements, **values)
+    write(folder, *statements, keeps_triggers=False, **values)
     with closing(SqliteAuditLog(path_of(folder))) as log:
         before = next((one.digest for one in log.recorded(first - 1, first - 1)), None)
         lines = [one.line for one in log.recorded(first, log.newest())]

@@ -83,10 +83,10 @@ def _about_old_jobs(plain: Any) -> Iterator[tuple[str, str | None, int | None, s
     """(name, order, position, dataset, values) of the lines to be added."""
     (lines,) = plain.execute("SELECT count(*) FROM events").fetchone()
     yield "audit.began", None, None, None, {"lines": lines}
-    known = plain.execute(
+    known = plain.connection.execute(
         "SELECT jobs.order_id, jobs.position, jobs.kind, orders.digest, orders.signer, orders.envelope"
         " FROM jobs JOIN orders ON orders.id = jobs.order_id ORDER BY jobs.seq"
-    ).fetchall()
+    )
     for order, position, kind, digest, signer, envelope in known:
         tree = _payload(envelope)
         data = tree["data"] if "data" in tree else [*tree["train_data"], *tree["test_data"]]
