@@ -222,8 +222,9 @@ class Ledger(AttemptsLedger, AuditLedger, ImagesLedger, Protocol):
 
         Records what is `told`, the receipt, the deliveries, the successor job and an event `job.<state>`. `reason` and
         `not_before` are set as given; `next_agent` and `score` stay when not given. An ATTEST with nothing pending settles at
-        once. START and SETTLE are not the caller's. Receipts are unique by order and position: another one than ours may have come with a later
-        hand-off; an ATTEST then raises HandoffConflict, a FAIL fails without its receipt and leaves an event `receipt.dropped`.
+        once. START and SETTLE are not the caller's. Receipts are unique by order and position: another one than ours may have
+        come with a later hand-off; an ATTEST then raises HandoffConflict, a FAIL fails without its receipt and leaves an event
+        `receipt.dropped`.
         Raises: LostRace, IllegalMove, HandoffConflict.
         """
         ...
