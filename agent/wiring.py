@@ -328,6 +328,7 @@ def make_folders(settings: Settings) -> None:
 @contextmanager
 def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
     from agent.ports.broker_huey import HueyBroker
+    from agent.ports.hands_flock import FlockHands
     from agent.ports.images_tar import TarImages
     from agent.ports.ledger_sqlalchemy import open_ledger
     from agent.ports.orchestrators_https import HttpsOrchestrators
@@ -350,7 +351,17 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
         peers = HttpsPeers(identity, timeouts)
         doors.callback(peers.close)
         runtime = make_runtime(settings, key.keyid)
-        ports = Ports(ledger, broker, storage, orchestrators, peers, runtime, TarImages(), now)
+        ports = Ports(
+            ledger,
+            broker,
+            storage,
+            orchestrators,
+            peers,
+            runtime,
+            TarImages(),
+            now,
+            FlockHands(settings.paths.hands),
+        )
         yield Host(key, roster, policy, ports, _rules(settings, runtime)), broker
 
 

@@ -49,8 +49,12 @@ PLUMBING = {
     "ledger_schema",
     "memory_events",
     "migrations",
+    "process_times",
     "run_end",
+    "run_ended",
+    "run_kept",
     "run_log",
+    "run_stack",
     "run_watch",
     "user_namespace",
     "user_namespace_inner",
@@ -58,6 +62,8 @@ PLUMBING = {
 PLUMBING_OF = {
     "cage": "runtime",
     "container_run": "runtime",
+    "run_ended": "runtime",
+    "run_kept": "runtime",
     "run_watch": "runtime",
 }  # what the adapters of one port share may speak of that port's values
 # A port that is too long for one page has parts of its own, by the port they belong to.

@@ -128,6 +128,9 @@ def _take_move(account: TaskAccount, state: str, line: Line, told: dict[str, Pla
         account.images = {
             name.removesuffix(suffix): str(image) for name, image in told.items() if name.endswith(suffix)
         }
+    if state == "adopted":  # what it had begun to send, the next worker sends again
+        for left in account.left:
+            left.tries += left.digest is not None and left.state == SENT
     if state not in {"known", "redirected", "adopted", "parked"}:
         account.state, account.reason = state, _text(told.get("reason"))
     account.attempts = max(account.attempts, _number(told.get("attempt")) or 0)

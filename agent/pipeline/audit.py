@@ -11,6 +11,7 @@ from typing import Final
 from agent.domain.audit import NewEvent, Plain
 from agent.domain.ids import Digest, KeyId, digest_of
 from agent.domain.jobs import Job
+from agent.domain.receipts import Output
 from agent.domain.strict_json import encode
 from agent.log import get_logger
 from agent.pipeline.host import Context, Host
@@ -46,21 +47,22 @@ def run_ended(job: Job, run: str, image: Digest, outcome: RunOutcome) -> NewEven
     )
 
 
-def shares(name: str, context: Context, holders: Iterable[KeyId], request_bytes: int) -> tuple[NewEvent, ...]:
+def shares(
+    name: str, context: Context, holders: Iterable[KeyId], request_bytes: int | None = None
+) -> tuple[NewEvent, ...]:
     """`share.asked` or `share.received`, a line for each orchestrator: for which dataset, version, task and attempt."""
     task = context.task
-    about = {"dataset": task.dataset.id, "version": task.dataset.version, "kind": task.kind}
-    return tuple(
-        _of_attempt(f"share.{name}", context.job, of=holder, bytes=request_bytes, **about)
-        for holder in holders
-    )
+    about: dict[str, Plain] = {"dataset": task.dataset.id, "version": task.dataset.version, "kind": task.kind}
+    if request_bytes is not None:
+        about["bytes"] = request_bytes
+    return tuple(_of_attempt(f"share.{name}", context.job, of=holder, **about) for holder in holders)
 
 
-def upload(name: str, job: Job, digest: Digest, kind: BlobKind, size: int, host: Host) -> NewEvent:
+def upload(name: str, job: Job, output: Output, kind: BlobKind, host: Host) -> NewEvent:
     """`upload.started` or `upload.ended`: an output goes to this node's storage."""
     storage = host.roster.storage_of(host.me)
     to = None if storage is None else storage.keyid
-    return _of_attempt(f"upload.{name}", job, digest=digest, kind=kind, bytes=size, to=to)
+    return _of_attempt(f"upload.{name}", job, digest=output.digest, kind=kind, bytes=output.size, to=to)
 
 
 def _of_attempt(name: str, job: Job, **values: Plain) -> NewEvent:

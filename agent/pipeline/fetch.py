@@ -6,16 +6,16 @@ orchestrator for a task that could not have run.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from msgspec.structs import replace
 
+from agent.domain.audit import NewEvent
 from agent.domain.chain import TaskKind, images_for
 from agent.domain.ids import Digest, KeyId
 from agent.domain.receipts import next_link
-from agent.errors import TooLarge
+from agent.errors import AgentError, TooLarge
 from agent.pipeline import audit
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import unpack
@@ -24,17 +24,21 @@ from agent.ports.storage import BlobInfo, DatasetInfo
 from agent.trust.seal import Opener, SignedHeader, check_use, parse_header
 from agent.trust.shares import ShareKeyPair, ShareRequest, share_info, unwrap_data_key
 
+DATA, MODEL = "data", "model"  # folders of the workspace
+
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """What the runs of a task need. `data`: a folder with the one dataset file and an empty `pred`.
 
-    `model`: a folder with the earlier model, or an empty one; the guest's own to write in when it learns.
+    `model`: a folder with the earlier model, or an empty one; the guest's own to write in when it learns. `told`: lines for the
+    audit log, of the shares that came.
     """
 
     images: dict[str, Digest]  # by role
     data: Path
     model: Path
+    told: tuple[NewEvent, ...] = ()
 
 
 def dataset_for(context: Context, host: Host) -> tuple[DatasetInfo, SignedHeader]:
@@ -80,10 +84,16 @@ def fetch(
     images = {role: _image(digest, context, host) for role, digest in images_for(order, task)}
     model_folder = _model(context, model, space, host)
     data_key = _data_key(context, header, host)
-    data = space.readable("data")
+    data = space.readable(DATA)
     _open_dataset(info, header, data_key, data / task.dataset.id, space, host)
     add_pred(data)
-    return Inputs(images, data, model_folder)
+    holders = [holder.keyid for holder in header.header.orchestrators]
+    return Inputs(images, data, model_folder, audit.shares("received", context, holders))
+
+
+def kept_inputs(images: dict[str, Digest], space: Workspace) -> Inputs:
+    """The same as a worker before this one left it."""
+    return Inputs(images, space.root / DATA, space.root / MODEL)
 
 
 def _image(digest: Digest, context: Context, host: Host) -> Digest:
@@ -100,7 +110,7 @@ def _image(digest: Digest, context: Context, host: Host) -> Digest:
 def _model(context: Context, model: BlobInfo | None, space: Workspace, host: Host) -> Path:
     """The folder of the model the task starts from. Its archive is gone once it is unpacked: both take room."""
     is_learning = context.task.kind is TaskKind.LEARN
-    folder = space.writable("model") if is_learning else space.readable("model")
+    folder = space.writable(MODEL) if is_learning else space.readable(MODEL)
     if model is not None:
         archive = space.private("model.tar")
         near = _maker_of(model.digest, context)
@@ -134,16 +144,17 @@ def _data_key(context: Context, header: SignedHeader, host: Host) -> bytes:
         hpke_key=pair.public_base64,
     ).encode()
     holders = [holder.keyid for holder in header.header.orchestrators]
-    record = partial(audit.shares, context=context, request_bytes=len(request))
     shares: dict[KeyId, bytes] = {}
-    host.ports.ledger.record_events(record("asked", holders=holders), host.ports.now())
+    ledger, asked = host.ports.ledger, audit.shares("asked", context, holders, len(request))
+    ledger.record_events(asked, host.ports.now())
     try:
         for holder in holders:
             sealed = host.ports.orchestrators.share(holder, request)
             info = share_info(signed.digest, task.position, task.dataset.id, host.me, holder)
             shares[holder] = pair.open(sealed, info)
-    finally:  # those that came were released, whatever the next one says
-        host.ports.ledger.record_events(record("received", holders=shares), host.ports.now())
+    except AgentError:  # those that came were released, whatever the next one says
+        ledger.record_events(audit.shares("received", context, shares), host.ports.now())
+        raise
     return unwrap_data_key(header, shares)
 
 

@@ -2,6 +2,7 @@
 begin. As everywhere in the ledger, each method is one transaction.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -48,8 +49,8 @@ class AttemptsLedger(Protocol):
 
     # ---- how far an attempt came
 
-    def begin_step(self, job: Job, name: str, now: datetime, *, told: NewEvent | None = None) -> Step:
-        """Record that the effect `name` of this attempt is about to be, with a line for the log of events.
+    def begin_step(self, job: Job, name: str, now: datetime, *, told: Sequence[NewEvent] = ()) -> Step:
+        """Record that the effect `name` of this attempt is about to be, with lines for the log of events.
 
         Raises: LostRace when the job is not as seen.
         """
@@ -63,10 +64,10 @@ class AttemptsLedger(Protocol):
         outcome: bytes,
         *,
         log: tuple[str, bytes] | None = None,
-        told: NewEvent | None = None,
+        told: Sequence[NewEvent] = (),
     ) -> None:
-        """Record what came of it, begun or not; with it the log of a run (its name, sealed output) as `keep_log` does, and a
-        line for the log of events.
+        """Record what came of it, begun or not; with it the log of a run (its name, sealed output) as `keep_log` does, and
+        lines for the log of events.
 
         Raises: LostRace when the job is not as seen.
         """

@@ -1,5 +1,6 @@
 """The ledger's records of attempts under way: who has one in hand, how far it came, and whether any may begin."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -54,14 +55,14 @@ class AttemptRecords:
 
     # ---- how far it came
 
-    def begin_step(self, job: Job, name: str, now: datetime, *, told: NewEvent | None = None) -> Step:
+    def begin_step(self, job: Job, name: str, now: datetime, *, told: Sequence[NewEvent] = ()) -> Step:
         here = (*_of(job), steps.c.name == name)
         with self._file.writing() as tx:
             writes.require_claim(tx, job)
             again = {"tries": steps.c.tries + 1, "begun_at": now, "ended_at": None, "outcome": None}
             if tx.execute(update(steps).where(*here).values(**again)).rowcount == 0:
                 tx.execute(insert(steps), _row(job, name, tries=1, begun_at=now))
-            writes.tell_these(tx, () if told is None else (told,), now)
+            writes.tell_these(tx, told, now)
             return _step(tx.execute(select(steps).where(*here)).mappings().one())
 
     def end_step(
@@ -72,7 +73,7 @@ class AttemptRecords:
         outcome: bytes,
         *,
         log: tuple[str, bytes] | None = None,
-        told: NewEvent | None = None,
+        told: Sequence[NewEvent] = (),
     ) -> None:
         here = (*_of(job), steps.c.name == name)
         ended = {"ended_at": now, "outcome": outcome}
@@ -82,7 +83,7 @@ class AttemptRecords:
                 tx.execute(insert(steps), _row(job, name, tries=1, begun_at=now) | ended)
             if log is not None:
                 writes.put_log(tx, job, *log)
-            writes.tell_these(tx, () if told is None else (told,), now)
+            writes.tell_these(tx, told, now)
 
     def steps(self, job: Job) -> tuple[Step, ...]:
         query = select(steps).where(*_of(job)).order_by(steps.c.begun_at, steps.c.name)

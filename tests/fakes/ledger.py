@@ -265,13 +265,13 @@ class MemoryLedger:
                     released += 1
             return released
 
-    def begin_step(self, job: Job, name: str, now: datetime, *, told: NewEvent | None = None) -> Step:
+    def begin_step(self, job: Job, name: str, now: datetime, *, told: Sequence[NewEvent] = ()) -> Step:
         with self._writing() as books:
             _require_claim(books, job)
             before = books.steps.get((job.id, job.attempt, name))
             step = Step(name=name, tries=1 + (before.tries if before else 0), begun_at=now)
             books.steps[job.id, job.attempt, name] = step
-            _tell_these(books, () if told is None else (told,), now)
+            _tell_these(books, told, now)
             return step
 
     def end_step(
@@ -282,7 +282,7 @@ class MemoryLedger:
         outcome: bytes,
         *,
         log: tuple[str, bytes] | None = None,
-        told: NewEvent | None = None,
+        told: Sequence[NewEvent] = (),
     ) -> None:
         with self._writing() as books:
             _require_claim(books, job)
@@ -291,7 +291,7 @@ class MemoryLedger:
             books.steps[key] = replace(begun, ended_at=now, outcome=outcome)
             if log is not None:
                 books.logs[job.id, job.attempt, log[0]] = log[1]
-            _tell_these(books, () if told is None else (told,), now)
+            _tell_these(books, told, now)
 
     def steps(self, job: Job) -> tuple[Step, ...]:
         with self._reading() as books:
