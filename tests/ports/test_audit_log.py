@@ -15,18 +15,34 @@ import pytest
 
 from agent.domain.audit import CHECKPOINT, RESTORED, Head, NewEvent, bytes_of, digest_of_line
 from agent.domain.ids import Digest, KeyId
-from agent.errors import BrokenLog, LedgerUnavailable, LogRestored, LogTruncated
+from agent.domain.receipts import RECEIPT_TYPE
+from agent.domain.strict_json import encode
+from agent.errors import (
+    AgentError,
+    BrokenLog,
+    KeyNotValid,
+    LedgerUnavailable,
+    LogRestored,
+    LogTruncated,
+    NotYours,
+    UnknownKey,
+    UnknownPayloadType,
+    WrongRole,
+)
 from agent.ports.audit import Wanted
 from agent.ports.audit_sqlite import SqliteAuditLog
 from agent.ports.ledger_sqlalchemy import SqlAlchemyLedger, open_ledger
 from agent.trust.audit_log import LogAudit, Verdict, open_head, sign_head
+from agent.trust.envelope import sign_envelope
 from agent.trust.keys import SigningKey
+from agent.trust.roster import AUDIT_HEAD_TYPE
 from tests.builders import dataset, key_of
 from tests.ports.ledger_stage import WORLD, at, attested, fresh_ledger, handoff, order_named, report, running
 from tests.ports.test_ledger_migrations import make_revision
 
 KEY = key_of("agent-a")
 ROOT = Path(__file__).resolve().parents[2]
+ANOTHERS = encode(Head(agent=key_of("agent-b").keyid, first=1, seq=0, digest=None, is_newest=True, at=at(0)))
 
 
 @pytest.fixture
@@ -488,3 +504,22 @@ def test_the_bytes_of_a_line_read_are_those_its_digest_is_of(ledger: SqlAlchemyL
             assert one.line is not None
             assert digest_of_line(one.line) == one.digest
             assert bytes_of(one.line).startswith(f'{{"seq":{one.seq},'.encode())
+
+
+# ------------------------------------------------------------------ heads
+
+
+@pytest.mark.parametrize(
+    ("head", "error"),
+    [
+        (sign_head(key_of("stranger"), seq=1, digest=None, at=at(0)), UnknownKey),
+        (sign_head(key_of("o1"), seq=1, digest=None, at=at(0)), WrongRole),
+        (sign_head(KEY, seq=1, digest=None, at=at(100 * 365 * 86400)), KeyNotValid),
+        (sign_envelope(AUDIT_HEAD_TYPE, ANOTHERS, KEY), NotYours),
+        (sign_envelope(RECEIPT_TYPE, ANOTHERS, KEY), UnknownPayloadType),
+    ],
+    ids=["stranger", "orchestrator", "out of its dates", "of another's log", "of another type"],
+)
+def test_a_head_is_an_agent_s_own_word_while_its_key_holds(head: bytes, error: type[AgentError]) -> None:
+    with pytest.raises(error):
+        open_head(head, WORLD.roster)
