@@ -280,9 +280,30 @@ def test_an_earlier_export_holds_a_later_one_to_what_was(
     command("export", tmp_path / "cut.jsonl")
 
     assert auditor("verify", tmp_path / "new.jsonl", "--head", tmp_path / "old.jsonl").code == OK
-    said = auditor("verify", tmp_path / "cut.jsonl", "--head", tmp_path / "old.jsonl")
-    assert said.code == NOT_VERIFIED
-    assert "error [log-truncated]" in said.err
+    for export, head in (
+        ("cut", "old"),
+        ("old", "new"),
+    ):  # the second is whole, and not what was asked for today
+        said = auditor("verify", tmp_path / f"{export}.jsonl", "--head", tmp_path / f"{head}.jsonl")
+        assert said.code == NOT_VERIFIED
+        assert "error [log-truncated]" in said.err
+
+
+def test_a_head_from_before_a_part_of_the_log_is_told_as_not_judged(
+    command: Command, auditor: Command, stage: Stage, tmp_path: Path
+) -> None:
+    (tmp_path / "head.json").write_text(command("head").out)
+    stage.world.a.ledger.record_event("one", NOW + timedelta(days=2))
+    stage.world.a.ledger.record_event("two", NOW + timedelta(days=4))
+    command("export", tmp_path / "next.jsonl", "--since", "2026-03-02")
+    command("export", tmp_path / "later.jsonl", "--since", "2026-03-04")
+
+    met = auditor("verify", tmp_path / "next.jsonl", "--head", tmp_path / "head.json")
+    missed = auditor("verify", tmp_path / "later.jsonl", "--head", tmp_path / "head.json")
+
+    assert (met.code, met.err) == (OK, "")
+    assert missed.code == OK
+    assert "not judged" in missed.err
 
 
 def test_a_broken_log_is_exported_as_it_is_and_told(

@@ -181,7 +181,7 @@ class LogAudit:
             if head.digest == digest:
                 self._vouched = max(self._vouched, seq)
             else:
-                self._blame_head(head, f"the head signed at {_when(head.at)} names another line {seq}")
+                self._blame_head(head, f"{_told(head)} names another line {seq}")
 
     def _read(self, line: Line) -> None:
         """What a line says that matters to the judgement."""
@@ -218,10 +218,7 @@ class LogAudit:
             )
         for place, head in enumerate(self._heads):
             if place not in self._met and not (head.seq == 0 and head.digest is None):
-                self._blame_head(
-                    head,
-                    f"the head signed at {_when(head.at)} tells of line {head.seq}, here are {self._last}",
-                )
+                self._blame_head(head, f"{_told(head)} tells of line {head.seq}, here are {self._last}")
         return self._verdict()
 
     def end_of_export(self, envelope: bytes | None) -> Verdict:
@@ -255,12 +252,15 @@ class LogAudit:
         self._signers[own.agent] = None
 
     def _judge_absent(self, head: Head, own: Head | None) -> None:
-        """A head whose line is not in the export: it lies outside, or the log lost it."""
-        about = f"the head signed at {_when(head.at)} tells of line {head.seq}"
-        if own is not None and own.is_newest and head.seq > own.seq:
-            self._blame_head(head, f"{about}, and {own.seq} was the newest when this was exported")
-        elif not (head.seq == 0 and head.digest is None):
-            detail = f"{about}, which this export does not hold"
+        """A head whose line is not in the export: it lies before its first one, or the log, or who exported it, left it out."""
+        if head.seq == 0 and head.digest is None:
+            return
+        about = f"{_told(head)} tells of line {head.seq}"
+        if own is None or head.seq >= own.first:
+            when = "" if own is None else f", signed at {_when(own.at)},"
+            self._blame_head(head, f"{about}, this export{when} ends with line {self._last}")
+        else:
+            detail = f"{about}, which lies before this export"
             self._unjudged.setdefault(detail, Fault("outside", detail))
 
     def _blame_head(self, head: Head, detail: str) -> None:
@@ -302,6 +302,10 @@ def _uid_in(line: Line) -> int | None:
     except msgspec.MsgspecError:
         return None
     return uid if isinstance(uid, int) else None
+
+
+def _told(head: Head) -> str:
+    return f"the head that {head.agent[:12]} signed at {_when(head.at)}"
 
 
 def _when(moment: datetime) -> str:
