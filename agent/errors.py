@@ -10,6 +10,8 @@
 `most_retries` its limit, `is_passing` says that it spends no attempt; `advice` says what to do. The message says what was seen.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 
@@ -24,6 +26,10 @@ class AgentError(Exception):
     )
     most_retries: ClassVar[int | None] = None  # over all attempts of a task; None: as many as it has attempts
     advice: ClassVar[str] = "Report this to the maintainers with the log of events."
+
+    about: Mapping[str, str | int] = MappingProxyType(
+        {}
+    )  # what it was about, for the audit log, where that is known
 
     @property
     def detail(self) -> str:
@@ -255,6 +261,23 @@ class ReceiptRefused(TrustError):
 class BrokenLink(TrustError):
     code = "broken-link"
     advice = "Receipts must link to the order and to each other, and each model to the one before."
+
+
+class BrokenLog(TrustError):
+    code = "broken-log"
+    advice = "Somebody wrote in the ledger's file or in this export: keep it as it is, and compare with an earlier export."
+
+
+class LogTruncated(TrustError):
+    code = "log-truncated"
+    advice = (
+        "Lines that were there are not: keep the file as it is, and ask the operator for the older ledger."
+    )
+
+
+class LogRestored(TrustError):
+    code = "log-restored"
+    advice = "A backup took the place of the ledger, as the log itself tells: ask the operator for the file it replaced."
 
 
 class DatasetNotHere(TrustError):

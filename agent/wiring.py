@@ -19,6 +19,7 @@ from agent.pipeline.garbage import BUILD_PREFIX, building
 from agent.pipeline.gate import Breach, Prove
 from agent.pipeline.host import Host, Rules
 from agent.ports import Ports
+from agent.ports.audit import AuditLog
 from agent.ports.broker import Consumer, Handler, Queue
 from agent.ports.builder import Builder
 from agent.ports.client import Client
@@ -70,6 +71,18 @@ def open_worker(settings: Settings) -> Iterator[tuple[Host, MakeConsumer]]:
     }
     with _wired(settings) as (host, broker):
         yield host, lambda handlers: broker.consumer(handlers, threads)
+
+
+@contextmanager
+def open_audit(path: Path) -> Iterator[AuditLog]:
+    """The audit log in this ledger, for reading, while a service may write it. Raises: LedgerUnavailable."""
+    from agent.ports.audit_sqlite import SqliteAuditLog
+
+    log = SqliteAuditLog(path)
+    try:
+        yield log
+    finally:
+        log.close()
 
 
 @contextmanager

@@ -42,6 +42,7 @@ ASKS_AN_AGENT = {
     "resume",
     "drain",
     "cancel",
+    "audit",
 }
 
 pages_with_commands = [page for page in documents() if "```sh\n" in page.text]

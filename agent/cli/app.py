@@ -11,6 +11,7 @@ import typer
 from agent import __version__
 from agent.cli import (
     audit,
+    audit_log,
     cancel,
     control,
     data,
@@ -67,6 +68,7 @@ for name, group in (
     ("data", data.app),
     ("deliveries", deliveries.app),
     ("image", image.app),
+    ("audit", audit_log.app),
 ):
     app.add_typer(group, name=name, no_args_is_help=True)
 

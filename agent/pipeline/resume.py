@@ -9,6 +9,7 @@ from agent.domain.jobs import JobState
 from agent.domain.retries import LONGEST_REST
 from agent.errors import AgentError, NotFound, RuntimeUnavailable
 from agent.log import get_logger
+from agent.pipeline.audit import checkpoint
 from agent.pipeline.bells import ring, ring_job
 from agent.pipeline.garbage import Gone, Kind, collect_garbage
 from agent.pipeline.host import Host
@@ -64,6 +65,7 @@ def _take_up(host: Host) -> None:
     for delivery in unrung.deliveries:
         ring(Queue.DELIVERIES, delivery, host)
     host.ports.ledger.forget_cancellations(now)
+    checkpoint(host)
 
 
 def _clean(host: Host) -> list[Gone]:

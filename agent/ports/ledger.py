@@ -10,6 +10,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from agent.domain.audit import NewEvent
 from agent.domain.chain import TaskKind
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.jobs import Job, JobEvent, JobState
@@ -17,6 +18,7 @@ from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
 from agent.domain.retention import Garbage, LedgerSizes, Retention
 from agent.ports.ledger_attempts import AttemptsLedger
+from agent.ports.ledger_audit import AuditLedger
 from agent.ports.ledger_cancellations import CancellationsLedger
 from agent.ports.ledger_images import ImagesLedger
 from agent.ports.ledger_outbox import (
@@ -134,9 +136,11 @@ class EventRecord(Struct, frozen=True):
     order_id: OrderId | None
     position: int | None
     values: dict[str, str | int | float | None]
+    dataset: str | None = None
+    digest: Digest | None = None  # over this line and all before it; None in what was written by no ledger
 
 
-class Ledger(AttemptsLedger, ImagesLedger, CancellationsLedger, Outbox, Protocol):
+class Ledger(AttemptsLedger, AuditLedger, CancellationsLedger, ImagesLedger, Outbox, Protocol):
     """The truth."""
 
     # ---- intake
@@ -208,14 +212,15 @@ class Ledger(AttemptsLedger, ImagesLedger, CancellationsLedger, Outbox, Protocol
         score: str | None = None,
         deliveries: Sequence[NewDelivery] = (),
         successor: Successor | None = None,
+        told: Sequence[NewEvent] = (),
     ) -> Job:
         """Move the job from what the caller saw (state, attempt, claim, next agent), with everything that demands, at once.
 
-        Records the receipt, the deliveries, the successor job and an event `job.<state>`. `reason` and `not_before` are set as
-        given; `next_agent` and `score` stay when not given. An ATTEST or a RECALL with nothing pending settles at once. START
-        and SETTLE are not the caller's. Receipts are unique by order and position: another one than ours may have come with a
-        later hand-off; an ATTEST then raises HandoffConflict, a FAIL fails without its receipt and leaves an event
-        `receipt.dropped`.
+        Records what is `told`, the receipt, the deliveries, the successor job and an event `job.<state>`. `reason` and
+        `not_before` are set as given; `next_agent` and `score` stay when not given. An ATTEST or a RECALL with nothing pending
+        settles at once. START and SETTLE are not the caller's. Receipts are unique by order and position: another one than
+        ours may have come with a later hand-off; an ATTEST then raises HandoffConflict, a FAIL fails without its receipt and
+        leaves an event `receipt.dropped`.
         Raises: LostRace, IllegalMove, HandoffConflict.
         """
         ...
@@ -250,9 +255,10 @@ class Ledger(AttemptsLedger, ImagesLedger, CancellationsLedger, Outbox, Protocol
         *,
         order_id: OrderId | None = None,
         position: int | None = None,
+        dataset: str | None = None,
         values: dict[str, str | int | float | None] | None = None,
     ) -> None:
-        """Append one line to the log of events."""
+        """Append one line to the log of events. `dataset`: the id by which `audit query` finds it."""
         ...
 
     # ---- logs of jobs

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Column,
     Dialect,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    event,
     text,
 )
 
@@ -172,9 +174,30 @@ events = Table(
     Column("order_id", Text),
     Column("position", Integer),
     Column("values", Text, nullable=False),  # a JSON object of plain values
+    Column("dataset", Text),
+    Column("digest", Text),  # over the line and the digest before it: `domain.audit`
     sqlite_autoincrement=True,
 )
 Index("events_by_order", events.c.order_id, events.c.seq)
+HAS_DATASET: Final = "dataset IS NOT NULL"
+Index(
+    "events_by_dataset",
+    events.c.dataset,
+    events.c.seq,
+    sqlite_where=text(HAS_DATASET),
+    postgresql_where=text(HAS_DATASET),
+)
+
+# The log of events only grows. Who can write the file can drop these: they keep this program honest, the chain shows the rest.
+# INSERT OR REPLACE deletes without asking the trigger on DELETE, so it is refused by itself.
+APPEND_ONLY: Final = (
+    "CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END",
+    "CREATE TRIGGER events_last BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END",
+    "CREATE TRIGGER events_once BEFORE INSERT ON events WHEN EXISTS (SELECT 1 FROM events WHERE seq = NEW.seq)"
+    " BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END",
+)
+for _trigger in APPEND_ONLY:
+    event.listen(events, "after_create", DDL(_trigger).execute_if(dialect="sqlite"))  # type: ignore[no-untyped-call]
 
 logs = Table(
     "logs",

@@ -12,12 +12,22 @@ from typing import Any
 from msgspec.structs import replace
 
 from agent.domain.approvals import Ruling, Verdict
+from agent.domain.audit import (
+    CHECKPOINT,
+    NewEvent,
+    SignHead,
+    digest_of_line,
+    is_told,
+    next_line,
+    told_of_task,
+)
 from agent.domain.cancellations import OPERATOR, KeptCancellation
-from agent.domain.chain import TaskKind
+from agent.domain.chain import TaskKind, task_at
 from agent.domain.control import Control
 from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
 from agent.domain.images import PAGE_ENTRIES, ImageDescription, ImageEntry
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
+from agent.domain.orders import MAX_ORDER_BYTES, SignedOrder, parse_order
 from agent.domain.receipts import SignedReceipt
 from agent.domain.retention import Garbage, LedgerSizes, Retention, is_over
 from agent.domain.strict_json import encode
@@ -47,6 +57,7 @@ from agent.ports.ledger import (
     Unrung,
 )
 from agent.ports.ledger_attempts import Step
+from agent.trust.envelope import parse_envelope
 from tests.fakes.ledger_outbox import MemoryOutbox, count_on, is_due, last_number, send_by
 
 Plain = str | int | float | None
@@ -114,13 +125,14 @@ class MemoryLedger(MemoryOutbox):
                 _put_receipt(books, signed.digest, position, receipt)
             job = _put_job(
                 books,
-                order=(order_id, signed.digest),
+                signed=signed,
                 position=arrival.position,
                 kind=arrival.kind,
                 state=JobState.RECEIVED,
                 max_attempts=max_attempts,
                 last_receipt=arrival.last_receipt,
                 now=now,
+                sender=arrival.sender,
             )
             count_on(books, job, arrival.told, now, _tell)
             return Admission(job, is_repeat=False)
@@ -200,6 +212,7 @@ class MemoryLedger(MemoryOutbox):
         score: str | None = None,
         deliveries: Sequence[NewDelivery] = (),
         successor: Successor | None = None,
+        told: Sequence[NewEvent] = (),
     ) -> Job:
         if event in {JobEvent.START, JobEvent.SETTLE}:
             raise IllegalMove(f"{event} is not the caller's")
@@ -213,6 +226,7 @@ class MemoryLedger(MemoryOutbox):
         given = {"next_agent": next_agent, "score": score}
         columns: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         with self._writing() as books:
+            _tell_these(books, told, now)
             moved = _transit(books, job, event, now, reason=reason, not_before=not_before, **columns)
             if receipt is not None:
                 _put_own_receipt(books, moved, receipt, now)
@@ -277,16 +291,24 @@ class MemoryLedger(MemoryOutbox):
                     released += 1
             return released
 
-    def begin_step(self, job: Job, name: str, now: datetime) -> Step:
+    def begin_step(self, job: Job, name: str, now: datetime, *, told: Sequence[NewEvent] = ()) -> Step:
         with self._writing() as books:
             _require_claim(books, job)
             before = books.steps.get((job.id, job.attempt, name))
             step = Step(name=name, tries=1 + (before.tries if before else 0), begun_at=now)
             books.steps[job.id, job.attempt, name] = step
+            _tell_these(books, told, now)
             return step
 
     def end_step(
-        self, job: Job, name: str, now: datetime, outcome: bytes, *, log: tuple[str, bytes] | None = None
+        self,
+        job: Job,
+        name: str,
+        now: datetime,
+        outcome: bytes,
+        *,
+        log: tuple[str, bytes] | None = None,
+        told: Sequence[NewEvent] = (),
     ) -> None:
         with self._writing() as books:
             _require_claim(books, job)
@@ -295,6 +317,7 @@ class MemoryLedger(MemoryOutbox):
             books.steps[key] = replace(begun, ended_at=now, outcome=outcome)
             if log is not None:
                 books.logs[job.id, job.attempt, log[0]] = log[1]
+            _tell_these(books, told, now)
 
     def steps(self, job: Job) -> tuple[Step, ...]:
         with self._reading() as books:
@@ -334,10 +357,32 @@ class MemoryLedger(MemoryOutbox):
         *,
         order_id: OrderId | None = None,
         position: int | None = None,
+        dataset: str | None = None,
         values: dict[str, Plain] | None = None,
     ) -> None:
         with self._writing() as books:
-            _tell(books, name, now, order_id, position, values or {})
+            _tell(books, name, now, order_id, position, values or {}, dataset=dataset)
+
+    # ---- the audit log
+
+    def record_events(self, told: Sequence[NewEvent], now: datetime) -> None:
+        with self._writing() as books:
+            _tell_these(books, told, now)
+
+    def last_event(self, name: str) -> EventRecord | None:
+        with self._reading() as books:
+            of_host = (event for event in reversed(books.events) if event.order_id is None)
+            return next((event for event in of_host if event.name == name), None)
+
+    def checkpoint(self, sign: SignHead, now: datetime, *, lines: int, age: timedelta) -> bool:
+        with self._writing() as books:
+            before = self.last_event(CHECKPOINT)
+            after = books.events[0 if before is None else before.seq :]
+            if len(after) < lines and not (after and abs(now - after[0].at) >= age):
+                return False
+            head = sign(len(books.events), books.events[-1].digest)
+            _tell(books, CHECKPOINT, now, None, None, {"head": head})
+            return True
 
     # ---- cancelling
 
@@ -516,6 +561,11 @@ class MemoryLedger(MemoryOutbox):
             if failures:
                 books.targets[found.target] = (failures, lease_until)
             books.deliveries[delivery] = replace(found, lease_until=lease_until)
+            if is_told(found.attempts + 1):
+                after: dict[str, Plain] = (
+                    {} if found.last_error is None else {"after": found.last_error[:200]}
+                )
+                _tell_delivery(books, found, "delivery.sent", now, **after)
             return books.deliveries[delivery]
 
     def acknowledge(self, delivery: DeliveryId, now: datetime) -> Job:
@@ -525,6 +575,7 @@ class MemoryLedger(MemoryOutbox):
                 books.deliveries[delivery] = replace(
                     found, state=DeliveryState.ACKNOWLEDGED, acknowledged_at=now, lease_until=None
                 )
+                _tell_delivery(books, found, "delivery.acknowledged", now)
             return _settle(books, _job(books, found.job), now)
 
     def postpone(self, delivery: DeliveryId, next_try_at: datetime, error: str) -> None:
@@ -546,6 +597,7 @@ class MemoryLedger(MemoryOutbox):
             books.deliveries[delivery] = replace(
                 found, state=DeliveryState.DEAD, last_error=error, lease_until=None
             )
+            _tell_delivery(books, found, "delivery.buried", now, error=error[:200])
             job = _job(books, found.job)
             instead = next((new.target for new in deliveries if new.kind is DeliveryKind.HANDOFF), None)
             if found.kind is DeliveryKind.HANDOFF and job.state in {JobState.RECEIVED, JobState.ATTESTED}:
@@ -696,18 +748,19 @@ def _settle(books: _Books, job: Job, now: datetime) -> Job:
 def _put_job(
     books: _Books,
     *,
-    order: tuple[OrderId, Digest],
+    signed: SignedOrder,
     position: int,
     kind: TaskKind,
     state: JobState,
     max_attempts: int,
     last_receipt: Digest | None,
     now: datetime,
+    sender: KeyId | None = None,
 ) -> Job:
     job = Job(
-        id=job_id(order[0], position),
-        order=order[1],
-        order_id=order[0],
+        id=job_id(signed.order.id, position),
+        order=signed.digest,
+        order_id=signed.order.id,
         position=position,
         kind=kind,
         state=state,
@@ -718,7 +771,9 @@ def _put_job(
     )
     books.jobs[job.id] = job
     books.arrived_with[job.id] = last_receipt
-    _tell(books, f"job.{state}", now, job.order_id, position, _told_of(job))
+    about = _told_of(job) | told_of_task(signed, position) | ({} if sender is None else {"sender": sender})
+    dataset = task_at(signed.order, position).dataset.id
+    _tell(books, f"job.{state}", now, job.order_id, position, about, dataset=dataset)
     return job
 
 
@@ -729,9 +784,12 @@ def _put_successor(
         raise IllegalMove(f"{before.id} cannot be followed by {successor.position}")
     if job_id(before.order_id, successor.position) in books.jobs:
         raise HandoffConflict(f"position {successor.position} is recorded already")
+    record = books.orders[before.order_id]
+    payload = parse_envelope(record.envelope, limit_bytes=MAX_ORDER_BYTES).payload
+    order = parse_order(record.payload_type, payload)
     _put_job(
         books,
-        order=(before.order_id, before.order),
+        signed=SignedOrder(order, record.digest, record.signer, record.envelope),
         position=successor.position,
         kind=successor.kind,
         state=JobState.QUEUED,
@@ -895,8 +953,34 @@ def _tell(
     order_id: OrderId | None,
     position: int | None,
     values: dict[str, Plain],
+    *,
+    dataset: str | None = None,
 ) -> None:
-    books.events.append(EventRecord(len(books.events) + 1, now, name, order_id, position, values))
+    event = NewEvent(name=name, order_id=order_id, position=position, dataset=dataset, values=values)
+    _tell_these(books, (event,), now)
+
+
+def _tell_these(books: _Books, told: Sequence[NewEvent], now: datetime) -> None:
+    for new in told:
+        line = next_line(new, now, len(books.events), books.events[-1].digest if books.events else None)
+        books.events.append(
+            EventRecord(
+                line.seq,
+                now,
+                new.name,
+                new.order_id,
+                new.position,
+                dict(new.values),
+                new.dataset,
+                digest_of_line(line),
+            )
+        )
+
+
+def _tell_delivery(books: _Books, delivery: Delivery, name: str, now: datetime, **said: Plain) -> None:
+    about: dict[str, Plain] = {"kind": delivery.kind, "n": delivery.n, "to": delivery.target}
+    about |= {"bytes": len(delivery.body), "failed": delivery.attempts}
+    _tell(books, name, now, delivery.order_id, delivery.position, about | said)
 
 
 def _told_of(job: Job) -> dict[str, Plain]:

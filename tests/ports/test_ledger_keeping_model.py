@@ -146,10 +146,15 @@ def real() -> Iterator[SqlAlchemyLedger]:
 
 def empty(ledger: SqlAlchemyLedger) -> None:
     with ledger._file.writing() as tx:
+        guards = tx.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").all()
+        for name, _ in guards:
+            tx.exec_driver_sql(f"DROP TRIGGER {name}")
         for table in reversed(metadata.sorted_tables):
             if table.name != "probe":
                 tx.execute(table.delete())
         tx.exec_driver_sql("DELETE FROM sqlite_sequence")
+        for _, guard in guards:
+            tx.exec_driver_sql(guard)
 
 
 def same(ledgers: tuple[Ledger, Ledger], call: Callable[[Ledger], Any]) -> Any:
