@@ -31,7 +31,19 @@ MAKE_IS_RUN_BY = {
     "make test": ".ci/run",
 }
 RUN_ELSEWHERE = {"watch"}  # it ends when an order does: tests/test_cli.py
-ASKS_AN_AGENT = {"submit", "orders", "log", "receipts", "held", "audit"}
+ASKS_AN_AGENT = {
+    "submit",
+    "orders",
+    "log",
+    "receipts",
+    "held",
+    "audit",
+    "status",
+    "pause",
+    "resume",
+    "drain",
+    "cancel",
+}
 
 pages_with_commands = [page for page in documents() if "```sh\n" in page.text]
 

@@ -34,10 +34,12 @@ ROOM_OF = {"cli_*": "cli", "__main__": "cli"}
 
 # In ports/, `X.py` is a port, `X_lib.py` (or X_lib_part.py) an adapter of it; adapters share these.
 PLUMBING = {
+    "alone",
     "cage",
     "cage_check",
     "cage_seen",
     "container_run",
+    "http_dates",
     "https",
     "image_archive",
     "image_context",
@@ -70,7 +72,9 @@ PLUMBING_OF = {
 PART_OF_PORT = {
     "ledger_attempts": "ledger",
     "ledger_audit": "ledger",
+    "ledger_cancellations": "ledger",
     "ledger_images": "ledger",
+    "ledger_outbox": "ledger",
 }
 ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py"}
 

@@ -6,7 +6,6 @@ the socket's own user.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from agent.domain.ids import Digest, hex_of
 from agent.errors import BadImage, CageNotApplied, ContainerLost, RuntimeUnavailable
 from agent.ports import cage, cage_check, cage_seen
 from agent.ports import runtime_podman_body as body
+from agent.ports.alone import alone
 from agent.ports.cage import EngineFacts, StoredImage
 from agent.ports.container_run import ContainerRun
 from agent.ports.memory_events import MemoryEvents
@@ -200,7 +200,7 @@ class PodmanRuntime:
         deadline_s = time.monotonic() + FREE_MAP_WAIT_S
         pool = cage.map_pool(facts, self._pool_size)
         while True:
-            with self._alone():
+            with alone(self._api.path.parent):  # no two runs choose one id map
                 number = self._free_map(pool)
                 if number is not None:
                     return self._create_mapped(spec, image, facts, number, kept, stack), number
@@ -288,19 +288,6 @@ class PodmanRuntime:
         """The lowest id map that no container of any agent on this socket has."""
         taken = {entry["Labels"].get(MAP_LABEL) for entry in self._containers(MAP_LABEL)}
         return next((number for number in pool if str(number) not in taken), None)
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One at a time over all agents on this socket, so that no two runs choose one id map."""
-        try:
-            folder = os.open(self._api.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as cause:
-            raise RuntimeUnavailable(f"the folder of {self._api.path} cannot be opened: {cause}") from cause
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(folder)
 
     def _containers(self, label: str) -> list[dict[str, Any]]:
         with refusals(RuntimeUnavailable):

@@ -53,7 +53,7 @@ def why_lost(found: Found, spec: RunSpec) -> str | None:
     if found.status == "removing":
         return f"the container named {spec.name} is being removed"
     if found.kept is None or found.began_at is None or found.status in NOT_BEGUN:
-        return f"the program of {spec.name} never began"
+        return f"the program of {spec.name} never began, or the host was booted since"
     if found.kept.plan != plan_of(spec):
         return f"the container named {spec.name} runs something else"
     return None

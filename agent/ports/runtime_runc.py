@@ -137,7 +137,7 @@ class RuncRuntime:
             )
             stack.callback(run.close)
             watch = RunWatch(spec, kept, known.pid, self._inside, run.kill)
-            run.start(applied, spec.ceilings.wall_s, watch, lambda: self._programs.runc("start", folder.name))
+            run.start(applied, spec.ceilings.wall_s, watch, lambda: self._start(folder, known))
             yield stack.gives(run)
 
     @contextlib.contextmanager
@@ -253,6 +253,10 @@ class RuncRuntime:
         except CageNotApplied as refusal:
             if self._inside.started != started:
                 raise RuntimeUnavailable(f"the helper died while a run was set up: {refusal}") from refusal
+            if not self._runs.is_there(folder, known):
+                raise RuntimeUnavailable(
+                    f"the container {spec.name} was removed by somebody else"
+                ) from refusal
             raise
         monitor = cage_seen.read_back(lambda: int((folder / "conmon.pid").read_text()))
         made = replace(
@@ -265,6 +269,11 @@ class RuncRuntime:
         )
         self._runs.remember(folder, made)
         return made
+
+    def _start(self, folder: Path, known: Known) -> None:
+        """Let the program begin: that of this very run. Raises: as `Programs.runc`."""
+        with self._runs.holding(folder, known):
+            self._programs.runc("start", folder.name)
 
     def _check(
         self,

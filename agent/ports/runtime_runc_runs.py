@@ -3,7 +3,6 @@ it is gone. So whoever comes later finds every container of this agent, and no t
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from msgspec import Struct
 from agent.domain.ids import Digest
 from agent.errors import RuntimeUnavailable
 from agent.ports import process_times, run_end
+from agent.ports.alone import alone
 from agent.ports.container_run import kill
 from agent.ports.run_kept import Kept
 
@@ -148,10 +148,16 @@ class Runs:
 
     def remember(self, folder: Path, known: Known) -> None:
         """Write down what is new of a run. Raises: RuntimeUnavailable when somebody took it away meanwhile."""
+        with self.holding(folder, known):
+            self._write(folder, known)
+
+    @contextlib.contextmanager
+    def holding(self, folder: Path, known: Known) -> Iterator[None]:
+        """While the context lasts the name is this very run's, and no other's. Raises: RuntimeUnavailable when it is not."""
         with self.alone():
             if not self.is_there(folder, known):
                 raise RuntimeUnavailable(f"the container {known.name} was removed by somebody else")
-            self._write(folder, known)
+            yield
 
     def _write(self, folder: Path, known: Known) -> None:
         """A reader sees all of it or what was there before."""
@@ -173,12 +179,8 @@ class Runs:
     def alone(self) -> Iterator[None]:
         """One at a time over all agents with this folder."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        with alone(self._folder):
             yield
-        finally:
-            os.close(folder)
 
 
 @contextlib.contextmanager

@@ -275,7 +275,7 @@ class MemoryRuntime:
             raise ContainerLost(f"there is no such container named {spec.name}")
         with self._removing(held):
             if held.run is None or plan_of(held.spec) != plan_of(spec):
-                raise ContainerLost(f"the program of {spec.name} never began")
+                raise ContainerLost(f"the program of {spec.name} never began, or is another one")
             yield held.run
 
     @contextmanager
