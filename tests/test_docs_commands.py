@@ -37,12 +37,12 @@ ASKS_AN_AGENT = {
     "log",
     "receipts",
     "held",
+    "audit",
     "status",
     "pause",
     "resume",
     "drain",
     "cancel",
-    "audit",
 }
 
 pages_with_commands = [page for page in documents() if "```sh\n" in page.text]

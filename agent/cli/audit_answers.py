@@ -64,7 +64,9 @@ def query(
     start = None if since is None else moment(since)
     with open_audit(here.settings.paths.ledger if ledger is None else ledger) as log:
         tasks = [one for one in _accounts(log, wanted) if start is None or (one.last or start) >= start]
-        rest = [line for line in log.elsewhere(wanted) if start is None or line.at >= start]
+        about = (line for order in {task.order for task in tasks} for line in log.about(order))
+        rest = [line for line in about if line.position is None]
+        rest += [line for line in log.elsewhere(wanted) if start is None or line.at >= start]
     if as_json:
         print_json(_document(tasks, rest, known))
     else:

@@ -14,7 +14,7 @@ from agent.domain.audit import Line, Plain
 from agent.domain.ids import OrderId
 
 UPLOAD: Final = "upload"
-SENT, ARRIVED, DEAD = "sent", "arrived", "dead"
+SENT, ARRIVED, DEAD, DROPPED = "sent", "arrived", "dead", "dropped"
 
 
 class RunTold(Struct, kw_only=True):
@@ -39,7 +39,7 @@ class ShareTold(Struct, kw_only=True):
 
 
 class LeftTold(Struct, kw_only=True):
-    """Something that left: its kind, its bytes, for whom. `state`: sent, arrived or dead; `tries`: how often at least.
+    """Something that left: its kind, its bytes, for whom. `state`: sent, arrived, dead or dropped; `tries`: how often at least.
 
     `digest` is that of an output at storage; `n` numbers the deliveries of a kind.
     """
@@ -175,6 +175,10 @@ def _take_upload(account: TaskAccount, what: str, line: Line, told: dict[str, Pl
 
 
 def _take_delivery(account: TaskAccount, what: str, line: Line, told: dict[str, Plain]) -> None:
+    if "delivery" in told:  # a person, or a receiver that lost it, decided on it
+        if what == "dropped":
+            _drop(account, str(told["delivery"]))
+        return
     kind, n = str(told.get("kind")), _number(told.get("n"))
     known = [one for one in account.left if (one.what, one.n) == (kind, n)]
     if not known and what != "sent":
@@ -192,6 +196,13 @@ def _take_delivery(account: TaskAccount, what: str, line: Line, told: dict[str, 
             left.state, left.arrived, left.tries = ARRIVED, line.at, max(left.tries, failed + 1)
         case "buried":
             left.state, left.tries = DEAD, max(left.tries, failed)
+
+
+def _drop(account: TaskAccount, delivery: str) -> None:
+    """A delivery's id ends with its kind and number."""
+    for left in account.left:
+        if left.n is not None and delivery.endswith(f".{left.what}.{left.n}"):
+            left.state = DROPPED
 
 
 def _text(value: Plain) -> str | None:

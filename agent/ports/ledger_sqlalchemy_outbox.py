@@ -16,10 +16,8 @@ from agent.ports.ledger_schema import IS_DEAD, IS_PENDING, bodies, deliveries, t
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
 from agent.ports.ledger_sqlalchemy_rows import Plain, delivery_of, head_of
 
+MAX_TOLD: Final = 200  # characters of an error in a line of the log of events
 PROBES: Final = 1  # deliveries that are rung for a target in trouble: one finds out whether it is back
-
-
-MAX_TOLD = 200  # characters of an error in a line of the log of events
 
 
 class OutboxRecords:

@@ -316,8 +316,8 @@ def read_delivery_state(tx: Connection, delivery: DeliveryId) -> tuple[JobId, De
 
 def tell_delivery(tx: Connection, delivery: DeliveryId, name: str, now: datetime, **said: Plain) -> None:
     """A line about a delivery as it is now: what goes to whom, how many bytes, how often it was tried before."""
-    size = func.length(bodies.c.body).label("bytes")
-    query = select(deliveries, size).join(bodies, bodies.c.delivery == deliveries.c.id)
+    size = func.coalesce(func.length(bodies.c.body), 0).label("bytes")
+    query = select(deliveries, size).outerjoin(bodies, bodies.c.delivery == deliveries.c.id)
     row = tx.execute(query.where(deliveries.c.id == delivery)).mappings().one()
     about = {"kind": row["kind"], "n": row["n"], "to": row["target"], "bytes": row["bytes"]}
     tell(tx, name, now, row["order_id"], row["position"], about | {"failed": row["attempts"]} | said)
