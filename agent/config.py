@@ -82,6 +82,11 @@ class Paths(Struct, frozen=True, kw_only=True):
         return self.data / "queues.sqlite"
 
     @property
+    def hands(self) -> Path:
+        """A lock for each job that a worker has in hand."""
+        return self.data / "hands"
+
+    @property
     def images(self) -> Path:
         """What is remembered of images that Podman has loaded."""
         return self.data / "images"
@@ -156,7 +161,14 @@ class Workers(Struct, frozen=True, kw_only=True):
     test_tasks: Threads = 1
     preduplets: Threads = 1
     deliveries: Threads = 2
-    grace_s: Seconds = 20.0
+    grace_s: Seconds = 5.0
+
+
+class Reconcile(Struct, frozen=True, kw_only=True):
+    """When others are asked what a lost message hid: about `first_s` after a start, then about every `every_s`."""
+
+    first_s: Seconds = 60.0
+    every_s: Seconds = 900.0
 
 
 class LogSection(Struct, frozen=True, kw_only=True):
@@ -179,6 +191,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     limits: Limits
     timeouts: Timeouts
     workers: Workers
+    reconcile: Reconcile
     log: LogSection
 
 

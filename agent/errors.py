@@ -6,8 +6,8 @@
     ├── JobError        the guest's code or what it left is wrong                       never retried
     └── OutsideError    storage, an orchestrator, a peer or this host could not         503, retried unless the class says no
 
-`code` is stable and has a section of its own in docs/errors.md; `status` is the HTTP status; `is_retried`
-is the retry rule, `most_retries` its limit; `advice` says what to do. The message says what was seen.
+`code` is stable and has a section of its own in docs/errors.md; `status` is the HTTP status; `is_retried` is the retry rule,
+`most_retries` its limit, `is_passing` says that it spends no attempt; `advice` says what to do. The message says what was seen.
 """
 
 from typing import ClassVar
@@ -19,6 +19,9 @@ class AgentError(Exception):
     code: ClassVar[str] = "agent-error"
     status: ClassVar[int] = 500
     is_retried: ClassVar[bool] = False
+    is_passing: ClassVar[bool] = (
+        False  # somebody on the network is away: waited for while the order lives, no attempt spent
+    )
     most_retries: ClassVar[int | None] = None  # over all attempts of a task; None: as many as it has attempts
     advice: ClassVar[str] = "Report this to the maintainers with the log of events."
 
@@ -101,6 +104,14 @@ class RecordConflict(OrderError):
     advice = "Something else is recorded under this name and stays: use another name, or ask whose it is."
 
 
+class DeliveryOver(OrderError):
+    code = "delivery-over"
+    status = 409
+    advice = (
+        "Look with `dc-compute deliveries list`; issue the order anew where a hand-off cannot be sent again."
+    )
+
+
 class OrderExpired(OrderError):
     code = "order-expired"
     advice = "Issue the order anew with a later `expires`; check the clocks when it looks wrong."
@@ -110,6 +121,18 @@ class OrderNotYetValid(OrderError):
     code = "order-not-yet-valid"
     status = 425  # passes by itself: a sender whose clock is a little ahead sends it again
     advice = "Send it after its `not_before`; check the clocks when it looks wrong."
+
+
+class CancellationNotYetValid(OrderError):
+    code = "cancellation-not-yet-valid"
+    status = 425  # as an order: passes by itself
+    advice = "Its `issued` lies in the future: compare both clocks and send it again."
+
+
+class HostRestored(OrderError):
+    code = "host-restored"
+    status = 409
+    advice = "Wait until the orchestrators were asked, which ends it by itself; --force goes on without their word."
 
 
 class BadSettings(OrderError):
@@ -301,15 +324,6 @@ class BadOutput(JobError):
         return "output"
 
 
-class AttemptsSpent(JobError):
-    code = "attempts-spent"
-    advice = "Every allowed attempt was lost; the events of the order say to what. Issue the order anew."
-
-    @property
-    def reason(self) -> str:
-        return "unknown"
-
-
 class BadBuild(JobError):
     code = "bad-build"
     advice = "Mend the Dockerfile or its context; docs/algorithms.md says what this host builds with."
@@ -328,7 +342,10 @@ class BadImage(JobError):
 
 
 class OutsideError(AgentError):
+    """`rest_s`: how long the other side asked to be let alone (its Retry-After), in seconds."""
+
     code = "outside-error"
+    rest_s: float | None = None
     status = 503
     is_retried = True
     advice = "It is tried again by itself; look at the named service when it stays."
@@ -336,6 +353,7 @@ class OutsideError(AgentError):
 
 class StorageUnavailable(OutsideError):
     code = "storage-unavailable"
+    is_passing = True
     advice = "Check that the storage answers at its roster address; it is tried again by itself."
 
 
@@ -351,6 +369,7 @@ class DatasetMissing(OutsideError):
 
 class OrchestratorUnavailable(OutsideError):
     code = "orchestrator-unavailable"
+    is_passing = True
     advice = "Check that the orchestrator answers at its roster address; it is tried again by itself."
 
 
@@ -362,6 +381,7 @@ class ShareWithheld(OutsideError):
 
 class PeerUnavailable(OutsideError):
     code = "peer-unavailable"
+    is_passing = True
     advice = "Check that the peer answers at its roster address; the hand-off is sent again by itself."
 
 
@@ -381,6 +401,16 @@ class PeerRefused(OutsideError):
 class RuntimeUnavailable(OutsideError):
     code = "runtime-unavailable"
     advice = "Start the container service: `systemctl --user start dc-compute-podman` as the agent's user."
+
+
+class ContainerLost(OutsideError):
+    code = "container-lost"
+    advice = "Look at what killed the container or the container service; the attempts are counted, the next begins by itself."
+
+
+class WorkerLost(OutsideError):
+    code = "worker-lost"
+    advice = "Look at why the worker or the host went down; the attempts are counted, and the next one begins by itself."
 
 
 class CageNotApplied(OutsideError):
@@ -404,7 +434,7 @@ class RoomTaken(NoSpace):
     """There is room for it once others have ended: to wait is enough, nothing needs to be mended."""
 
     code = "room-taken"
-    most_retries = None
+    is_passing = True
     advice = "It is tried again by itself. Give the workspace more memory, or let fewer tasks run at once ([workers])."
 
 
@@ -424,6 +454,11 @@ class QueueFull(OutsideError):
     code = "queue-full"
     status = 429
     advice = "Send it again after the seconds in Retry-After."
+
+
+class Draining(OutsideError):
+    code = "draining"
+    advice = "The host's operator empties it for a while: send it again after the seconds in Retry-After."
 
 
 class AgentUnreachable(OutsideError):

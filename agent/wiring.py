@@ -308,6 +308,7 @@ def make_folders(settings: Settings) -> None:
 @contextmanager
 def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
     from agent.ports.broker_huey import HueyBroker
+    from agent.ports.hands_flock import FlockHands
     from agent.ports.images_tar import TarImages
     from agent.ports.ledger_sqlalchemy import open_ledger
     from agent.ports.orchestrators_https import HttpsOrchestrators
@@ -330,7 +331,17 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
         peers = HttpsPeers(identity, timeouts)
         doors.callback(peers.close)
         runtime = make_runtime(settings, key.keyid)
-        ports = Ports(ledger, broker, storage, orchestrators, peers, runtime, TarImages(), now)
+        ports = Ports(
+            ledger,
+            broker,
+            storage,
+            orchestrators,
+            peers,
+            runtime,
+            TarImages(),
+            now,
+            FlockHands(settings.paths.hands),
+        )
         yield Host(key, roster, policy, ports, _rules(settings, runtime)), broker
 
 
@@ -363,5 +374,7 @@ def _rules(settings: Settings, runtime: Runtime) -> Rules:
         log_age=timedelta(days=limits.log_days),
         order_age=timedelta(days=limits.order_days),
         records=(settings.paths.data,),
+        reconcile_first=timedelta(seconds=settings.reconcile.first_s),
+        reconcile_every=timedelta(seconds=settings.reconcile.every_s),
         in_memory=(settings.runtime.run_dir,) if runtime.name == "runc" else (),  # conmon keeps a log there
     )

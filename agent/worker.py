@@ -1,4 +1,4 @@
-"""A worker: consumes the five queues, keeps the leases of what it runs, proves the cage, sweeps, and leaves when told to.
+"""A worker: consumes the six queues, keeps the leases of what it runs, proves the cage, sweeps, and leaves when told to.
 
 Stateless: several on one host share the ledger and the queues. What a bell means is the pipeline's; here is only the life
 around it, and one of the two outermost doors: whatever a handler raises ends here, in the log.
@@ -9,6 +9,7 @@ import secrets
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,20 +18,26 @@ from itertools import count
 from types import FrameType
 
 from agent.domain.ids import JobId
+from agent.domain.jobs import JobState
 from agent.errors import AgentError, RuntimeUnavailable
 from agent.log import get_logger
 from agent.pipeline.advance import advance
+from agent.pipeline.cancel import remove_guests
 from agent.pipeline.deliver import deliver
 from agent.pipeline.gate import Gate, Prove
 from agent.pipeline.host import Host
+from agent.pipeline.reconcile import Reconciler
 from agent.pipeline.resume import sweep
+from agent.pipeline.run import JOB_LABEL
 from agent.pipeline.space import require_memory
 from agent.ports.broker import Consumer, Handler, Queue
-from agent.ports.ledger import DeliveryId
+from agent.ports.ledger import DeliveryId, JobQuery
 
 log = get_logger(__name__)
 
 SWEEP_EVERY_S = 60.0
+LOOK_EVERY_S = 0.5
+IN_HAND = JobQuery(states=frozenset({JobState.RUNNING}), limit=1000)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 MakeConsumer = Callable[[Mapping[Queue, Handler]], Consumer]
@@ -118,10 +125,11 @@ class Stop:
 def work(
     host: Host, make_consumer: MakeConsumer, prove: Prove, *, grace_s: float, stop: Stop | None = None
 ) -> bool:
-    """Consume until asked to stop; whether every handler had ended `grace_s` seconds after that.
+    """Consume until asked to stop; whether every handler had ended then, `grace_s` seconds later at the latest.
 
-    No task runs before `prove` found nothing; all other work goes on. When a handler had not ended, the caller should leave
-    the process: its lease runs out and another worker takes the task over.
+    No task runs before `prove` found nothing; all other work goes on. Handlers that wait for a container are not waited for.
+    When one had not ended, the caller should leave the process at once: containers run on, the leases are over, and the
+    next worker goes on with the same attempts.
     Raises: LedgerUnavailable when the ledger cannot be written at the start; WorkspaceOnDisk when plaintext would lie there.
     """
     stop = stop or Stop()
@@ -129,19 +137,21 @@ def work(
     check_start(host)
     gate = Gate(host, prove)
     consumer = make_consumer(handlers(host, leases, gate))
-    with leases.beating(host.rules.lease / 3):
+    with leases.beating(host.rules.lease / 3), reconciling(host):
         consumer.start()
         log.info("worker.started", worker=leases.process)
         while not stop.asked.is_set():
             leases.renew()  # after a jump of the clock the sweep must not take our own live tasks for orphans
+            take_from_the_dead(host)
             run_sweep(host)
             if try_gate(gate):
                 run_sweep(host)  # rings for every job that waited for it
             stop.asked.wait(SWEEP_EVERY_S * secrets.SystemRandom().uniform(0.8, 1.2))
-        is_clean = _stop_within(consumer, grace_s)
+        is_clean = _stop_within(consumer, grace_s, host, leases)
     if is_clean:
         log.info("worker.stopped", worker=leases.process)
     else:
+        _let_go(host, leases.process)
         log.warning("worker.left_its_tasks", worker=leases.process, tasks=len(leases.held()))
     return is_clean
 
@@ -151,13 +161,18 @@ def handlers(host: Host, leases: Leases, gate: Gate) -> dict[Queue, Handler]:
 
     def go_on(item: str) -> None:
         _require_memory(host)  # a mount can vanish; what waits then waits on
+        control = host.ports.ledger.control()
         with leases.name() as name:
-            advance(JobId(item), host, name, may_run=gate.is_open)
+            advance(JobId(item), host, name, may_run=gate.is_open, may_start=control.may_start)
 
     def send(item: str) -> None:
         deliver(DeliveryId(item), host)
 
-    return {queue: _guarded(queue, send if queue is Queue.DELIVERIES else go_on) for queue in Queue}
+    def stop(item: str) -> None:
+        remove_guests(JobId(item), host)
+
+    others = {Queue.DELIVERIES: send, Queue.CANCELLATIONS: stop}
+    return {queue: _guarded(queue, others.get(queue, go_on)) for queue in Queue}
 
 
 def run_sweep(host: Host) -> None:
@@ -168,6 +183,46 @@ def run_sweep(host: Host) -> None:
         log.error("sweep.failed", code=error.code, detail=error.detail, advice=error.advice)
     except Exception:
         log.exception("sweep.crashed")
+
+
+@contextmanager
+def reconciling(host: Host) -> Iterator[None]:
+    """Ask others what a lost message hid, from time to time, in a thread of its own while the context lasts."""
+    reconciler, is_over = Reconciler(host), threading.Event()
+
+    def ask() -> None:
+        while not is_over.wait(reconciler.rest().total_seconds()):
+            run_round(reconciler, host)
+
+    threading.Thread(target=ask, name="reconcile", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()  # a call under way ends by its own timeout, and holds nobody up
+
+
+def run_round(reconciler: Reconciler, host: Host) -> None:
+    """One round of questions. What goes wrong in it is logged: the next one asks again."""
+    try:
+        done = reconciler.run()
+        if done is not None and done.runs_again:
+            run_sweep(host)
+    except AgentError as error:
+        log.error("round.failed", code=error.code, detail=error.detail, advice=error.advice)
+    except Exception:
+        log.exception("round.crashed")
+
+
+def take_from_the_dead(host: Host) -> None:
+    """End the lease of every job that no process of this host has in hand: its worker died, and the sweep finds it at once."""
+    try:
+        for job in host.ports.ledger.jobs(IN_HAND):
+            with host.ports.hands.hold(job.id) as is_free:
+                if is_free and job.worker is not None and host.ports.ledger.job(job.id).worker == job.worker:
+                    host.ports.ledger.release(job.worker, host.ports.now())
+                    log.warning("worker.died", worker=job.worker, job=job.id)
+    except AgentError as error:  # its lease runs out anyway
+        log.error("worker.not_buried", code=error.code, detail=error.detail)
 
 
 def try_gate(gate: Gate) -> bool:
@@ -220,9 +275,32 @@ def _guarded(queue: Queue, handle: Handler) -> Handler:
     return handler
 
 
-def _stop_within(consumer: Consumer, grace_s: float) -> bool:
-    """Let the consumer take nothing more; whether its handlers ended in time."""
+def _let_go(host: Host, process: str) -> None:
+    """End the leases of everything in hand: whoever comes next need not wait for them."""
+    try:
+        host.ports.ledger.release(process, host.ports.now())
+    except AgentError as error:
+        log.error("lease.not_released", worker=process, code=error.code, detail=error.detail)
+
+
+def _stop_within(consumer: Consumer, grace_s: float, host: Host, leases: Leases) -> bool:
+    """Let the consumer take nothing more; whether its handlers ended in time. Containers are not waited for."""
     stopping = threading.Thread(target=consumer.stop, name="stopping", daemon=True)
     stopping.start()
-    stopping.join(grace_s)
+    deadline_s = time.monotonic() + grace_s
+    while stopping.is_alive() and (left_s := deadline_s - time.monotonic()) > 0:
+        stopping.join(min(LOOK_EVERY_S, left_s))
+        if stopping.is_alive() and _waits_for_containers(host, leases):
+            return False
     return not stopping.is_alive()
+
+
+def _waits_for_containers(host: Host, leases: Leases) -> bool:
+    """Whether every task in hand has a container that runs."""
+    try:
+        held = set(leases.held())
+        mine = {job.id for job in host.ports.ledger.jobs(IN_HAND) if job.worker in held}
+        running = {left.labels.get(JOB_LABEL) for left in host.ports.runtime.leftovers() if left.is_running}
+    except AgentError:
+        return False
+    return len(mine) == len(held) > 0 and mine <= running

@@ -100,6 +100,7 @@ jobs = Table(
     Column("next_agent", Text),
     Column("reason", Text),
     Column("score", Text),
+    Column("claim", Integer, nullable=False, server_default="0"),
     UniqueConstraint("order_id", "position"),
 )
 Index("jobs_by_state", jobs.c.state, jobs.c.seq)
@@ -142,6 +143,16 @@ bodies = Table(
     Column("body", LargeBinary, nullable=False),
 )
 
+# Who could not be reached when something was sent last: a row goes with the first answer.
+targets = Table(
+    "targets",
+    metadata,
+    Column("target", Text, primary_key=True),
+    Column("failures", Integer, nullable=False),  # in a row
+    Column("rests_until", Moment, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 nonces = Table(
     "nonces",
     metadata,
@@ -177,6 +188,48 @@ logs = Table(
     UniqueConstraint("job_id", "attempt", "run"),
 )
 Index("logs_by_order", logs.c.order_id, logs.c.seq)
+
+# Orders that end here, also when they come later.
+cancellations = Table(
+    "cancellations",
+    metadata,
+    Column("order_digest", Text, primary_key=True),
+    Column("source", Text, primary_key=True),  # the orchestrator that signed it, or "operator"
+    Column("at", Moment, nullable=False),
+    Column("keep_until", Moment, nullable=False),
+    Column("uid", BigInteger),
+    Column("reason", Text),
+    Column("envelope", LargeBinary),
+    sqlite_with_rowid=False,
+)
+Index("cancellations_by_source", cancellations.c.source)
+Index("cancellations_by_end", cancellations.c.keep_until)
+
+# How far an attempt came: a row before each effect, its outcome after it.
+steps = Table(
+    "steps",
+    metadata,
+    Column("job_id", Text, ForeignKey("jobs.id"), primary_key=True),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("name", Text, primary_key=True),
+    Column("tries", Integer, nullable=False),
+    Column("begun_at", Moment, nullable=False),
+    Column("ended_at", Moment),
+    Column("outcome", LargeBinary),
+    sqlite_with_rowid=False,
+)
+
+# One row, or none while nobody said anything: what the host does as a whole.
+control = Table(
+    "control",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("mode", Text, nullable=False),
+    Column("since", Moment),
+    Column("until", Moment),
+    Column("reason", Text),
+    Column("uid", BigInteger),
+)
 
 # What the operator decided on images: rows are only ever added, the last one of an image counts.
 rulings = Table(

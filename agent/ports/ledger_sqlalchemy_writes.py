@@ -12,7 +12,7 @@ from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
 from agent.domain.receipts import SignedReceipt
 from agent.errors import HandoffConflict, LostRace, NotFound, OrderConflict, QueueFull
 from agent.ports.ledger import Arrival, DeliveryId, DeliveryKind, DeliveryState, NewDelivery, Successor
-from agent.ports.ledger_schema import IS_PENDING, bodies, deliveries, events, jobs, orders, receipts
+from agent.ports.ledger_schema import IS_PENDING, bodies, deliveries, events, jobs, logs, orders, receipts
 from agent.ports.ledger_sqlalchemy_rows import (
     Plain,
     job_of,
@@ -49,18 +49,31 @@ def transit(tx: Connection, seen: Job, event: JobEvent, now: datetime, **columns
 def change(tx: Connection, seen: Job, **columns: Any) -> Job:
     """Compare and set: the job is as the caller saw it, or LostRace.
 
-    Beside (state, attempt) a recorded hand-off fences too: a job that is on its way to another host must not be queued here
-    by a worker that read it before.
+    Beside (state, attempt, claim) a recorded hand-off fences too: a job that is on its way to another host must not be
+    queued here by a worker that read it before.
     """
     fence = (
         jobs.c.id == seen.id,
         jobs.c.state == seen.state,
         jobs.c.attempt == seen.attempt,
+        jobs.c.claim == seen.claim,
         jobs.c.next_agent.is_not_distinct_from(seen.next_agent),
     )
     if tx.execute(update(jobs).where(*fence).values(**columns)).rowcount != 1:
         raise LostRace(f"job {seen.id} is no longer {seen.state} in attempt {seen.attempt}")
     return read_job(tx, seen.id)
+
+
+def require_claim(tx: Connection, seen: Job) -> None:
+    """Raises: LostRace when the job is not RUNNING under the claim that the caller has."""
+    fence = (
+        jobs.c.id == seen.id,
+        jobs.c.state == JobState.RUNNING,
+        jobs.c.attempt == seen.attempt,
+        jobs.c.claim == seen.claim,
+    )
+    if tx.execute(select(jobs.c.seq).where(*fence)).first() is None:
+        raise LostRace(f"attempt {seen.attempt} of job {seen.id} was given to another worker, or given up")
 
 
 def send_to(tx: Connection, seen: Job, next_agent: KeyId, now: datetime) -> Job:
@@ -245,27 +258,45 @@ def require_open_place(tx: Connection, arrival: Arrival) -> None:
 def put_deliveries(tx: Connection, job: Job, new: Sequence[NewDelivery], now: datetime) -> None:
     """These deliveries of the job, due at once, each with the next number of its kind at this place."""
     for delivery in new:
-        of_kind = (*_of_place(job), deliveries.c.kind == delivery.kind)
-        last: int | None = tx.execute(select(func.max(deliveries.c.n)).where(*of_kind)).scalar()
-        n = (last or 0) + 1
-        name = DeliveryId(f"{job.id}.{delivery.kind}.{n}")
-        row = {
-            "id": name,
-            "job_id": job.id,
-            "order_id": job.order_id,
-            "order_digest": job.order,
-            "position": job.position,
-            "kind": delivery.kind,
-            "n": n,
-            "target": delivery.target,
-            "state": DeliveryState.PENDING,
-            "attempts": 0,
-            "next_try_at": now,
-            "created_at": now,
-            "expires_at": delivery.expires_at,
-        }
-        tx.execute(insert(deliveries), row)
-        tx.execute(insert(bodies), {"delivery": name, "body": delivery.body})
+        _put_delivery(tx, job, delivery, last_number(tx, job, delivery.kind) + 1, now)
+
+
+def count_on(tx: Connection, job: Job, told: int, now: datetime) -> None:
+    """The numbers of the job's reports go on after `told`: reports that an earlier life of this ledger delivered."""
+    if told > last_number(tx, job, DeliveryKind.REPORT):
+        signer = tx.execute(select(orders.c.signer).where(orders.c.id == job.order_id)).scalar_one()
+        name = _put_delivery(tx, job, NewDelivery(DeliveryKind.REPORT, signer, b""), told, now)
+        change_delivery(tx, name, state=DeliveryState.ACKNOWLEDGED, acknowledged_at=now)
+        tell(tx, "reports.counted_on", now, job.order_id, job.position, {"told": told})
+
+
+def last_number(tx: Connection, job: Job, kind: DeliveryKind) -> int:
+    """The highest number that a delivery of this kind has at the job's place; 0 without any."""
+    of_kind = (*_of_place(job), deliveries.c.kind == kind)
+    last: int | None = tx.execute(select(func.max(deliveries.c.n)).where(*of_kind)).scalar()
+    return last or 0
+
+
+def _put_delivery(tx: Connection, job: Job, new: NewDelivery, n: int, now: datetime) -> DeliveryId:
+    name = DeliveryId(f"{job.id}.{new.kind}.{n}")
+    row = {
+        "id": name,
+        "job_id": job.id,
+        "order_id": job.order_id,
+        "order_digest": job.order,
+        "position": job.position,
+        "kind": new.kind,
+        "n": n,
+        "target": new.target,
+        "state": DeliveryState.PENDING,
+        "attempts": 0,
+        "next_try_at": now,
+        "created_at": now,
+        "expires_at": new.expires_at,
+    }
+    tx.execute(insert(deliveries), row)
+    tx.execute(insert(bodies), {"delivery": name, "body": new.body})
+    return name
 
 
 def read_delivery_state(tx: Connection, delivery: DeliveryId) -> tuple[JobId, DeliveryKind, DeliveryState]:
@@ -293,6 +324,14 @@ def tell(
 ) -> None:
     """One line more in the log of events."""
     tx.execute(insert(events), row_of_event(name, now, order_id, position, values))
+
+
+def put_log(tx: Connection, job: Job, run: str, log: bytes) -> None:
+    """A run's output, in the place of an earlier one of the same name."""
+    here = (logs.c.job_id == job.id, logs.c.attempt == job.attempt, logs.c.run == run)
+    row = {"job_id": job.id, "attempt": job.attempt, "run": run, "order_id": job.order_id, "log": log}
+    if tx.execute(update(logs).where(*here).values(log=log)).rowcount == 0:
+        tx.execute(insert(logs), row)
 
 
 def _of_place(job: Job) -> tuple[Any, Any]:

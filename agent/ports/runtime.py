@@ -152,6 +152,16 @@ class Runtime(Protocol):
         """
         ...
 
+    def adopt(self, spec: RunSpec) -> AbstractContextManager["Run"]:
+        """The container of this spec's name that an earlier worker started, running or ended by now, as if this worker had
+        started it. Leaving the context kills and removes it.
+
+        Its ceilings and its cage stay those it was made with, its wall clock counts from its begin. Of its log there is what
+        can still be read. Raises: ContainerLost when there is none with these labels, or its program never began or is
+        another one than this spec's (what exists of it is removed first); RuntimeUnavailable.
+        """
+        ...
+
     def leftovers(self) -> tuple[Leftover, ...]:
         """Every container of ours on this host, running or not."""
         ...
@@ -177,6 +187,10 @@ class Run(Protocol):
 
     def kill(self) -> None:
         """Kill it now; `wait` then returns with `signal:9`. Callable from another thread."""
+        ...
+
+    def leave(self) -> None:
+        """It is another worker's by now: leaving its context lets go of it, and touches nothing."""
         ...
 
     def progress(self) -> float | None:

@@ -6,12 +6,15 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 from msgspec.structs import replace
 
 from agent.domain.approvals import Ruling, Verdict
+from agent.domain.cancellations import OPERATOR, KeptCancellation
 from agent.domain.chain import TaskKind
+from agent.domain.control import Control
 from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
 from agent.domain.images import PAGE_ENTRIES, ImageDescription, ImageEntry
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
@@ -31,6 +34,7 @@ from agent.ports.ledger import (
     ATTEMPT_FAILED,
     Admission,
     Arrival,
+    CancelStep,
     Delivery,
     DeliveryId,
     DeliveryKind,
@@ -42,6 +46,8 @@ from agent.ports.ledger import (
     Successor,
     Unrung,
 )
+from agent.ports.ledger_attempts import Step
+from tests.fakes.ledger_outbox import MemoryOutbox, count_on, is_due, last_number, send_by
 
 Plain = str | int | float | None
 
@@ -57,9 +63,13 @@ class _Books:
     jobs: dict[JobId, Job] = field(default_factory=dict)
     arrived_with: dict[JobId, Digest | None] = field(default_factory=dict)
     deliveries: dict[DeliveryId, Delivery] = field(default_factory=dict)
+    targets: dict[KeyId, tuple[int, datetime]] = field(default_factory=dict)
     nonces: dict[tuple[KeyId, str], datetime] = field(default_factory=dict)
     events: list[EventRecord] = field(default_factory=list)
     logs: dict[tuple[JobId, int, str], bytes] = field(default_factory=dict)
+    steps: dict[tuple[JobId, int, str], Step] = field(default_factory=dict)
+    control: list[Control] = field(default_factory=list)
+    cancellations: dict[tuple[Digest, str], KeptCancellation] = field(default_factory=dict)
     rulings: list[Ruling] = field(default_factory=list)
     past: dict[OrderId, tuple[Digest, datetime]] = field(default_factory=dict)
     descriptions: dict[Digest, tuple[ImageDescription, tuple[ImageEntry, ...]]] = field(default_factory=dict)
@@ -69,7 +79,7 @@ class _Books:
         return _Books(**{each.name: copy.copy(getattr(self, each.name)) for each in fields(self)})
 
 
-class MemoryLedger:
+class MemoryLedger(MemoryOutbox):
     """See `Ledger`. `is_broken = True` makes every call raise LedgerUnavailable."""
 
     def __init__(self) -> None:
@@ -112,6 +122,7 @@ class MemoryLedger:
                 last_receipt=arrival.last_receipt,
                 now=now,
             )
+            count_on(books, job, arrival.told, now, _tell)
             return Admission(job, is_repeat=False)
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
@@ -208,7 +219,7 @@ class MemoryLedger:
             _put_deliveries(books, moved, deliveries, now)
             if successor is not None:
                 _put_successor(books, moved, successor, receipt, now)
-            return _settle(books, moved, now) if event is JobEvent.ATTEST else moved
+            return _settle(books, moved, now) if event in {JobEvent.ATTEST, JobEvent.RECALL} else moved
 
     def start(
         self,
@@ -222,14 +233,83 @@ class MemoryLedger:
         if job.state is not JobState.QUEUED:
             raise LostRace(f"{job.id} is {job.state}")
         with self._writing() as books:
+            if not self.control().may_start:
+                raise LostRace("no task starts on this host now")
             rests_until = _job(books, job.id).not_before
             if rests_until is not None and rests_until > now:
                 raise LostRace(f"{job.id} rests")
             attempt = job.attempt + 1
             columns = {"attempt": attempt, "worker": worker, "lease_until": lease_until, "not_before": None}
+            columns["claim"] = job.claim + 1
             started = _transit(books, job, JobEvent.START, now, **columns)
             _put_deliveries(books, started, deliveries, now)
             return started
+
+    def adopt(self, job: Job, now: datetime, *, worker: str, lease_until: datetime) -> Job:
+        with self._writing() as books:
+            _require_running(job)
+            current = _job(books, job.id)
+            if current.lease_until is not None and current.lease_until > now:
+                raise LostRace(f"{job.id} is leased")
+            columns = {"worker": worker, "lease_until": lease_until, "claim": job.claim + 1, "reason": None}
+            adopted = _change(books, job, **columns)
+            _tell(books, "job.adopted", now, job.order_id, job.position, _told_of(adopted))
+            return adopted
+
+    def park(self, job: Job, now: datetime, *, until: datetime, reason: str) -> Job:
+        with self._writing() as books:
+            _require_running(job)
+            columns = {"worker": None, "lease_until": until, "claim": job.claim + 1, "reason": reason}
+            parked = _change(books, job, **columns)
+            for key, step in tuple(books.steps.items()):
+                if key[:2] == (job.id, job.attempt) and step.ended_at is None:
+                    books.steps[key] = replace(step, tries=0)
+            _tell(books, "job.parked", now, job.order_id, job.position, _told_of(parked))
+            return parked
+
+    def release(self, process: str, now: datetime) -> int:
+        with self._writing() as books:
+            released = 0
+            for job in tuple(books.jobs.values()):
+                is_mine = f"{job.worker}-".startswith(f"{process}-")
+                if job.state is JobState.RUNNING and is_mine and job.lease_until and job.lease_until > now:
+                    books.jobs[job.id] = replace(job, lease_until=now)
+                    released += 1
+            return released
+
+    def begin_step(self, job: Job, name: str, now: datetime) -> Step:
+        with self._writing() as books:
+            _require_claim(books, job)
+            before = books.steps.get((job.id, job.attempt, name))
+            step = Step(name=name, tries=1 + (before.tries if before else 0), begun_at=now)
+            books.steps[job.id, job.attempt, name] = step
+            return step
+
+    def end_step(
+        self, job: Job, name: str, now: datetime, outcome: bytes, *, log: tuple[str, bytes] | None = None
+    ) -> None:
+        with self._writing() as books:
+            _require_claim(books, job)
+            key = (job.id, job.attempt, name)
+            begun = books.steps.get(key) or Step(name=name, tries=1, begun_at=now)
+            books.steps[key] = replace(begun, ended_at=now, outcome=outcome)
+            if log is not None:
+                books.logs[job.id, job.attempt, log[0]] = log[1]
+
+    def steps(self, job: Job) -> tuple[Step, ...]:
+        with self._reading() as books:
+            own = [step for key, step in books.steps.items() if key[:2] == (job.id, job.attempt)]
+            return tuple(sorted(own, key=lambda step: (step.begun_at, step.name)))
+
+    def control(self) -> Control:
+        with self._reading() as books:
+            return books.control[-1] if books.control else Control()
+
+    def set_control(self, control: Control, now: datetime) -> None:
+        with self._writing() as books:
+            books.control.append(control)
+            values: dict[str, Plain] = {"reason": control.reason, "uid": control.uid}
+            _tell(books, f"host.{control.mode}", now, None, None, values)
 
     def renew(self, worker: str, lease_until: datetime) -> None:
         with self._writing() as books:
@@ -258,6 +338,53 @@ class MemoryLedger:
     ) -> None:
         with self._writing() as books:
             _tell(books, name, now, order_id, position, values or {})
+
+    # ---- cancelling
+
+    def order_of_digest(self, order: Digest) -> OrderRecord | None:
+        with self._reading() as books:
+            return next((record for record in books.orders.values() if record.digest == order), None)
+
+    def cancellations(self, order: Digest) -> tuple[KeptCancellation, ...]:
+        with self._reading() as books:
+            return tuple(kept for kept in books.cancellations.values() if kept.order == order)
+
+    def cancel(
+        self,
+        kept: KeptCancellation,
+        steps: Sequence[CancelStep],
+        now: datetime,
+        *,
+        most_without_order: int,
+    ) -> bool:
+        with self._writing() as books:
+            before = books.cancellations.get((kept.order, kept.source))
+            if before is None:
+                _require_room_for(books, kept, most_without_order)
+                books.cancellations[kept.order, kept.source] = kept
+                order_id = next((r.id for r in books.orders.values() if r.digest == kept.order), None)
+                told: dict[str, Plain] = {
+                    "order": kept.order,
+                    "source": kept.source,
+                    "uid": kept.uid,
+                    "reason": kept.reason,
+                }
+                _tell(books, "order.cancelled", now, order_id, None, told)
+            else:
+                longer = max(before.keep_until, kept.keep_until)
+                books.cancellations[kept.order, kept.source] = replace(before, keep_until=longer)
+            for step in steps:
+                _take_step(books, step, kept, now)
+            if any(_goes_on(job, kept) for job in books.jobs.values()):
+                raise LostRace(f"a job of {kept.order} came meanwhile")
+            return before is None
+
+    def forget_cancellations(self, now: datetime) -> int:
+        with self._writing() as books:
+            over = [key for key, kept in books.cancellations.items() if kept.keep_until < now]
+            for key in over:
+                del books.cancellations[key]
+            return len(over)
 
     # ---- images
 
@@ -381,8 +508,13 @@ class MemoryLedger:
     def lease_delivery(self, delivery: DeliveryId, now: datetime, lease_until: datetime) -> Delivery | None:
         with self._writing() as books:
             found = books.deliveries.get(delivery)
-            if found is None or not _is_due(found, now):
+            if found is None or not is_due(found, now):
                 return None
+            failures, until = books.targets.get(found.target, (0, now))
+            if until > now:
+                return None
+            if failures:
+                books.targets[found.target] = (failures, lease_until)
             books.deliveries[delivery] = replace(found, lease_until=lease_until)
             return books.deliveries[delivery]
 
@@ -431,19 +563,20 @@ class MemoryLedger:
             due = [job for job in books.jobs.values() if _is_job_due(job, now)]
             held = [job for job in books.jobs.values() if job.state is JobState.HELD]
             lapsed = [job for job in books.jobs.values() if job.lease_until and job.lease_until <= now]
-            unsent = [delivery for delivery in books.deliveries.values() if _is_due(delivery, now)]
+            unsent = send_by(books, now, limit)
         return Unrung(
             jobs=tuple(due[:limit]),
             held=tuple(held[:limit]),
             orphans=tuple(sorted(lapsed, key=lambda job: job.lease_until or now)[:limit]),
-            deliveries=tuple(d.id for d in sorted(unsent, key=lambda d: d.next_try_at)[:limit]),
+            deliveries=unsent,
         )
 
     def correct_clock(self, now: datetime, *, lease: timedelta, rest: timedelta) -> int:
         with self._writing() as books:
             corrected = 0
             for job in tuple(books.jobs.values()):
-                if job.state is JobState.RUNNING and job.lease_until and job.lease_until > now + lease:
+                most = lease if job.worker is not None else max(lease, rest)
+                if job.state is JobState.RUNNING and job.lease_until and job.lease_until > now + most:
                     books.jobs[job.id] = replace(job, lease_until=now)
                     corrected += 1
                 if job.state is JobState.QUEUED and job.not_before and job.not_before > now + rest:
@@ -461,6 +594,10 @@ class MemoryLedger:
                     found = replace(found, lease_until=now)  # noqa: PLW2901
                     corrected += 1
                 books.deliveries[found.id] = found
+            for target, (failures, until) in tuple(books.targets.items()):
+                if until > now + rest:
+                    books.targets[target] = (failures, now)
+                    corrected += 1
             return corrected
 
     def forget_nonces(self, now: datetime) -> int:
@@ -517,10 +654,29 @@ def _transit(books: _Books, seen: Job, event: JobEvent, now: datetime, **columns
 
 def _change(books: _Books, seen: Job, **columns: Any) -> Job:
     job = books.jobs.get(seen.id)
-    if job is None or (job.state, job.attempt, job.next_agent) != (seen.state, seen.attempt, seen.next_agent):
+    if job is None or _fence(job) != _fence(seen):
         raise LostRace(f"{seen.id} was moved")
     books.jobs[seen.id] = replace(job, **columns)
     return books.jobs[seen.id]
+
+
+def _fence(job: Job) -> tuple[JobState, int, int, KeyId | None]:
+    return job.state, job.attempt, job.claim, job.next_agent
+
+
+def _require_running(job: Job) -> None:
+    if job.state is not JobState.RUNNING:
+        raise LostRace(f"{job.id} is {job.state}")
+
+
+def _require_claim(books: _Books, seen: Job) -> None:
+    job = books.jobs.get(seen.id)
+    if (
+        job is None
+        or job.state is not JobState.RUNNING
+        or (job.attempt, job.claim) != (seen.attempt, seen.claim)
+    ):
+        raise LostRace(f"{seen.id} was given away")
 
 
 def _send_to(books: _Books, seen: Job, next_agent: KeyId, now: datetime) -> Job:
@@ -598,6 +754,40 @@ def _is_job_due(job: Job, now: datetime) -> bool:
     return is_open and (job.not_before is None or job.not_before <= now)
 
 
+# ------------------------------------------------------------------ cancellations
+
+
+def _require_room_for(books: _Books, kept: KeptCancellation, limit: int) -> None:
+    known = {record.digest for record in books.orders.values()}
+    early = [
+        one for one in books.cancellations.values() if one.source == kept.source and one.order not in known
+    ]
+    if kept.order not in known and len(early) >= limit:
+        raise QueueFull(f"{limit} cancellations wait for their orders")
+
+
+def _take_step(books: _Books, step: CancelStep, kept: KeptCancellation, now: datetime) -> None:
+    if step.is_ended:
+        job = _transit(books, step.job, JobEvent.CANCEL, now, reason=kept.told_reason, not_before=None)
+    else:
+        job = _change(books, step.job)
+    for each in step.withdrawn:
+        found = _delivery(books, each)
+        if found.state not in {DeliveryState.PENDING, DeliveryState.DEAD}:
+            raise LostRace(f"delivery {each} is {found.state}")
+        books.deliveries[each] = replace(
+            found, state=DeliveryState.WITHDRAWN, last_error=kept.told_reason, lease_until=None
+        )
+    _put_deliveries(books, job, step.deliveries, now)
+    _settle(books, job, now)
+
+
+def _goes_on(job: Job, kept: KeptCancellation) -> bool:
+    is_open = job.state in WAITING or job.state is JobState.RUNNING
+    is_meant = kept.source != OPERATOR or job.next_agent is None
+    return job.order == kept.order and is_open and is_meant
+
+
 # ------------------------------------------------------------------ orders and receipts
 
 
@@ -641,7 +831,7 @@ def _delivery(books: _Books, delivery: DeliveryId) -> Delivery:
 
 def _put_deliveries(books: _Books, job: Job, new: Sequence[NewDelivery], now: datetime) -> None:
     for each in new:
-        n = 1 + sum(d.job == job.id and d.kind is each.kind for d in books.deliveries.values())
+        n = 1 + last_number(books, job, each.kind)
         delivery = Delivery(
             id=DeliveryId(f"{job.id}.{each.kind}.{n}"),
             job=job.id,
@@ -676,7 +866,8 @@ def _old_logs(books: _Books, told: Retention) -> list[tuple[JobId, int, str]]:
 
 def _old_bodies(books: _Books, told: Retention) -> list[DeliveryId]:
     arrived = [d for d in books.deliveries.values() if d.state is DeliveryState.ACKNOWLEDGED and d.body]
-    return [d.id for d in arrived if d.acknowledged_at and d.acknowledged_at < told.bodies_before]
+    over = [d for d in arrived if books.orders[d.order_id].expires < told.expired_before]
+    return [d.id for d in over if d.acknowledged_at and d.acknowledged_at < told.bodies_before]
 
 
 def _old_orders(books: _Books, told: Retention) -> list[OrderRecord]:
@@ -684,6 +875,7 @@ def _old_orders(books: _Books, told: Retention) -> list[OrderRecord]:
     for record in books.orders.values():
         mine = [job for job in books.jobs.values() if job.order_id == record.id]
         sent = [d for d in books.deliveries.values() if d.order_id == record.id]
+        sent = [d for d in sent if d.state is not DeliveryState.DROPPED]
         arrived = [d.acknowledged_at if d.state is DeliveryState.ACKNOWLEDGED else None for d in sent]
         if is_over(record.expires, mine, arrived, told):
             over.append(record)
@@ -697,6 +889,8 @@ def _forget(books: _Books, record: OrderRecord, now: datetime) -> None:
     del books.orders[record.id]
     gone = {job.id for job in books.jobs.values() if job.order_id == record.id}
     books.jobs = {name: job for name, job in books.jobs.items() if name not in gone}
+    books.steps = {key: step for key, step in books.steps.items() if key[0] not in gone}
+    books.cancellations = {key: c for key, c in books.cancellations.items() if key[0] != record.digest}
     books.logs = {key: log for key, log in books.logs.items() if key[0] not in gone}
     books.deliveries = {name: d for name, d in books.deliveries.items() if d.order_id != record.id}
     books.receipts = {place: r for place, r in books.receipts.items() if place[0] != record.digest}
@@ -717,3 +911,8 @@ def _told_of(job: Job) -> dict[str, Plain]:
     values: dict[str, Plain] = {"attempt": job.attempt, "max_attempts": job.max_attempts}
     said = {"reason": job.reason, "worker": job.worker, "next_agent": job.next_agent, "score": job.score}
     return values | {name: value for name, value in said.items() if value is not None}
+
+
+MemoryLedger._parts = SimpleNamespace(
+    put_deliveries=_put_deliveries, transit=_transit, settle=_settle, tell=_tell
+)

@@ -15,7 +15,7 @@ which datasets were used, in which order, and how often. A test gives another gu
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache, partial
@@ -23,11 +23,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from agent.domain.ids import Digest, JobId, KeyId, job_id
+from agent.domain.cancellations import Cancellation
+from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id, wire_time
 from agent.domain.jobs import Job
 from agent.domain.orders import DatasetRef, ModelRef, Order, SignedOrder
 from agent.domain.reports import ReportBody, ReportState, ResultBody
+from agent.domain.standings import PeerJob, PeerOrder
+from agent.errors import LedgerUnavailable, NotFound
 from agent.pipeline.advance import advance
+from agent.pipeline.cancel import Taken, remove_guests, take_cancellation
 from agent.pipeline.deliver import deliver
 from agent.pipeline.host import Host, Rules
 from agent.pipeline.intake import take_handoff, take_order
@@ -44,6 +48,7 @@ from agent.trust.keys import SigningKey
 from agent.trust.policy import HostPolicy
 from agent.trust.roster import Roster
 from agent.trust.seal import make_seal, read_preamble
+from agent.trust.signed import sign_cancellation
 from tests.builders import (
     NOW,
     SKEW,
@@ -55,6 +60,7 @@ from tests.builders import (
     preduplet,
 )
 from tests.fakes.broker import MemoryBroker, Ring
+from tests.fakes.hands import MemoryHands
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.orchestrators import MemoryOrchestrators, MemoryOrchestratorsPort
 from tests.fakes.peers import MemoryPeers, MemoryPeersPort
@@ -188,6 +194,7 @@ class Hospital:
                 runtime=self.runtime,
                 images=TarImages(),
                 now=world.clock,
+                hands=MemoryHands(),
             ),
             rules=Rules(
                 skew=SKEW,
@@ -217,12 +224,17 @@ class Hospital:
         host = host or self.host
 
         def go_on(item: str) -> None:
-            advance(JobId(item), host, f"worker {self.name} {next(self.world.numbers)}")
+            may_run = host.ports.ledger.control().may_start
+            advance(JobId(item), host, f"worker {self.name} {next(self.world.numbers)}", may_run=may_run)
 
         def send(item: str) -> None:
             deliver(DeliveryId(item), host)
 
-        return {queue: send if queue is Queue.DELIVERIES else go_on for queue in Queue}
+        def stop(item: str) -> None:
+            remove_guests(JobId(item), host)
+
+        others = {Queue.DELIVERIES: send, Queue.CANCELLATIONS: stop}
+        return {queue: others.get(queue, go_on) for queue in Queue}
 
     def work(self, *queues: Queue) -> int:
         """Answer every bell that is due, of these queues or of all; how many there were."""
@@ -317,6 +329,8 @@ class World:
         self.a, self.b, self.c = self.hospitals.values()
         for hospital in self.hospitals.values():
             self.peers.doors[hospital.keyid] = partial(self._hand_over, hospital)
+            self.peers.cancel_doors[hospital.keyid] = partial(self._forward, hospital)
+            self.peers.views[hospital.keyid] = partial(self._view, hospital)
         for name in DATASETS:
             self.bring(seal(name), at=name[0])
 
@@ -362,7 +376,12 @@ class World:
 
     def post(self, order: SignedOrder, hospital: Hospital) -> Admission:
         """An orchestrator sends its order."""
+        self.issue(order, hospital)
         return take_order(order.envelope, order.order.payload_type, order.signer, hospital.host)
+
+    def issue(self, order: SignedOrder, hospital: Hospital) -> None:
+        """An orchestrator writes down that it sends its order there; whether it arrives is another thing."""
+        self.orchestrators.issued.setdefault(order.order.id, (order, hospital.keyid))
 
     def hand_over(
         self, order: SignedOrder, done: int, *, to: Hospital, sender: Hospital | None = None
@@ -374,6 +393,41 @@ class World:
 
     def _hand_over(self, hospital: Hospital, body: bytes, sender: KeyId) -> object:
         return take_handoff(body, sender, hospital.host)
+
+    def cancel(
+        self, order: SignedOrder, at: Hospital, *, by: SigningKey | None = None, sender: KeyId | None = None
+    ) -> Taken:
+        """The order's orchestrator (or `by`) cancels it at this hospital, itself or through `sender`."""
+        envelope = self.cancellation(order, by=by)
+        key = by or self.people.orchestrator
+        return take_cancellation(envelope, sender or key.keyid, at.host)
+
+    def cancellation(self, order: SignedOrder, *, by: SigningKey | None = None) -> bytes:
+        """What the order's orchestrator (or `by`) signs to cancel it now."""
+        said = Cancellation(order.digest, wire_time(self.clock()))
+        return sign_cancellation(said, by or self.people.orchestrator).envelope
+
+    def _forward(self, hospital: Hospital, body: bytes, sender: KeyId) -> object:
+        return take_cancellation(body, sender, hospital.host)
+
+    def _view(
+        self, hospital: Hospital, order_id: OrderId, asker: KeyId
+    ) -> tuple[PeerOrder, tuple[bytes, ...]] | None:
+        """As GET /v1/orders/{id} and its receipts answer an agent."""
+        try:
+            record = hospital.ledger.order(order_id)
+        except NotFound:
+            return None
+        jobs = hospital.ledger.jobs(JobQuery(order_id=order_id, limit=1000))
+        receipts = hospital.ledger.receipts(record.digest)
+        told = PeerOrder(
+            id=order_id,
+            digest=record.digest,
+            jobs=tuple(PeerJob(position=job.position, state=job.state) for job in jobs),
+        )
+        own = [place for place, receipt in enumerate(receipts) if receipt.signer == asker]
+        readable = receipts[: own[-1] + 1] if own else ()
+        return told, tuple(receipt.envelope for receipt in readable)
 
     # ---- time
 
@@ -451,17 +505,17 @@ class Tapped:
         def call(*args: Any, **named: Any) -> Any:
             self._before(name)
             told = behind(*args, **named)
-            if name == "run":
-                return self._tapped_run(told)
+            if isinstance(told, AbstractContextManager):
+                return self._tapped_run(name, told)
             self._after(name)
             return told
 
         return call
 
     @contextmanager
-    def _tapped_run(self, run: Any) -> Iterator[Any]:
+    def _tapped_run(self, name: str, run: Any) -> Iterator[Any]:
         with run as started:
-            self._after("run")
+            self._after(name)
             yield Tapped(started, before=self._before, after=self._after)
 
 
@@ -474,6 +528,32 @@ def once(name: str, happen: Callable[[], object]) -> Callable[[str], None]:
             left.pop()()
 
     return tap
+
+
+def die(hospital: Hospital, at: str, nth: int = 1) -> None:
+    """Run what waits here with a worker that is gone at the nth call of this name, of the ledger or the engine.
+
+    The ledger hears no more of it from there on, and nothing it had is taken away: its container, its folders. What it
+    rang is lost too.
+    """
+    alive, ledger, left = hospital.host, hospital.ledger, [nth]
+    assert isinstance(ledger, MemoryLedger)
+
+    def tap(called: str) -> None:
+        left[0] -= called == at
+        if left[0] == 0 and called == at:
+            ledger.is_broken = True
+            raise LedgerUnavailable("its worker is gone")
+
+    ports = hospital.host.ports
+    hospital.ports(ledger=Tapped(ports.ledger, before=tap), runtime=Tapped(ports.runtime, before=tap))
+    for job in hospital.jobs():
+        with suppress(LedgerUnavailable):
+            advance(job.id, hospital.host, "dead")
+    assert left[0] <= 0, f"{at} was called fewer than {nth} times"
+    ledger.is_broken = False
+    hospital.host = alive
+    hospital.forget_bells()
 
 
 @contextmanager

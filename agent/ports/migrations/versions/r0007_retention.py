@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0007"
-down_revision = "0002"
+down_revision = "0005"
 
 _MOMENT = sa.BigInteger  # microseconds since 1970, UTC
 _IS_FINAL = sa.text("state IN ('done', 'failed', 'cancelled', 'expired')")
