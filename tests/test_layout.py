@@ -74,6 +74,7 @@ PART_OF_PORT = {
     "ledger_cancellations": "ledger",
     "ledger_audit": "ledger",
     "ledger_images": "ledger",
+    "ledger_keeping": "ledger",
     "ledger_outbox": "ledger",
 }
 ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py"}

@@ -919,7 +919,8 @@ def _old_logs(books: _Books, told: Retention) -> list[tuple[JobId, int, str]]:
 
 def _old_bodies(books: _Books, told: Retention) -> list[DeliveryId]:
     arrived = [d for d in books.deliveries.values() if d.state is DeliveryState.ACKNOWLEDGED and d.body]
-    return [d.id for d in arrived if d.acknowledged_at and d.acknowledged_at < told.bodies_before]
+    over = [d for d in arrived if books.orders[d.order_id].expires < told.expired_before]
+    return [d.id for d in over if d.acknowledged_at and d.acknowledged_at < told.bodies_before]
 
 
 def _old_orders(books: _Books, told: Retention) -> list[OrderRecord]:
@@ -941,6 +942,8 @@ def _forget(books: _Books, record: OrderRecord, now: datetime) -> None:
     del books.orders[record.id]
     gone = {job.id for job in books.jobs.values() if job.order_id == record.id}
     books.jobs = {name: job for name, job in books.jobs.items() if name not in gone}
+    books.steps = {key: step for key, step in books.steps.items() if key[0] not in gone}
+    books.cancellations = {key: c for key, c in books.cancellations.items() if key[0] != record.digest}
     books.logs = {key: log for key, log in books.logs.items() if key[0] not in gone}
     books.deliveries = {name: d for name, d in books.deliveries.items() if d.order_id != record.id}
     books.receipts = {place: r for place, r in books.receipts.items() if place[0] != record.digest}

@@ -124,5 +124,5 @@ def test_who_waits_for_room_that_others_hold_is_not_told_that_the_disk_is_full(t
     with pytest.raises(NoSpace) as never:
         reserve(another(tmp_path, 2), 170 * MIB)
 
-    assert (waits.value.code, waits.value.most_retries) == ("room-taken", None)
-    assert (never.value.code, never.value.most_retries) == ("no-space", 1)
+    assert (waits.value.code, waits.value.is_passing) == ("room-taken", True)
+    assert (never.value.code, never.value.is_passing, never.value.most_retries) == ("no-space", False, 1)
