@@ -640,3 +640,25 @@ def test_a_host_that_forgot_everything_without_saying_so_counts_its_reports_on(w
     assert world.has_result(order)
     assert numbers(world, order) == [(0, world.a.keyid, n) for n in (1, 2, 3)]
     assert dead(world) == []
+
+
+def test_an_order_that_comes_during_a_round_is_asked_about_before_anything_runs(world: World) -> None:
+    order = world.order(**ONE_HOP)
+    before_it_ran(world, order)
+    world.settle()
+    restore(world.a, MemoryLedger()._books)
+    real = world.orchestrators.ask
+
+    def meanwhile(orchestrator: KeyId) -> KeyId:
+        if orchestrator == world.o2 and not world.a.jobs():  # o1 was asked already
+            world.post(order, world.a)
+        return real(orchestrator)
+
+    world.orchestrators.ask = meanwhile  # type: ignore[method-assign]
+    ask(world.a)
+    is_waiting = is_restored(world.a)
+    live_on(world, world.a)
+
+    assert is_waiting
+    assert world.a.runs() == ["train"]
+    assert dead(world) == []
