@@ -123,6 +123,18 @@ class OrderNotYetValid(OrderError):
     advice = "Send it after its `not_before`; check the clocks when it looks wrong."
 
 
+class CancellationNotYetValid(OrderError):
+    code = "cancellation-not-yet-valid"
+    status = 425  # as an order: passes by itself
+    advice = "Its `issued` lies in the future: compare both clocks and send it again."
+
+
+class HostRestored(OrderError):
+    code = "host-restored"
+    status = 409
+    advice = "Wait until the orchestrators were asked, which ends it by itself; --force goes on without their word."
+
+
 class BadSettings(OrderError):
     code = "bad-settings"
     advice = "Mend the file or the flag that the message names."
@@ -412,8 +424,18 @@ class CageNotApplied(OutsideError):
 class NoSpace(OutsideError):
     code = "no-space"
     status = 507
-    most_retries = 1  # garbage is collected before it; what is still full after that is for a person to mend
+    most_retries: ClassVar[int | None] = (
+        1  # garbage is collected before it; what is still full after that is for a person to mend
+    )
     advice = "Free space on the file system that the message names; what is refused now may be sent again."
+
+
+class RoomTaken(NoSpace):
+    """There is room for it once others have ended: to wait is enough, nothing needs to be mended."""
+
+    code = "room-taken"
+    most_retries = None
+    advice = "It is tried again by itself. Give the workspace more memory, or let fewer tasks run at once ([workers])."
 
 
 class WorkspaceOnDisk(OutsideError):
@@ -434,6 +456,11 @@ class QueueFull(OutsideError):
     advice = "Send it again after the seconds in Retry-After."
 
 
+class Draining(OutsideError):
+    code = "draining"
+    advice = "The host's operator empties it for a while: send it again after the seconds in Retry-After."
+
+
 class AgentUnreachable(OutsideError):
     code = "agent-unreachable"
     is_retried = False
@@ -443,6 +470,12 @@ class AgentUnreachable(OutsideError):
 class LedgerUnavailable(OutsideError):
     code = "ledger-unavailable"
     advice = "Check the disk that holds the ledger; nothing was accepted meanwhile."
+
+
+class LedgerFull(LedgerUnavailable):
+    code = "ledger-full"
+    status = 507
+    advice = "Free space on the file system that the message names (`dc-compute df`, `dc-compute gc`); nothing is lost."
 
 
 class LostRace(OutsideError):

@@ -1,4 +1,4 @@
-"""A worker: consumes the five queues, keeps the leases of what it runs, proves the cage, sweeps, and leaves when told to.
+"""A worker: consumes the six queues, keeps the leases of what it runs, proves the cage, sweeps, and leaves when told to.
 
 Stateless: several on one host share the ledger and the queues. What a bell means is the pipeline's; here is only the life
 around it, and one of the two outermost doors: whatever a handler raises ends here, in the log.
@@ -22,6 +22,7 @@ from agent.domain.jobs import JobState
 from agent.errors import AgentError, RuntimeUnavailable
 from agent.log import get_logger
 from agent.pipeline.advance import advance
+from agent.pipeline.cancel import remove_guests
 from agent.pipeline.deliver import deliver
 from agent.pipeline.gate import Gate, Prove
 from agent.pipeline.host import Host
@@ -167,7 +168,11 @@ def handlers(host: Host, leases: Leases, gate: Gate) -> dict[Queue, Handler]:
     def send(item: str) -> None:
         deliver(DeliveryId(item), host)
 
-    return {queue: _guarded(queue, send if queue is Queue.DELIVERIES else go_on) for queue in Queue}
+    def stop(item: str) -> None:
+        remove_guests(JobId(item), host)
+
+    others = {Queue.DELIVERIES: send, Queue.CANCELLATIONS: stop}
+    return {queue: _guarded(queue, others.get(queue, go_on)) for queue in Queue}
 
 
 def run_sweep(host: Host) -> None:

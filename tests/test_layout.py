@@ -71,6 +71,7 @@ PLUMBING_OF = {
 # A port that is too long for one page has parts of its own, by the port they belong to.
 PART_OF_PORT = {
     "ledger_attempts": "ledger",
+    "ledger_cancellations": "ledger",
     "ledger_images": "ledger",
     "ledger_outbox": "ledger",
 }

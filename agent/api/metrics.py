@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -11,8 +12,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent import __version__
+from agent.domain.control import Mode
 from agent.errors import AgentError
 from agent.pipeline.host import Host
+from agent.pipeline.space import reserved_in
 
 ROUTE = "dc_compute.route"  # key of the ASGI scope under which an endpoint leaves the template of its path
 UNKNOWN = "unknown"  # label of a request that met no route, or a method nobody has heard of
@@ -94,13 +97,29 @@ class _HostCollector(Collector):
         build.add_metric((__version__, self._host.me), 1)
         yield build
         yield from self._ledger()
-        free = shutil.disk_usage(self._host.rules.spool).free
-        yield GaugeMetricFamily("dc_compute_disk_free_bytes", "Free where downloads are kept.", value=free)
+        yield from self._disks()
         low = self._host.rules.low_disk_bytes
         yield GaugeMetricFamily("dc_compute_disk_low_mark_bytes", "Below it no order is accepted.", value=low)
 
+    def _disks(self) -> Iterator[Metric]:
+        rules = self._host.rules
+        free = GaugeMetricFamily(
+            "dc_compute_disk_free_bytes", "Free on the file system of this folder.", labels=("folder",)
+        )
+        promised = GaugeMetricFamily(
+            "dc_compute_disk_promised_bytes", "Reserved by tasks and not taken yet.", labels=("folder",)
+        )
+        for name, folder in (("spool", rules.spool), ("workspaces", rules.workspace_root)):
+            with suppress(OSError):
+                free.add_metric((name,), shutil.disk_usage(folder).free)
+                promised.add_metric((name,), sum(unused for _, _, unused in reserved_in(folder)))
+        for folder in rules.records[:1]:
+            free.add_metric(("ledger",), shutil.disk_usage(folder).free)
+        yield from (free, promised)
+
     def _ledger(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("dc_compute_ledger_up", "Whether the ledger could be read just now.")
+        mode = GaugeMetricFamily("dc_compute_mode", "What the host does: 1 at its mode.", labels=("mode",))
         jobs = GaugeMetricFamily("dc_compute_jobs", "Jobs in the ledger, by state.", labels=("state",))
         bells = GaugeMetricFamily("dc_compute_queue_depth", "Bells that wait, by queue.", labels=("queue",))
         deliveries = GaugeMetricFamily(
@@ -109,6 +128,9 @@ class _HostCollector(Collector):
             labels=("state",),
         )
         try:
+            now_it = self._host.ports.ledger.control().mode
+            for each in Mode:
+                mode.add_metric((each,), int(each is now_it))
             for state, count in self._host.ports.ledger.counts().items():
                 jobs.add_metric((state,), count)
             for standing, count in self._host.ports.ledger.outbox_counts().items():
@@ -121,7 +143,7 @@ class _HostCollector(Collector):
             return
         up.add_metric((), 1)
         limit = self._host.rules.queue_limit
-        yield from (up, jobs, deliveries, bells)
+        yield from (up, mode, jobs, deliveries, bells)
         yield GaugeMetricFamily(
             "dc_compute_queue_limit", "Waiting jobs above which orders are refused.", value=limit
         )

@@ -1,6 +1,5 @@
 """Whether an order would be accepted now: each thing this agent stands on, looked at and named."""
 
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -8,10 +7,12 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from agent.api.views import Check, Readiness
+from agent.domain.control import Mode
 from agent.domain.jobs import JobState
-from agent.errors import AgentError, CageNotApplied, NoSpace, QueueFull
+from agent.errors import AgentError, CageNotApplied, Draining, QueueFull
 from agent.pipeline.gate import GateState, standing
 from agent.pipeline.host import Host
+from agent.pipeline.space import require_above_low_mark
 from agent.ports.broker import Queue
 from agent.ports.ledger import DeliveryState
 from agent.trust.roster import Role
@@ -44,11 +45,8 @@ def look_at_bells(host: Host) -> str:
 
 
 def look_at_disk(host: Host) -> str:
-    """There is more room than the low mark."""
-    free = shutil.disk_usage(host.rules.spool).free
-    if free < host.rules.low_disk_bytes:
-        raise NoSpace(f"{free >> 20} MiB are free, the low mark is {host.rules.low_disk_bytes >> 20}")
-    return f"{free >> 20} MiB free"
+    """There is more room than the low mark, for what comes in and for what is recorded."""
+    return require_above_low_mark(host.rules.disks, host.rules.low_disk_bytes)
 
 
 def look_at_identity(host: Host) -> str:
@@ -71,6 +69,17 @@ def look_at_cage(host: Host) -> str:
     return seen.detail
 
 
+def look_at_mode(host: Host) -> str:
+    """Orders are taken. One that waits while the host is paused is taken all the same."""
+    said = host.ports.ledger.control()
+    since = "" if said.since is None else f" since {said.since.isoformat(timespec='seconds')}"
+    by = "" if said.uid is None else f" by user {said.uid}"
+    why = "" if said.reason is None else f": {said.reason}"
+    if said.mode is Mode.DRAINING:
+        raise Draining(f"{said.mode}{since}{by}{why}")
+    return f"{said.mode}{since}{by}{why}"
+
+
 def look_at_outbox(host: Host) -> str:
     """How much others are still to be told. Nothing of it keeps an order out: what is dead waits for a person."""
     counts = host.ports.ledger.outbox_counts()
@@ -81,6 +90,7 @@ def look_at_outbox(host: Host) -> str:
 
 LOOKS: dict[str, Look] = {
     "ledger": look_at_ledger,
+    "mode": look_at_mode,
     "queue": look_at_queue,
     "bells": look_at_bells,
     "disk": look_at_disk,

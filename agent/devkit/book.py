@@ -47,6 +47,7 @@ _LATER = "SELECT body FROM reports WHERE order_id = ? AND position = ? AND repor
 _REOPENED = """UPDATE orders SET state = 'open', reason = NULL, holder = ?, position = max(position, ?)
     WHERE id = ? AND state IN ('failed', 'open') AND position <= ?"""
 _FAILED = "UPDATE orders SET state = 'failed', reason = ? WHERE id = ? AND state = 'open'"
+_CANCELLED = "UPDATE orders SET state = 'cancelled', reason = ? WHERE id = ? AND state = 'open'"
 
 
 ON_HANDOFFS = frozenset(
@@ -331,6 +332,8 @@ def _follow(sql: Connection, order_id: str, reporter: KeyId, n: int, told: Repor
             sql.execute(_DONE, (told.position + 1, told.next_agent or reporter, order_id, told.position))
         case ReportState.FAILED:
             sql.execute(_FAILED, (told.reason or told.state, order_id))
+        case ReportState.CANCELLED:
+            sql.execute(_CANCELLED, (told.reason or told.state, order_id))
         case ReportState.HANDOFF_REFUSED | ReportState.HANDOFF_EXPIRED:
             if not _is_overtaken(sql, order_id, reporter, n, told):
                 sql.execute(_FAILED, (told.reason or told.state, order_id))

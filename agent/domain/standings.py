@@ -32,6 +32,7 @@ class OrderState(StrEnum):
     OPEN = "open"
     DONE = "done"
     FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 class ReceiptTold(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

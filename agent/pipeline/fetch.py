@@ -95,11 +95,24 @@ def _image(digest: Digest, context: Context, host: Host) -> Digest:
     """The digest of an image, loaded. It comes by the spool on disk, where the attempt has a folder of its own too."""
     rules, runtime = host.rules, host.ports.runtime
     if runtime.image(digest) is None:
-        with workspace(context.job, rules.spool, runtime, reserve_bytes=rules.low_disk_bytes) as spool:
+        size = image_bytes(digest, host)
+        low = rules.low_disk_bytes
+        with workspace(context.job, rules.spool, runtime, reserve_bytes=size, keep_free=low) as spool:
             archive = spool.private("image")
-            host.ports.storage.fetch_blob(digest, archive, limit_bytes=rules.max_image_bytes)
+            host.ports.storage.fetch_blob(digest, archive, limit_bytes=size)
             runtime.load(archive, digest)
     return digest
+
+
+def image_bytes(digest: Digest, host: Host) -> int:
+    """How large storage says an image's archive is.
+
+    Raises: BlobMissing, StorageUnavailable; TooLarge over what this host takes.
+    """
+    size = host.ports.storage.blob(digest).size
+    if size > host.rules.max_image_bytes:
+        raise TooLarge(f"{digest} has {size} bytes, the limit is {host.rules.max_image_bytes}")
+    return size
 
 
 def _model(context: Context, model: BlobInfo | None, space: Workspace, host: Host) -> Path:

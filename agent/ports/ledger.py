@@ -15,7 +15,9 @@ from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
+from agent.domain.retention import Garbage, LedgerSizes, Retention
 from agent.ports.ledger_attempts import AttemptsLedger
+from agent.ports.ledger_cancellations import CancellationsLedger
 from agent.ports.ledger_images import ImagesLedger
 from agent.ports.ledger_outbox import (
     Delivery,
@@ -100,6 +102,19 @@ class Successor(Struct, frozen=True):
     kind: TaskKind
 
 
+class CancelStep(Struct, frozen=True, kw_only=True):
+    """What a cancellation does to one job of its order, as the caller saw it.
+
+    `is_ended`: it moves to CANCELLED, else it stays as it is. `withdrawn`: hand-offs, pending or dead, that nobody is to send
+    any more.
+    """
+
+    job: Job
+    is_ended: bool
+    withdrawn: tuple[DeliveryId, ...] = ()
+    deliveries: tuple[NewDelivery, ...] = ()
+
+
 class JobQuery(Struct, frozen=True, kw_only=True):
     """A filter for listings, newest first. `after` is the id of the last job of the page before."""
 
@@ -121,7 +136,7 @@ class EventRecord(Struct, frozen=True):
     values: dict[str, str | int | float | None]
 
 
-class Ledger(AttemptsLedger, ImagesLedger, Outbox, Protocol):
+class Ledger(AttemptsLedger, ImagesLedger, CancellationsLedger, Outbox, Protocol):
     """The truth."""
 
     # ---- intake
@@ -131,12 +146,13 @@ class Ledger(AttemptsLedger, ImagesLedger, Outbox, Protocol):
 
         `queue_limit` counts jobs that wait here: RECEIVED, HELD, QUEUED; a repeat is answered whatever it says.
         Raises: OrderConflict (same id, other digest), HandoffConflict (same place, other last receipt; another receipt recorded
-        for an earlier place; or the receipt of this very place recorded, so that it would run twice), QueueFull.
+        for an earlier place; or the receipt of this very place recorded, so that it would run twice), QueueFull; OrderExpired
+        for one that was here and was forgotten.
         """
         ...
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
-        """The digest recorded under this order id."""
+        """The digest recorded under this order id, also after the order itself was forgotten."""
         ...
 
     def recorded_last_receipt(self, order: Digest, position: int) -> tuple[JobId, Digest | None] | None:
@@ -215,7 +231,7 @@ class Ledger(AttemptsLedger, ImagesLedger, Outbox, Protocol):
     ) -> Job:
         """QUEUED -> RUNNING for this worker, one attempt and one claim more.
 
-        Raises: LostRace when it is not queued as seen, or rests.
+        Raises: LostRace when it is not queued as seen, or rests, or no task may start on this host now.
         """
         ...
 
@@ -247,6 +263,26 @@ class Ledger(AttemptsLedger, ImagesLedger, Outbox, Protocol):
 
     def logs(self, order_id: OrderId) -> tuple[tuple[JobId, int, str, bytes], ...]:
         """(job, attempt, run, sealed output) of an order's runs on this host, oldest first."""
+        ...
+
+    # ---- what is kept, and for how long
+
+    def garbage(self, told: Retention) -> Garbage:
+        """What is over now, and would go."""
+        ...
+
+    def collect(self, told: Retention, now: datetime, limit: int) -> Garbage:
+        """Drop what is over, at most `limit` of each kind; what went. An order leaves an event `order.forgotten`, and its
+        id and digest: `digest_of_order` knows them for ever, and `admit` answers a repeat with OrderExpired.
+        """
+        ...
+
+    def give_back(self) -> int:
+        """Give the room of what went back to the file system; how many bytes. Others write meanwhile."""
+        ...
+
+    def sizes(self) -> LedgerSizes:
+        """What takes up how much. Reads through the whole ledger: for a person, not for a sweep."""
         ...
 
     # ---- attempts, as the log of events tells them

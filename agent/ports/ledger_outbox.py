@@ -23,6 +23,7 @@ class DeliveryKind(StrEnum):
     HANDOFF = "handoff"
     REPORT = "report"
     RESULT = "result"
+    CANCELLATION = "cancellation"  # as its orchestrator signed it, for the agent that went on
 
 
 class DeliveryState(StrEnum):
@@ -31,6 +32,7 @@ class DeliveryState(StrEnum):
     PENDING = "pending"
     ACKNOWLEDGED = "acknowledged"
     DEAD = "dead"  # refused for good, or expired: a person decides
+    WITHDRAWN = "withdrawn"  # the order was cancelled before it arrived, for all this host knows
     DROPPED = "dropped"  # a person decided: nobody is told any more
 
 

@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0004"  # the newest revision in migrations/versions
+HEAD: Final = "0007"  # the newest revision in migrations/versions
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -47,6 +47,8 @@ class Moment(TypeDecorator[datetime]):
 # planner then prefers it to the order's, and reads everything that is pending.
 IS_PENDING: Final = "state = 'pending'"
 IS_DEAD: Final = "state = 'dead'"
+IS_ACKNOWLEDGED: Final = "state = 'acknowledged'"
+IS_FINAL: Final = "state IN ('done', 'failed', 'cancelled', 'expired')"
 
 metadata = MetaData()
 
@@ -187,6 +189,22 @@ logs = Table(
 )
 Index("logs_by_order", logs.c.order_id, logs.c.seq)
 
+# Orders that end here, also when they come later.
+cancellations = Table(
+    "cancellations",
+    metadata,
+    Column("order_digest", Text, primary_key=True),
+    Column("source", Text, primary_key=True),  # the orchestrator that signed it, or "operator"
+    Column("at", Moment, nullable=False),
+    Column("keep_until", Moment, nullable=False),
+    Column("uid", BigInteger),
+    Column("reason", Text),
+    Column("envelope", LargeBinary),
+    sqlite_with_rowid=False,
+)
+Index("cancellations_by_source", cancellations.c.source)
+Index("cancellations_by_end", cancellations.c.keep_until)
+
 # How far an attempt came: a row before each effect, its outcome after it.
 steps = Table(
     "steps",
@@ -244,6 +262,18 @@ listings = Table(
     Column("page", Integer, primary_key=True, autoincrement=False),
     Column("entries", LargeBinary, nullable=False),  # zlib of the JSON of a list of ImageEntry
 )
+
+# Orders that were kept long enough: what is left of them, so that none of them ever runs again, whatever the clock says.
+past_orders = Table(
+    "past_orders",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("expires", Moment, nullable=False),
+    Column("forgotten_at", Moment, nullable=False),
+    sqlite_with_rowid=False,
+)
+Index("jobs_by_end", jobs.c.changed_at, sqlite_where=text(IS_FINAL), postgresql_where=text(IS_FINAL))
 
 # One row that `check` writes to: a disk that is full or read-only shows itself there first.
 probe = Table(

@@ -41,8 +41,9 @@ from agent.ports.ledger_schema import (
     receipts,
     targets,
 )
-from agent.ports.ledger_sqlalchemy_attempts import AttemptRecords
-from agent.ports.ledger_sqlalchemy_disk import Keeping
+from agent.ports.ledger_sqlalchemy_attempts import AttemptRecords, require_may_start
+from agent.ports.ledger_sqlalchemy_cancellations import CancellationRecords
+from agent.ports.ledger_sqlalchemy_disk import Keeping, known_digest, require_not_past
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
 from agent.ports.ledger_sqlalchemy_outbox import OutboxRecords, full_deliveries, send_by
@@ -56,7 +57,7 @@ def open_ledger(path: Path) -> "SqlAlchemyLedger":
     return SqlAlchemyLedger(open_file(path))
 
 
-class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping, OutboxRecords):
+class SqlAlchemyLedger(ImageRecords, AttemptRecords, CancellationRecords, Keeping, OutboxRecords):
     """See `ledger.Ledger`. Threads and processes share it freely."""
 
     # ---- intake
@@ -67,6 +68,7 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping, OutboxRecords):
             known = writes.find_repeat(tx, arrival)
             if known is not None:
                 return Admission(known, is_repeat=True)
+            require_not_past(tx, arrival)
             writes.require_open_place(tx, arrival)
             writes.require_room(tx, queue_limit)
             writes.put_order(tx, arrival, now)
@@ -86,10 +88,7 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping, OutboxRecords):
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
         with self._file.reading() as tx:
-            digest: Digest | None = tx.execute(
-                select(orders.c.digest).where(orders.c.id == order_id)
-            ).scalar_one_or_none()
-            return digest
+            return known_digest(tx, order_id)
 
     def recorded_last_receipt(self, order: Digest, position: int) -> tuple[JobId, Digest | None] | None:
         with self._file.reading() as tx:
@@ -200,6 +199,7 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping, OutboxRecords):
             raise LostRace(f"job {job.id} is {job.state}")
         columns = {"attempt": job.attempt + 1, "claim": job.claim + 1, "not_before": None}
         with self._file.writing() as tx:
+            require_may_start(tx)
             current = writes.read_job(tx, job.id)
             if current.not_before is not None and current.not_before > now:
                 raise LostRace(f"job {job.id} rests until {current.not_before.isoformat()}")

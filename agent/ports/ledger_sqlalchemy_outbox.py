@@ -192,7 +192,7 @@ def send_by(tx: Connection, now: datetime, limit: int) -> tuple[DeliveryId, ...]
 
 def full_deliveries() -> Select[Any]:
     """Deliveries with their bodies."""
-    return select(deliveries, bodies.c.body).join(bodies, bodies.c.delivery == deliveries.c.id)
+    return select(deliveries, bodies.c.body).outerjoin(bodies, bodies.c.delivery == deliveries.c.id)
 
 
 def _of(delivery: DeliveryId) -> Select[Any]:

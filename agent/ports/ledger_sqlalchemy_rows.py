@@ -58,7 +58,7 @@ def row_of_job(job: Job, *, signer: str, last_receipt: Digest | None) -> dict[st
 
 def delivery_of(row: RowMapping) -> Delivery:
     """A row of `deliveries` with its `body`."""
-    return Delivery(**_head(row), body=row["body"])
+    return Delivery(**_head(row), body=row["body"] or b"")  # forgotten some time after it arrived
 
 
 def head_of(row: RowMapping) -> DeliveryHead:

@@ -16,6 +16,10 @@ class Peers(Protocol):
         """
         ...
 
+    def cancel(self, agent: KeyId, envelope: bytes) -> None:
+        """Returns once the agent has recorded the cancellation, as it came from its orchestrator. Raises: as `hand_off`."""
+        ...
+
     def order(self, agent: KeyId, order_id: OrderId) -> PeerOrder | None:
         """The order as that agent knows it; None when it says that it does not.
 

@@ -22,6 +22,10 @@ ROUTES = {
     ("GET", "/v1/orders/{id}"): Who.READERS,
     ("GET", "/v1/orders/{id}/receipts"): Who.READERS,
     ("GET", "/v1/orders/{id}/log"): Who.OPERATOR,
+    ("POST", "/v1/cancellations"): Who.CANCELLERS,
+    ("POST", "/v1/orders/{id}/cancel"): Who.OPERATOR,
+    ("GET", "/v1/control"): Who.OPERATOR,
+    ("POST", "/v1/control"): Who.OPERATOR,
     ("GET", "/v1/held"): Who.OPERATOR,
     ("GET", "/v1/images/{digest}"): Who.OPERATOR,
     ("GET", "/v1/images/{digest}/files"): Who.OPERATOR,
@@ -102,7 +106,7 @@ def test_answers_that_peers_act_on_are_signed(house: House, row: Row) -> None:
 
     answer = house.call(KEYS[role](house), row.method, target_of(row), None if row.takes is None else b"{}")
 
-    acted_on = {"/v1/handoffs", "/v1/orders/{id}", "/v1/orders/{id}/receipts"}
+    acted_on = {"/v1/handoffs", "/v1/cancellations", "/v1/orders/{id}", "/v1/orders/{id}/receipts"}
     assert ("signature" in answer.headers) == (row.path in acted_on)
 
 

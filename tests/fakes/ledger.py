@@ -12,17 +12,29 @@ from typing import Any
 from msgspec.structs import replace
 
 from agent.domain.approvals import Ruling, Verdict
+from agent.domain.cancellations import OPERATOR, KeptCancellation
 from agent.domain.chain import TaskKind
 from agent.domain.control import Control
 from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
 from agent.domain.images import PAGE_ENTRIES, ImageDescription, ImageEntry
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
 from agent.domain.receipts import SignedReceipt
-from agent.errors import HandoffConflict, LedgerUnavailable, LostRace, NotFound, OrderConflict, QueueFull
+from agent.domain.retention import Garbage, LedgerSizes, Retention, is_over
+from agent.domain.strict_json import encode
+from agent.errors import (
+    HandoffConflict,
+    LedgerUnavailable,
+    LostRace,
+    NotFound,
+    OrderConflict,
+    OrderExpired,
+    QueueFull,
+)
 from agent.ports.ledger import (
     ATTEMPT_FAILED,
     Admission,
     Arrival,
+    CancelStep,
     Delivery,
     DeliveryId,
     DeliveryKind,
@@ -57,7 +69,9 @@ class _Books:
     logs: dict[tuple[JobId, int, str], bytes] = field(default_factory=dict)
     steps: dict[tuple[JobId, int, str], Step] = field(default_factory=dict)
     control: list[Control] = field(default_factory=list)
+    cancellations: dict[tuple[Digest, str], KeptCancellation] = field(default_factory=dict)
     rulings: list[Ruling] = field(default_factory=list)
+    past: dict[OrderId, tuple[Digest, datetime]] = field(default_factory=dict)
     descriptions: dict[Digest, tuple[ImageDescription, tuple[ImageEntry, ...]]] = field(default_factory=dict)
 
     def draft(self) -> "_Books":
@@ -86,6 +100,11 @@ class MemoryLedger(MemoryOutbox):
                 if books.arrived_with[job.id] != arrival.last_receipt:
                     raise HandoffConflict(f"{job.id} follows another receipt")
                 return Admission(job, is_repeat=True)
+            if order_id in books.past:
+                digest, expires = books.past[order_id]
+                if digest != signed.digest:
+                    raise OrderConflict(f"order {order_id} was recorded with other content")
+                raise OrderExpired(f"order {order_id} ended here and expired {expires}")
             if (signed.digest, arrival.position) in books.receipts:
                 raise HandoffConflict(f"position {arrival.position} of {order_id} is done already")
             if sum(job.state in WAITING for job in books.jobs.values()) >= queue_limit:
@@ -108,7 +127,8 @@ class MemoryLedger(MemoryOutbox):
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
         with self._reading() as books:
-            return books.orders[order_id].digest if order_id in books.orders else None
+            past, _ = books.past.get(order_id, (None, None))
+            return books.orders[order_id].digest if order_id in books.orders else past
 
     def recorded_last_receipt(self, order: Digest, position: int) -> tuple[JobId, Digest | None] | None:
         with self._reading() as books:
@@ -213,6 +233,8 @@ class MemoryLedger(MemoryOutbox):
         if job.state is not JobState.QUEUED:
             raise LostRace(f"{job.id} is {job.state}")
         with self._writing() as books:
+            if not self.control().may_start:
+                raise LostRace("no task starts on this host now")
             rests_until = _job(books, job.id).not_before
             if rests_until is not None and rests_until > now:
                 raise LostRace(f"{job.id} rests")
@@ -317,6 +339,53 @@ class MemoryLedger(MemoryOutbox):
         with self._writing() as books:
             _tell(books, name, now, order_id, position, values or {})
 
+    # ---- cancelling
+
+    def order_of_digest(self, order: Digest) -> OrderRecord | None:
+        with self._reading() as books:
+            return next((record for record in books.orders.values() if record.digest == order), None)
+
+    def cancellations(self, order: Digest) -> tuple[KeptCancellation, ...]:
+        with self._reading() as books:
+            return tuple(kept for kept in books.cancellations.values() if kept.order == order)
+
+    def cancel(
+        self,
+        kept: KeptCancellation,
+        steps: Sequence[CancelStep],
+        now: datetime,
+        *,
+        most_without_order: int,
+    ) -> bool:
+        with self._writing() as books:
+            before = books.cancellations.get((kept.order, kept.source))
+            if before is None:
+                _require_room_for(books, kept, most_without_order)
+                books.cancellations[kept.order, kept.source] = kept
+                order_id = next((r.id for r in books.orders.values() if r.digest == kept.order), None)
+                told: dict[str, Plain] = {
+                    "order": kept.order,
+                    "source": kept.source,
+                    "uid": kept.uid,
+                    "reason": kept.reason,
+                }
+                _tell(books, "order.cancelled", now, order_id, None, told)
+            else:
+                longer = max(before.keep_until, kept.keep_until)
+                books.cancellations[kept.order, kept.source] = replace(before, keep_until=longer)
+            for step in steps:
+                _take_step(books, step, kept, now)
+            if any(_goes_on(job, kept) for job in books.jobs.values()):
+                raise LostRace(f"a job of {kept.order} came meanwhile")
+            return before is None
+
+    def forget_cancellations(self, now: datetime) -> int:
+        with self._writing() as books:
+            over = [key for key, kept in books.cancellations.items() if kept.keep_until < now]
+            for key in over:
+                del books.cancellations[key]
+            return len(over)
+
     # ---- images
 
     def rule(self, ruling: Ruling) -> bool:
@@ -370,6 +439,61 @@ class MemoryLedger(MemoryOutbox):
         with self._reading() as books:
             kept = books.logs.items()
             return tuple((*key, log) for key, log in kept if books.jobs[key[0]].order_id == order_id)
+
+    # ---- what is kept
+
+    def garbage(self, told: Retention) -> Garbage:
+        with self._reading() as books:
+            old_logs, old_bodies = _old_logs(books, told), _old_bodies(books, told)
+            return Garbage(
+                logs=len(old_logs),
+                log_bytes=sum(len(books.logs[key]) for key in old_logs),
+                bodies=len(old_bodies),
+                body_bytes=sum(len(books.deliveries[name].body) for name in old_bodies),
+                orders=len(_old_orders(books, told)),
+            )
+
+    def collect(self, told: Retention, now: datetime, limit: int) -> Garbage:
+        with self._writing() as books:
+            old_logs, old_bodies = _old_logs(books, told)[:limit], _old_bodies(books, told)[:limit]
+            log_bytes = sum(len(books.logs.pop(key)) for key in old_logs)
+            body_bytes = sum(len(books.deliveries[name].body) for name in old_bodies)
+            for name in old_bodies:
+                books.deliveries[name] = replace(books.deliveries[name], body=b"")
+            over = _old_orders(books, told)[:limit]
+            for record in over:
+                _forget(books, record, now)
+            return Garbage(
+                logs=len(old_logs),
+                log_bytes=log_bytes,
+                bodies=len(old_bodies),
+                body_bytes=body_bytes,
+                orders=len(over),
+            )
+
+    def give_back(self) -> int:
+        return 0
+
+    def sizes(self) -> LedgerSizes:
+        with self._reading() as books:
+            all_bodies = [d for d in books.deliveries.values() if d.body]
+            pending = [d for d in all_bodies if d.state is not DeliveryState.ACKNOWLEDGED]
+            envelopes = [o.envelope for o in books.orders.values()]
+            envelopes += [r.envelope for r in books.receipts.values()]
+            return LedgerSizes(
+                file_bytes=0,
+                free_bytes=0,
+                can_shrink=True,
+                orders=len(books.orders),
+                order_bytes=sum(map(len, envelopes)),
+                logs=len(books.logs),
+                log_bytes=sum(map(len, books.logs.values())),
+                bodies=len(all_bodies),
+                body_bytes=sum(len(d.body) for d in all_bodies),
+                pending_bytes=sum(len(d.body) for d in pending),
+                events=len(books.events),
+                event_bytes=sum(len(encode(e.values)) for e in books.events),
+            )
 
     # ---- attempts
 
@@ -630,6 +754,40 @@ def _is_job_due(job: Job, now: datetime) -> bool:
     return is_open and (job.not_before is None or job.not_before <= now)
 
 
+# ------------------------------------------------------------------ cancellations
+
+
+def _require_room_for(books: _Books, kept: KeptCancellation, limit: int) -> None:
+    known = {record.digest for record in books.orders.values()}
+    early = [
+        one for one in books.cancellations.values() if one.source == kept.source and one.order not in known
+    ]
+    if kept.order not in known and len(early) >= limit:
+        raise QueueFull(f"{limit} cancellations wait for their orders")
+
+
+def _take_step(books: _Books, step: CancelStep, kept: KeptCancellation, now: datetime) -> None:
+    if step.is_ended:
+        job = _transit(books, step.job, JobEvent.CANCEL, now, reason=kept.told_reason, not_before=None)
+    else:
+        job = _change(books, step.job)
+    for each in step.withdrawn:
+        found = _delivery(books, each)
+        if found.state not in {DeliveryState.PENDING, DeliveryState.DEAD}:
+            raise LostRace(f"delivery {each} is {found.state}")
+        books.deliveries[each] = replace(
+            found, state=DeliveryState.WITHDRAWN, last_error=kept.told_reason, lease_until=None
+        )
+    _put_deliveries(books, job, step.deliveries, now)
+    _settle(books, job, now)
+
+
+def _goes_on(job: Job, kept: KeptCancellation) -> bool:
+    is_open = job.state in WAITING or job.state is JobState.RUNNING
+    is_meant = kept.source != OPERATOR or job.next_agent is None
+    return job.order == kept.order and is_open and is_meant
+
+
 # ------------------------------------------------------------------ orders and receipts
 
 
@@ -691,6 +849,43 @@ def _put_deliveries(books: _Books, job: Job, new: Sequence[NewDelivery], now: da
             expires_at=each.expires_at,
         )
         books.deliveries[delivery.id] = delivery
+
+
+# ------------------------------------------------------------------ what is over
+
+
+def _old_logs(books: _Books, told: Retention) -> list[tuple[JobId, int, str]]:
+    over = {job.id for job in books.jobs.values() if job.is_final and job.changed_at < told.logs_before}
+    return [key for key in books.logs if key[0] in over]
+
+
+def _old_bodies(books: _Books, told: Retention) -> list[DeliveryId]:
+    arrived = [d for d in books.deliveries.values() if d.state is DeliveryState.ACKNOWLEDGED and d.body]
+    return [d.id for d in arrived if d.acknowledged_at and d.acknowledged_at < told.bodies_before]
+
+
+def _old_orders(books: _Books, told: Retention) -> list[OrderRecord]:
+    over = []
+    for record in books.orders.values():
+        mine = [job for job in books.jobs.values() if job.order_id == record.id]
+        sent = [d for d in books.deliveries.values() if d.order_id == record.id]
+        waits = {DeliveryState.PENDING, DeliveryState.DEAD}
+        arrived = [None if d.state in waits else d.acknowledged_at or d.created_at for d in sent]
+        if is_over(record.expires, mine, arrived, told):
+            over.append(record)
+    return sorted(over, key=lambda record: (record.expires, record.id))
+
+
+def _forget(books: _Books, record: OrderRecord, now: datetime) -> None:
+    books.past[record.id] = (record.digest, record.expires)
+    values: dict[str, Plain] = {"order": record.digest, "expires": record.expires.isoformat()}
+    _tell(books, "order.forgotten", now, record.id, None, values)
+    del books.orders[record.id]
+    gone = {job.id for job in books.jobs.values() if job.order_id == record.id}
+    books.jobs = {name: job for name, job in books.jobs.items() if name not in gone}
+    books.logs = {key: log for key, log in books.logs.items() if key[0] not in gone}
+    books.deliveries = {name: d for name, d in books.deliveries.items() if d.order_id != record.id}
+    books.receipts = {place: r for place, r in books.receipts.items() if place[0] != record.digest}
 
 
 def _tell(
