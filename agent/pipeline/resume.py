@@ -73,7 +73,6 @@ def _take_up(host: Host) -> None:
         ring_job(job, host)
     for delivery in unrung.deliveries:
         ring(Queue.DELIVERIES, delivery, host)
-    host.ports.ledger.forget_cancellations(now)
     checkpoint(host)
 
 
