@@ -111,6 +111,11 @@ class OrderNotYetValid(OrderError):
     advice = "Send it after its `not_before`; check the clocks when it looks wrong."
 
 
+class BadBackup(OrderError):
+    code = "bad-backup"
+    advice = "Take another backup: nothing was changed."
+
+
 class BadSettings(OrderError):
     code = "bad-settings"
     advice = "Mend the file or the flag that the message names."
@@ -423,6 +428,17 @@ class AgentUnreachable(OutsideError):
 class LedgerUnavailable(OutsideError):
     code = "ledger-unavailable"
     advice = "Check the disk that holds the ledger; nothing was accepted meanwhile."
+
+
+class LedgerInUse(OutsideError):
+    code = "ledger-in-use"
+    is_retried = False
+    advice = "Stop the agent's services first: `systemctl stop dc-compute.target`."
+
+
+class JustRestored(OutsideError):
+    code = "just-restored"
+    advice = "Sign the request anew and send it again after the seconds in Retry-After."
 
 
 class LostRace(OutsideError):

@@ -113,7 +113,7 @@ MAY_CATCH_EVERYTHING = {"agent/worker.py", "agent/api/problems.py"}
 
 MAX_FUNCTION_LINES = 50  # in pipeline/: a page
 MAX_MODULE_LINES = 400
-LONG_BY_NATURE = {"agent/errors.py": 450}  # one tree, one class after the other
+LONG_BY_NATURE = {"agent/errors.py": 500}  # one tree, one class after the other
 
 
 # ------------------------------------------------------------------ reading the house
