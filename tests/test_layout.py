@@ -64,6 +64,7 @@ PLUMBING_OF = {
 PART_OF_PORT = {
     "ledger_attempts": "ledger",
     "ledger_images": "ledger",
+    "ledger_restores": "ledger",
 }
 ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py"}
 

@@ -11,6 +11,7 @@ import typer
 from agent import __version__
 from agent.cli import (
     audit,
+    backup,
     data,
     doctor,
     held,
@@ -53,7 +54,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for page in (setup, services, selftest, doctor, orders, held, watch, audit):
+for page in (setup, services, selftest, doctor, backup, orders, held, watch, audit):
     page.register(app)
 for name, group in (
     ("keys", keys.app),

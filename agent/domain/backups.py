@@ -7,9 +7,11 @@ from msgspec import Struct
 
 from agent.domain.ids import Digest, KeyId
 
-# Claims of a restored ledger begin beyond any that the lost one can have given: a process of before, with whatever claim, moves
-# nothing. A claim grows by one at each start and each take-over.
+# For each generation of a ledger, claims and the numbers of reports go on beyond any that an earlier one can have given: a
+# process of before, with whatever claim, moves nothing, and the orchestrator keeps the first body of each number for ever. A
+# claim grows by one at each start and take-over, a number by one at each report on one place.
 CLAIMS_BETWEEN: Final = 1 << 20
+NUMBERS_BETWEEN: Final = 1000
 
 
 class Backup(Struct, frozen=True, kw_only=True):
@@ -35,10 +37,12 @@ class BackupFile(Struct, frozen=True, kw_only=True):
 class Restore(Struct, frozen=True, kw_only=True):
     """One row of the ledger: it was put back at `at` from a backup made at `backup_made_at`.
 
+    `generation`: of the ledger from then on, 0 being the one that never was put back, and none of this host's two alike.
     `signed_after`: a request that was signed at this moment or before is refused, for the nonces in between are forgotten.
     """
 
     at: datetime
+    generation: int
     backup_made_at: datetime
     signed_after: datetime
     uid: int | None = None

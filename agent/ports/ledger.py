@@ -18,6 +18,7 @@ from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
 from agent.ports.ledger_attempts import AttemptsLedger
 from agent.ports.ledger_images import ImagesLedger
+from agent.ports.ledger_restores import RestoresLedger
 
 DeliveryId = NewType("DeliveryId", str)  # "<job id>.<kind>.<n>"
 
@@ -137,7 +138,7 @@ class EventRecord(Struct, frozen=True):
     values: dict[str, str | int | float | None]
 
 
-class Ledger(AttemptsLedger, ImagesLedger, Protocol):
+class Ledger(AttemptsLedger, ImagesLedger, RestoresLedger, Protocol):
     """The truth."""
 
     # ---- intake

@@ -46,6 +46,7 @@ from agent.ports.ledger_schema import (
 from agent.ports.ledger_sqlalchemy_attempts import AttemptRecords
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
+from agent.ports.ledger_sqlalchemy_restores import RestoreRecords
 from agent.ports.ledger_sqlalchemy_rows import Plain, delivery_of, event_of, job_of, order_of, receipt_of
 
 __all__ = ["SqlAlchemyLedger", "migrate", "open_ledger"]
@@ -56,7 +57,7 @@ def open_ledger(path: Path) -> "SqlAlchemyLedger":
     return SqlAlchemyLedger(open_file(path))
 
 
-class SqlAlchemyLedger(ImageRecords, AttemptRecords):
+class SqlAlchemyLedger(ImageRecords, AttemptRecords, RestoreRecords):
     """See `ledger.Ledger`. Threads and processes share it freely."""
 
     # ---- intake

@@ -7,7 +7,7 @@ says that a replacement was begun and not ended: until a restore ends it, nobody
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -21,18 +21,17 @@ def use(path: Path) -> int:
 
     Raises: LedgerUnavailable while the ledger is replaced, and after a replacement that nobody ended.
     """
-    lock = _open(path)
-    try:
+    with ExitStack() as undo:
+        lock = _open(path)
+        undo.callback(os.close, lock)
         if not _take(lock, fcntl.LOCK_SH):
             raise LedgerUnavailable(f"the ledger {path} is being restored from a backup")
         if begun := _told(lock):
             raise LedgerUnavailable(
-                f"the ledger {path} was to be replaced ({begun}), and that was interrupted: "
-                "run `dc-compute restore` again"
+                f"the ledger {path} was being restored, and that was interrupted: run `dc-compute restore` again "
+                f"(the former ledger is in {begun})"
             )
-    except BaseException:
-        os.close(lock)
-        raise
+        undo.pop_all()
     return lock
 
 
@@ -41,9 +40,11 @@ class Replacement:
 
     def __init__(self, lock: int) -> None:
         self._lock = lock
+        self.begun = _told(lock)  # what an earlier one said that nobody ended; empty: there was none
 
     def begin(self, what: str) -> None:
         """From now on what lies there may be half of it: nobody opens it before `end`, also after a power cut."""
+        os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, what.encode(), 0)
         os.fsync(self._lock)
 

@@ -6,13 +6,24 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, insert, select, text, update
 
+from agent.domain.backups import NUMBERS_BETWEEN
 from agent.domain.chain import TaskKind
 from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
 from agent.domain.receipts import SignedReceipt
 from agent.errors import HandoffConflict, LostRace, NotFound, OrderConflict, QueueFull
 from agent.ports.ledger import Arrival, DeliveryId, DeliveryKind, DeliveryState, NewDelivery, Successor
-from agent.ports.ledger_schema import IS_PENDING, bodies, deliveries, events, jobs, logs, orders, receipts
+from agent.ports.ledger_schema import (
+    IS_PENDING,
+    bodies,
+    deliveries,
+    events,
+    jobs,
+    logs,
+    orders,
+    receipts,
+    restores,
+)
 from agent.ports.ledger_sqlalchemy_rows import (
     Plain,
     job_of,
@@ -260,7 +271,7 @@ def put_deliveries(tx: Connection, job: Job, new: Sequence[NewDelivery], now: da
     for delivery in new:
         of_kind = (*_of_place(job), deliveries.c.kind == delivery.kind)
         last: int | None = tx.execute(select(func.max(deliveries.c.n)).where(*of_kind)).scalar()
-        n = (last or 0) + 1
+        n = max(last or 0, NUMBERS_BETWEEN * generation(tx)) + 1
         name = DeliveryId(f"{job.id}.{delivery.kind}.{n}")
         row = {
             "id": name,
@@ -314,6 +325,12 @@ def put_log(tx: Connection, job: Job, run: str, log: bytes) -> None:
     row = {"job_id": job.id, "attempt": job.attempt, "run": run, "order_id": job.order_id, "log": log}
     if tx.execute(update(logs).where(*here).values(log=log)).rowcount == 0:
         tx.execute(insert(logs), row)
+
+
+def generation(tx: Connection) -> int:
+    """Of this ledger: how often it was put back, or more where another of this host was put back oftener."""
+    last: int | None = tx.execute(select(func.max(restores.c.generation))).scalar()
+    return last or 0
 
 
 def _of_place(job: Job) -> tuple[Any, Any]:
