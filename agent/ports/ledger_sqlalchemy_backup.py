@@ -54,10 +54,12 @@ def back_up(ledger: Path, target: Path, *, agent: KeyId, now: datetime, overwrit
     Raises: BadSettings when something lies there already, or cannot; NotFound without a ledger; LedgerUnavailable.
     """
     if target.is_dir() or (os.path.lexists(target) and not overwrite):
-        raise BadSettings(f"{target} is there already")
+        raise BadSettings(f"{target} is there already: --force takes its place")
     if not ledger.exists():
         raise NotFound(f"there is no ledger at {ledger}")
-    if target.exists() and any(target.samefile(near) for near in (ledger, *companions(ledger))):
+    if target.exists() and any(
+        near.exists() and target.samefile(near) for near in (ledger, *companions(ledger))
+    ):
         raise BadSettings(f"{target} is the ledger itself")
     with ExitStack() as undo:
         with translated(ledger):
