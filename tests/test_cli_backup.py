@@ -16,7 +16,6 @@ from tests.ports.ledger_stage import received
 from tests.test_cli import FAILED, OK, USAGE, Command, command, home
 from tests.test_cli_processes import make_home, service
 
-
 __all__ = ["command", "home"]  # fixtures
 
 

@@ -20,6 +20,10 @@ from agent.ports.ledger_attempts import AttemptsLedger
 from agent.ports.ledger_images import ImagesLedger
 from agent.ports.ledger_restores import RestoresLedger
 
+ATTEMPT_FAILED = (
+    "attempt.failed"  # the event of an attempt that ended badly; its values tell `attempt` and `code`
+)
+
 DeliveryId = NewType("DeliveryId", str)  # "<job id>.<kind>.<n>"
 
 
@@ -263,6 +267,15 @@ class Ledger(AttemptsLedger, ImagesLedger, RestoresLedger, Protocol):
 
     def logs(self, order_id: OrderId) -> tuple[tuple[JobId, int, str, bytes], ...]:
         """(job, attempt, run, sealed output) of an order's runs on this host, oldest first."""
+        ...
+
+    # ---- attempts, as the log of events tells them
+
+    def codes_before(self, job: Job) -> tuple[str, ...]:
+        """The error codes by which the attempts before `job.attempt` ended, one each, oldest first.
+
+        From the events `attempt.failed`, which no retention takes away. An attempt that was lost with its worker has none.
+        """
         ...
 
     # ---- outbox

@@ -44,6 +44,7 @@ from agent.ports.ledger_schema import (
     receipts,
 )
 from agent.ports.ledger_sqlalchemy_attempts import AttemptRecords
+from agent.ports.ledger_sqlalchemy_disk import Keeping
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
 from agent.ports.ledger_sqlalchemy_restores import RestoreRecords
@@ -57,7 +58,7 @@ def open_ledger(path: Path) -> "SqlAlchemyLedger":
     return SqlAlchemyLedger(open_file(path))
 
 
-class SqlAlchemyLedger(ImageRecords, AttemptRecords, RestoreRecords):
+class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping, RestoreRecords):
     """See `ledger.Ledger`. Threads and processes share it freely."""
 
     # ---- intake

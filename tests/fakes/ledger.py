@@ -20,6 +20,7 @@ from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
 from agent.domain.receipts import SignedReceipt
 from agent.errors import HandoffConflict, LedgerUnavailable, LostRace, NotFound, OrderConflict, QueueFull
 from agent.ports.ledger import (
+    ATTEMPT_FAILED,
     Admission,
     Arrival,
     Delivery,
@@ -403,6 +404,14 @@ class MemoryLedger:
         with self._reading() as books:
             kept = books.logs.items()
             return tuple((*key, log) for key, log in kept if books.jobs[key[0]].order_id == order_id)
+
+    # ---- attempts
+
+    def codes_before(self, job: Job) -> tuple[str, ...]:
+        told = [e for e in self.events(order_id=job.order_id, limit=1 << 30) if e.name == ATTEMPT_FAILED]
+        here: list[dict[str, Any]] = [event.values for event in told if event.position == job.position]
+        codes = {values["attempt"]: str(values["code"]) for values in here}
+        return tuple(code for attempt, code in codes.items() if attempt < job.attempt)
 
     # ---- outbox
 
