@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from agent.config import Settings
-from agent.domain.backups import BackupFile, Restored
 from agent.domain.ids import Digest, KeyId
 from agent.errors import AgentUnreachable, BadSettings, RuntimeUnavailable
 from agent.pipeline.gate import Breach, Prove
@@ -265,26 +264,6 @@ def inspect_image(archive: Path, digest: Digest) -> "ImageArchive":
     from agent.ports.image_archive import inspect
 
     return inspect(archive, digest)
-
-
-# ------------------------------------------------------------------ the ledger's file
-
-
-def back_up(settings: Settings, target: Path, *, overwrite: bool) -> BackupFile:
-    """A copy of the ledger as it is now, whole and durable, while services run. Raises: BadSettings, LedgerUnavailable."""
-    from agent.ports.ledger_sqlalchemy_backup import back_up
-
-    me = SigningKey.load(settings.identity.key).keyid
-    return back_up(settings.paths.ledger, target, agent=me, now=now(), overwrite=overwrite)
-
-
-def restore(settings: Settings, file: BinaryIO, uid: int | None) -> Restored:
-    """Put a backup in the ledger's place, while no service runs. Raises: LedgerInUse, BadBackup, LedgerUnavailable."""
-    from agent.ports.ledger_sqlalchemy_backup import restore
-
-    me = SigningKey.load(settings.identity.key).keyid
-    skew = timedelta(seconds=settings.limits.skew_s)
-    return restore(settings.paths.ledger, file, agent=me, now=now(), skew=skew, uid=uid)
 
 
 # ------------------------------------------------------------------ files

@@ -14,6 +14,7 @@ from agent.cli import (
     backup,
     data,
     doctor,
+    fsck,
     held,
     image,
     keys,
@@ -54,7 +55,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for page in (setup, services, selftest, doctor, backup, orders, held, watch, audit):
+for page in (setup, services, selftest, doctor, fsck, backup, orders, held, watch, audit):
     page.register(app)
 for name, group in (
     ("keys", keys.app),

@@ -30,7 +30,7 @@ def backup(
     It holds orders, receipts, jobs, what is still to be told, rulings, the log of events, and what jobs printed, sealed. It
     holds no key, no settings, no queue and no workspace: copy the key apart, the rest makes itself anew.
     """
-    from agent.wiring import back_up
+    from agent.wiring_state import back_up
 
     written = back_up(here_of(context).settings, file.absolute(), overwrite=force)
     if as_json:
@@ -52,7 +52,7 @@ def restore(
 
     The agent then starts in the mode `restored`: nothing runs or leaves before its orchestrators told what they know.
     """
-    from agent import wiring
+    from agent import wiring_state
 
     settings, uid = here_of(context).settings, os.getuid()
     try:
@@ -60,7 +60,7 @@ def restore(
     except OSError as cause:
         raise BadSettings(f"{file} cannot be read: {cause.strerror}") from cause
     with opened, as_owner_of(owner_file(settings)):
-        restored = wiring.restore(settings, opened, uid)
+        restored = wiring_state.restore(settings, opened, uid)
     if as_json:
         print_json(restored)
         return

@@ -35,6 +35,14 @@ def use(path: Path) -> int:
     return lock
 
 
+def interrupted(path: Path) -> str:
+    """What a replacement said that nobody ended; empty: there was none. Nothing is locked or made."""
+    try:
+        return path.with_name(path.name + SUFFIX).read_text("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+
+
 class Replacement:
     """The right to replace the ledger, and the note of it that outlives a crash."""
 
