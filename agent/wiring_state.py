@@ -56,7 +56,7 @@ def look_into_ledger(settings: Settings) -> AbstractContextManager[LedgerSeen]:
 
 
 def interrupted(settings: Settings) -> str:
-    """The folder beside the ledger to which a restore moved what lay there, and did not end; empty when none was interrupted."""
+    """The folder beside the ledger to which a restore moved what lay there before it was interrupted; empty: none was."""
     from agent.ports.ledger_sqlalchemy_use import interrupted
 
     return interrupted(settings.paths.ledger)
