@@ -44,10 +44,11 @@ class LedgerLook:
 
     def damage(self) -> tuple[str, ...]:
         """What SQLite finds wrong in the file, empty when it is whole."""
-        with translated(self._path):
-            told = tuple(
-                str(row[0]) for row in self._connection.execute(f"PRAGMA integrity_check({MOST_COMPLAINTS})")
-            )
+        query = f"PRAGMA integrity_check({MOST_COMPLAINTS})"
+        try:
+            told = tuple(str(row[0]) for row in self._connection.execute(query))
+        except sqlite3.DatabaseError as cause:  # it may be too damaged to be looked through
+            return (str(cause),)
         return () if told == ("ok",) else told
 
     def references(self) -> tuple[str, ...]:

@@ -28,7 +28,8 @@ class LedgerMends:
     def drop_lease(self, job: str, now: datetime) -> bool:
         """A job that does not run is leased to nobody."""
         columns = {"lease_until": None, "worker": None}
-        return self._change(job, now, "drop-lease", columns, jobs.c.state != JobState.RUNNING)
+        is_leased = or_(jobs.c.lease_until.is_not(None), jobs.c.worker.is_not(None))
+        return self._change(job, now, "drop-lease", columns, jobs.c.state != JobState.RUNNING, is_leased)
 
     def settle(self, job: str, now: datetime) -> bool:
         """A job with nobody left to be told is done."""
