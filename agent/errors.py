@@ -120,6 +120,18 @@ class BadBackup(OrderError):
     advice = "Take another backup: nothing was changed."
 
 
+class CancellationNotYetValid(OrderError):
+    code = "cancellation-not-yet-valid"
+    status = 425  # as an order: passes by itself
+    advice = "Its `issued` lies in the future: compare both clocks and send it again."
+
+
+class HostRestored(OrderError):
+    code = "host-restored"
+    status = 409
+    advice = "Wait until the orchestrators were asked, which ends it by itself; --force goes on without their word."
+
+
 class BadSettings(OrderError):
     code = "bad-settings"
     advice = "Mend the file or the flag that the message names."
@@ -426,6 +438,11 @@ class QueueFull(OutsideError):
     code = "queue-full"
     status = 429
     advice = "Send it again after the seconds in Retry-After."
+
+
+class Draining(OutsideError):
+    code = "draining"
+    advice = "The host's operator empties it for a while: send it again after the seconds in Retry-After."
 
 
 class AgentUnreachable(OutsideError):

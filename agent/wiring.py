@@ -315,6 +315,7 @@ def make_folders(settings: Settings) -> None:
 @contextmanager
 def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
     from agent.ports.broker_huey import HueyBroker
+    from agent.ports.hands_flock import FlockHands
     from agent.ports.images_tar import TarImages
     from agent.ports.ledger_sqlalchemy import open_ledger
     from agent.ports.orchestrators_https import HttpsOrchestrators
@@ -337,7 +338,17 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
         peers = HttpsPeers(identity, timeouts)
         doors.callback(peers.close)
         runtime = make_runtime(settings, key.keyid)
-        ports = Ports(ledger, broker, storage, orchestrators, peers, runtime, TarImages(), now)
+        ports = Ports(
+            ledger,
+            broker,
+            storage,
+            orchestrators,
+            peers,
+            runtime,
+            TarImages(),
+            now,
+            FlockHands(settings.paths.hands),
+        )
         yield Host(key, roster, policy, ports, _rules(settings, runtime)), broker
 
 
@@ -362,7 +373,6 @@ def _rules(settings: Settings, runtime: Runtime) -> Rules:
         queue_limit=limits.queue_limit,
         workspace_root=settings.workspace.root,
         spool=settings.paths.spool,
-        workers=settings.paths.workers,
         low_disk_bytes=limits.low_disk_bytes,
         max_model_bytes=limits.max_model_bytes,
         max_image_bytes=limits.max_image_bytes,

@@ -20,6 +20,8 @@ class Who(Enum):
 
     ORCHESTRATORS = ("an orchestrator, by a signed request, or the operator", {Role.ORCHESTRATOR})
     AGENTS = ("an agent, by a signed request", {Role.AGENT})
+    CANCELLERS = ("an orchestrator, or an agent that forwards, by a signed request, or the operator",
+                  {Role.ORCHESTRATOR, Role.AGENT})  # fmt: skip
     READERS = ("an orchestrator or an agent of the chain, by a signed request, or the operator",
                {Role.ORCHESTRATOR, Role.AGENT})  # fmt: skip
     OPERATOR = ("the operator, on the Unix socket", set(Role))  # `routes` refuses whoever signs

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from agent.domain.approvals import Ruling
 from agent.domain.chain import Task, TaskKind, plan
+from agent.domain.control import Mode
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.images import ImageDescription, ImageEntry
 from agent.domain.jobs import Job, JobState
@@ -145,6 +146,30 @@ class RulingView(Struct, frozen=True):
 
     rulings: tuple[Ruling, ...]
     jobs: dict[JobId, JobState]
+
+
+class CancellationView(Struct, frozen=True, kw_only=True):
+    """A cancellation as it is kept, and the order's jobs here with their states now.
+
+    `id`: of the order, when it is known here. `next_agent`: who went on with it, as far as this host knows.
+    """
+
+    order: Digest
+    id: OrderId | None
+    kept_until: datetime
+    jobs: dict[JobId, JobState]
+    next_agent: KeyId | None
+
+
+class ControlView(Struct, frozen=True, kw_only=True):
+    """What the host does, since when, by whose word (`uid`) and why; and its jobs by state. `until`: of a drain."""
+
+    mode: Mode
+    since: datetime | None
+    until: datetime | None
+    reason: str | None
+    uid: int | None
+    jobs: dict[JobState, int]
 
 
 class RunLog(Struct, frozen=True, kw_only=True):

@@ -41,6 +41,7 @@ _KNOWN_REPORT = "SELECT digest FROM reports WHERE order_id = ? AND position = ? 
 _STARTED = "UPDATE orders SET holder = ? WHERE id = ? AND state = 'open' AND position <= ?"
 _DONE = "UPDATE orders SET position = ?, holder = ? WHERE id = ? AND state = 'open' AND position <= ?"
 _FAILED = "UPDATE orders SET state = 'failed', reason = ? WHERE id = ? AND state = 'open'"
+_CANCELLED = "UPDATE orders SET state = 'cancelled', reason = ? WHERE id = ? AND state = 'open'"
 
 
 class OrderState(StrEnum):
@@ -49,6 +50,7 @@ class OrderState(StrEnum):
     OPEN = "open"
     DONE = "done"
     FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 class IssuedOrder(Struct, frozen=True):
@@ -306,6 +308,8 @@ def _follow(sql: Connection, order_id: str, reporter: KeyId, told: ReportBody) -
             sql.execute(_DONE, (told.position + 1, told.next_agent or reporter, order_id, told.position))
         case ReportState.FAILED | ReportState.HANDOFF_REFUSED | ReportState.HANDOFF_EXPIRED:
             sql.execute(_FAILED, (told.reason or told.state, order_id))
+        case ReportState.CANCELLED:
+            sql.execute(_CANCELLED, (told.reason or told.state, order_id))
         case ReportState.ATTEMPT | ReportState.HELD:
             pass
         case _:

@@ -6,6 +6,7 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
+from agent.domain.cancellations import MAX_CANCELLATION_BYTES, parse_cancellation
 from agent.domain.orders import MAX_ORDER_BYTES, SignedOrder, parse_order
 from agent.domain.receipts import (
     MAX_RECEIPT_BYTES,
@@ -175,6 +176,9 @@ class Chain:
                 parsed = parse_handoff(row["body"])
                 opened = parse_envelope(parsed.order, limit_bytes=MAX_ORDER_BYTES)
                 is_right = opened.digest == digest and parsed.position in {position, position + 1}
+            case DeliveryKind.CANCELLATION:
+                envelope = parse_envelope(row["body"], limit_bytes=MAX_CANCELLATION_BYTES)
+                is_right = parse_cancellation(envelope.payload).order == digest
             case kind:
                 assert_never(kind)
         return None if is_right else "its body tells of another place"

@@ -86,8 +86,6 @@ def _attempts(row: Row) -> Iterator[Finding]:
         yield finding(Code.ATTEMPTS, _where(row), f"{begun} attempts of {allowed}", DECIDE)
     elif begun == 0 and row["state"] in {JobState.RUNNING, JobState.ATTESTED}:
         yield finding(Code.ATTEMPTS, _where(row), f"it is {row['state']} and no attempt ever began", DECIDE)
-    elif row["claim"] < begun and row["claim"] != 0:  # 0: from before there were claims
-        yield finding(Code.ATTEMPTS, _where(row), f"{begun} attempts by {row['claim']} claims", DECIDE)
 
 
 def _place(row: Row, chain: Chain) -> Iterator[Finding]:
@@ -148,9 +146,9 @@ def _deliveries(row: Row, rows: OrderRows) -> Iterator[Finding]:
     if waits and not pending:
         yield _fixed(Code.UNSETTLED, row, f"it is {row['state']}, and nobody is left to be told", Fix.SETTLE)
     if row["state"] == JobState.DONE:
-        # One that was dead and that the operator sends again has failed before.
+        # A cancellation may come later, and one that was dead and that the operator sends again has failed before.
         for delivery in pending:
-            if delivery["last_error"] is None:
+            if delivery["last_error"] is None and delivery["kind"] != DeliveryKind.CANCELLATION:
                 told = f"it is done, and {delivery['id']} was never sent"
                 yield finding(Code.DONE_UNTOLD, _where(row), told, "nothing: the worker sends it")
 

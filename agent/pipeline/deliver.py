@@ -1,4 +1,5 @@
-"""What must reach others is sent until they acknowledge: hand-offs to peers, reports and results to orchestrators."""
+"""What must reach others is sent until they acknowledge: hand-offs and cancellations to peers, reports and results to
+orchestrators."""
 
 from typing import assert_never
 
@@ -24,7 +25,9 @@ def deliver(delivery_id: DeliveryId, host: Host) -> None:
     if delivery is None:
         return  # acknowledged, resting, or another worker has it
     try:
-        if _is_over(delivery, host):
+        if _is_over(delivery, host) and delivery.kind is DeliveryKind.CANCELLATION:
+            host.ports.ledger.bury(delivery.id, now, "the order ended before the peer heard of it")
+        elif _is_over(delivery, host):
             _bury(delivery, ReportState.HANDOFF_EXPIRED, "the order expired before the peer took it", host)
         else:
             _try(delivery, host)
@@ -47,6 +50,8 @@ def _send(delivery: Delivery, host: Host) -> None:
     match delivery.kind:
         case DeliveryKind.HANDOFF:
             peers.hand_off(delivery.target, delivery.body)
+        case DeliveryKind.CANCELLATION:
+            peers.cancel(delivery.target, delivery.body)
         case DeliveryKind.REPORT:
             orchestrators.report(
                 delivery.target, delivery.order_id, delivery.position, delivery.n, delivery.body

@@ -1,6 +1,7 @@
 """An attempt that ends badly: put off, tried again within its budget, or failed with a receipt, by the error's class."""
 
-from agent.domain.jobs import Job, JobEvent
+from agent.domain.backups import CLAIMS_BETWEEN
+from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import is_expired
 from agent.domain.reports import ReportState
 from agent.domain.retries import backoff, dice, may_retry, rest_between_attempts
@@ -25,6 +26,10 @@ def end_badly(context: Context, work: Work, error: AgentError, host: Host, *, is
     allows another attempt and one is left, else it is FAILED. A job that is another's by now is left as it is.
     """
     job = context.job
+    now = host.ports.ledger.job(job.id)
+    if now.state is JobState.CANCELLED:  # its container was killed, which is no failure of its own
+        log.warning("task.given_up", job=job.id, attempt=job.attempt)
+        return now
     log.warning("task.attempt_failed", job=job.id, attempt=job.attempt, code=error.code, detail=str(error))
     try:
         if (is_kept or error.is_passing) and not _is_over(context, host):
@@ -46,7 +51,9 @@ def _is_over(context: Context, host: Host) -> bool:
 def _put_off(context: Context, error: AgentError, host: Host) -> Job:
     """RUNNING, and nobody's until the rest is over. Raises: LostRace."""
     job, now = context.job, host.ports.now()
-    times = (job.claim - job.attempt) // 2 + 1  # it is taken in hand and put off: two claims each time
+    times = (
+        job.claim % CLAIMS_BETWEEN - job.attempt
+    ) // 2 + 1  # it is taken in hand and put off: two claims each time
     rest = backoff(times, dice(job.id, job.claim))
     job = host.ports.ledger.park(job, now, until=now + rest, reason=reason_of(error))
     ring_job(job, host, delay_s=rest.total_seconds())
@@ -71,7 +78,7 @@ def _tell(context: Context, error: AgentError, host: Host) -> None:
     job = context.job
     if isinstance(error, BadOutput) and error.seen:
         keep_log(job, REFUSED_OUTPUT, error.seen.encode(errors="backslashreplace"), host)
-    values = {
+    values: dict[str, str | int | float | None] = {
         "attempt": job.attempt,
         "code": error.code,
         "detail": error.detail[:300],

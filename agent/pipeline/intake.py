@@ -3,11 +3,13 @@
 import shutil
 
 from agent.domain.chain import plan
+from agent.domain.control import Mode
 from agent.domain.ids import Digest, KeyId, job_id
 from agent.domain.orders import DatasetRef, SignedOrder
 from agent.domain.receipts import SignedReceipt
-from agent.errors import NoSpace, NotFound
+from agent.errors import Draining, NoSpace, NotFound
 from agent.pipeline.bells import ring_job
+from agent.pipeline.cancel import end_if_cancelled
 from agent.pipeline.host import Host
 from agent.ports.ledger import Admission, Arrival, JobQuery
 from agent.trust.handoff import Recorded, Repeat, verify_handoff, verify_order
@@ -16,7 +18,7 @@ from agent.trust.handoff import Recorded, Repeat, verify_handoff, verify_order
 def take_order(envelope: bytes, payload_type: str, sender: KeyId, host: Host) -> Admission:
     """An order straight from its orchestrator, recorded at position 0.
 
-    Raises: OrderError, TrustError by the checks of `verify_order`; QueueFull, NoSpace, LedgerUnavailable.
+    Raises: OrderError, TrustError by the checks of `verify_order`; Draining, QueueFull, NoSpace, LedgerUnavailable.
     """
     verdict = verify_order(
         envelope,
@@ -37,7 +39,7 @@ def take_order(envelope: bytes, payload_type: str, sender: KeyId, host: Host) ->
 def take_handoff(body: bytes, sender: KeyId, host: Host) -> Admission:
     """What is left of an order, from the peer that did the task before.
 
-    Raises: OrderError, TrustError by the numbered checks of `verify_handoff`; StorageUnavailable, QueueFull, NoSpace.
+    Raises: OrderError, TrustError by the numbered checks of `verify_handoff`; StorageUnavailable, Draining, QueueFull, NoSpace.
     """
     verdict = verify_handoff(
         body,
@@ -63,6 +65,8 @@ def locate(ref: DatasetRef, host: Host) -> frozenset[KeyId]:
 
 
 def _record(signed: SignedOrder, receipts: tuple[SignedReceipt, ...], sender: KeyId, host: Host) -> Admission:
+    if host.ports.ledger.control().mode is Mode.DRAINING:
+        raise Draining("this host takes nothing new for a while, and finishes what it runs")
     free = shutil.disk_usage(host.rules.spool).free
     if free < host.rules.low_disk_bytes:
         raise NoSpace(
@@ -81,6 +85,9 @@ def _record(signed: SignedOrder, receipts: tuple[SignedReceipt, ...], sender: Ke
         max_attempts=signed.order.max_attempts,
         queue_limit=limit,
     )
+    cancelled = end_if_cancelled(admission.job, host)
+    if cancelled is not None:
+        return Admission(cancelled, admission.is_repeat)
     ring_job(admission.job, host)
     return admission
 

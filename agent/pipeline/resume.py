@@ -35,6 +35,7 @@ def sweep(host: Host) -> None:
     for delivery in unrung.deliveries:
         ring(Queue.DELIVERIES, delivery, host)
     host.ports.ledger.forget_nonces(now)
+    host.ports.ledger.forget_cancellations(now)
     clear(host)
     _clean(host)  # late: a container service that is away must not keep bells from ringing
     collect_images(host)

@@ -17,6 +17,7 @@ from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
 from agent.ports.ledger_attempts import AttemptsLedger
+from agent.ports.ledger_cancellations import CancellationsLedger
 from agent.ports.ledger_images import ImagesLedger
 from agent.ports.ledger_restores import RestoresLedger
 
@@ -33,6 +34,7 @@ class DeliveryKind(StrEnum):
     HANDOFF = "handoff"
     REPORT = "report"
     RESULT = "result"
+    CANCELLATION = "cancellation"  # as its orchestrator signed it, for the agent that went on
 
 
 class DeliveryState(StrEnum):
@@ -41,6 +43,7 @@ class DeliveryState(StrEnum):
     PENDING = "pending"
     ACKNOWLEDGED = "acknowledged"
     DEAD = "dead"  # refused for good, or expired: a person decides
+    WITHDRAWN = "withdrawn"  # the order was cancelled before it arrived, for all this host knows
 
 
 class NewDelivery(Struct, frozen=True):
@@ -121,6 +124,19 @@ class Successor(Struct, frozen=True):
     kind: TaskKind
 
 
+class CancelStep(Struct, frozen=True, kw_only=True):
+    """What a cancellation does to one job of its order, as the caller saw it.
+
+    `is_ended`: it moves to CANCELLED, else it stays as it is. `withdrawn`: hand-offs, pending or dead, that nobody is to send
+    any more.
+    """
+
+    job: Job
+    is_ended: bool
+    withdrawn: tuple[DeliveryId, ...] = ()
+    deliveries: tuple[NewDelivery, ...] = ()
+
+
 class JobQuery(Struct, frozen=True, kw_only=True):
     """A filter for listings, newest first. `after` is the id of the last job of the page before."""
 
@@ -142,7 +158,7 @@ class EventRecord(Struct, frozen=True):
     values: dict[str, str | int | float | None]
 
 
-class Ledger(AttemptsLedger, ImagesLedger, RestoresLedger, Protocol):
+class Ledger(AttemptsLedger, ImagesLedger, CancellationsLedger, RestoresLedger, Protocol):
     """The truth."""
 
     # ---- intake
@@ -235,7 +251,7 @@ class Ledger(AttemptsLedger, ImagesLedger, RestoresLedger, Protocol):
     ) -> Job:
         """QUEUED -> RUNNING for this worker, one attempt and one claim more.
 
-        Raises: LostRace when it is not queued as seen, or rests.
+        Raises: LostRace when it is not queued as seen, or rests, or no task may start on this host now.
         """
         ...
 

@@ -177,6 +177,22 @@ logs = Table(
 )
 Index("logs_by_order", logs.c.order_id, logs.c.seq)
 
+# Orders that end here, also when they come later.
+cancellations = Table(
+    "cancellations",
+    metadata,
+    Column("order_digest", Text, primary_key=True),
+    Column("source", Text, primary_key=True),  # the orchestrator that signed it, or "operator"
+    Column("at", Moment, nullable=False),
+    Column("keep_until", Moment, nullable=False),
+    Column("uid", BigInteger),
+    Column("reason", Text),
+    Column("envelope", LargeBinary),
+    sqlite_with_rowid=False,
+)
+Index("cancellations_by_source", cancellations.c.source)
+Index("cancellations_by_end", cancellations.c.keep_until)
+
 # How far an attempt came: a row before each effect, its outcome after it.
 steps = Table(
     "steps",

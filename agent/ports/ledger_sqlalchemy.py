@@ -43,7 +43,8 @@ from agent.ports.ledger_schema import (
     probe,
     receipts,
 )
-from agent.ports.ledger_sqlalchemy_attempts import AttemptRecords
+from agent.ports.ledger_sqlalchemy_attempts import AttemptRecords, require_may_start
+from agent.ports.ledger_sqlalchemy_cancellations import CancellationRecords
 from agent.ports.ledger_sqlalchemy_disk import Keeping
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
@@ -58,7 +59,7 @@ def open_ledger(path: Path) -> "SqlAlchemyLedger":
     return SqlAlchemyLedger(open_file(path))
 
 
-class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping, RestoreRecords):
+class SqlAlchemyLedger(ImageRecords, AttemptRecords, CancellationRecords, Keeping, RestoreRecords):
     """See `ledger.Ledger`. Threads and processes share it freely."""
 
     # ---- intake
@@ -201,6 +202,7 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping, RestoreRecords):
             raise LostRace(f"job {job.id} is {job.state}")
         columns = {"attempt": job.attempt + 1, "claim": job.claim + 1, "not_before": None}
         with self._file.writing() as tx:
+            require_may_start(tx)
             current = writes.read_job(tx, job.id)
             if current.not_before is not None and current.not_before > now:
                 raise LostRace(f"job {job.id} rests until {current.not_before.isoformat()}")

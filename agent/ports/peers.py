@@ -15,6 +15,10 @@ class Peers(Protocol):
         """
         ...
 
+    def cancel(self, agent: KeyId, envelope: bytes) -> None:
+        """Returns once the agent has recorded the cancellation, as it came from its orchestrator. Raises: as `hand_off`."""
+        ...
+
     def check(self, agent: KeyId) -> None:
         """Ask whether it is there."""
         ...

@@ -490,7 +490,9 @@ def test_readiness_names_each_check(house: House) -> None:
 
     checks = {check["name"]: check["is_ok"] for check in answer.json()["checks"]}
     assert answer.status_code == 200
-    assert checks == dict.fromkeys(("ledger", "queue", "bells", "disk", "identity", "storage", "cage"), True)
+    assert checks == dict.fromkeys(
+        ("ledger", "mode", "queue", "bells", "disk", "identity", "storage", "cage"), True
+    )
 
 
 def test_one_failing_check_makes_it_503(house: House) -> None:

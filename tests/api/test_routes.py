@@ -22,6 +22,10 @@ ROUTES = {
     ("GET", "/v1/orders/{id}"): Who.READERS,
     ("GET", "/v1/orders/{id}/receipts"): Who.ORCHESTRATORS,
     ("GET", "/v1/orders/{id}/log"): Who.OPERATOR,
+    ("POST", "/v1/cancellations"): Who.CANCELLERS,
+    ("POST", "/v1/orders/{id}/cancel"): Who.OPERATOR,
+    ("GET", "/v1/control"): Who.OPERATOR,
+    ("POST", "/v1/control"): Who.OPERATOR,
     ("GET", "/v1/held"): Who.OPERATOR,
     ("GET", "/v1/images/{digest}"): Who.OPERATOR,
     ("GET", "/v1/images/{digest}/files"): Who.OPERATOR,
@@ -95,12 +99,12 @@ def test_a_role_that_the_table_does_not_name_is_refused(house: House, row: Row, 
 
 
 @every_row
-def test_only_answers_to_hand_offs_are_signed(house: House, row: Row) -> None:
+def test_only_answers_to_hand_offs_and_cancellations_are_signed(house: House, row: Row) -> None:
     role = Role.AGENT if Role.AGENT in row.who.roles else Role.ORCHESTRATOR
 
     answer = house.call(KEYS[role](house), row.method, target_of(row), None if row.takes is None else b"{}")
 
-    assert ("signature" in answer.headers) == (row.path == "/v1/handoffs")
+    assert ("signature" in answer.headers) == (row.path in {"/v1/handoffs", "/v1/cancellations"})
 
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row.is_signed], ids=lambda row: row.path)

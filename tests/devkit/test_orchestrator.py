@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent.devkit.book import OrderState
-from agent.devkit.issuing import issue, send_again
+from agent.devkit.issuing import cancel, issue, send_again
 from agent.devkit.publishing import publish_dataset
 from agent.domain.chain import TaskKind
 from agent.domain.ids import KeyId, wire_time
@@ -29,7 +29,7 @@ from agent.errors import BrokenLink, NotFound, PeerRefused, PeerUnavailable, Rec
 from agent.ports.peers_https import HttpsPeers
 from agent.trust.roster import Roster, RosterEntry
 from agent.trust.shares import ShareKeyPair, ShareRequest
-from agent.trust.signed import sign_receipt
+from agent.trust.signed import open_cancellation, sign_receipt
 from tests.builders import NOW, consortium, dataset, failed, key_of, learnuplet, preduplet
 from tests.devkit.sealed import seal
 from tests.devkit.town import Town, open_town
@@ -132,8 +132,25 @@ def test_a_failed_task_ends_its_order(town: Town, order: SignedOrder) -> None:
     assert (issued.state, issued.reason) == (OrderState.FAILED, "oom")
 
 
+def test_a_cancelled_order_is_over_and_a_result_that_was_under_way_wins(
+    town: Town, order: SignedOrder
+) -> None:
+    tell(town, "agent-a", order, report_on(order, 0, ReportState.CANCELLED, reason="cancelled"))
+    issued = town.books["o1"].order(order.order.id)
+    assert issued is not None
+    is_open = town.books["o1"].is_open(order, 0)
+
+    receipts = WORLD.chain(order, 5)
+    town.books["o1"].take_result(order.order.id, b"{}", receipts, NOW)
+
+    assert (issued.state, issued.reason) == (OrderState.CANCELLED, "cancelled")
+    assert not is_open
+    assert state_of(town, order)[0] is OrderState.DONE
+
+
 @pytest.mark.parametrize(
-    "state", [ReportState.FAILED, ReportState.HANDOFF_REFUSED, ReportState.HANDOFF_EXPIRED]
+    "state",
+    [ReportState.CANCELLED, ReportState.FAILED, ReportState.HANDOFF_REFUSED, ReportState.HANDOFF_EXPIRED],
 )
 def test_an_agent_that_has_nothing_to_do_with_a_place_is_heard_and_moves_nothing(
     town: Town, order: SignedOrder, state: ReportState
@@ -548,6 +565,22 @@ def test_an_order_that_could_not_be_sent_stays_and_is_sent_again(street: Town) -
 
     assert agent == A
     assert received == [issued.envelope]
+
+
+def test_a_cancellation_is_signed_and_sent_to_who_has_the_order(street: Town) -> None:
+    book, client = street.books["o1"], street.client("o1")
+    received: list[bytes] = []
+    street.doors["agent-a"] = lambda body, _sender: received.append(body)
+    signed = issue(learnuplet(), book, client)
+
+    agent = cancel(signed.order.id, book, client)
+
+    opened = open_cancellation(received[-1], street.roster, street.clock())
+    assert agent == A
+    assert (opened.cancellation.order, opened.signer) == (signed.digest, key_of("o1").keyid)
+    assert state_of(street, signed)[0] is OrderState.OPEN  # that it ended is told by a report
+    with pytest.raises(NotFound):
+        cancel("0" * 36, book, client)
 
 
 def test_an_order_id_is_used_once(street: Town) -> None:

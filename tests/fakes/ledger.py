@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from agent.domain.approvals import Ruling, Verdict
 from agent.domain.backups import CLAIMS_BETWEEN, NUMBERS_BETWEEN, Restore, signed_after
+from agent.domain.cancellations import OPERATOR, KeptCancellation
 from agent.domain.chain import TaskKind
 from agent.domain.control import Control, Mode
 from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
@@ -23,6 +24,7 @@ from agent.ports.ledger import (
     ATTEMPT_FAILED,
     Admission,
     Arrival,
+    CancelStep,
     Delivery,
     DeliveryId,
     DeliveryKind,
@@ -56,6 +58,7 @@ class _Books:
     steps: dict[tuple[JobId, int, str], Step] = field(default_factory=dict)
     control: list[Control] = field(default_factory=list)
     restores: list[Restore] = field(default_factory=list)
+    cancellations: dict[tuple[Digest, str], KeptCancellation] = field(default_factory=dict)
     rulings: list[Ruling] = field(default_factory=list)
     descriptions: dict[Digest, tuple[ImageDescription, tuple[ImageEntry, ...]]] = field(default_factory=dict)
 
@@ -211,6 +214,8 @@ class MemoryLedger:
         if job.state is not JobState.QUEUED:
             raise LostRace(f"{job.id} is {job.state}")
         with self._writing() as books:
+            if not self.control().may_start:
+                raise LostRace("no task starts on this host now")
             rests_until = _job(books, job.id).not_before
             if rests_until is not None and rests_until > now:
                 raise LostRace(f"{job.id} rests")
@@ -350,6 +355,53 @@ class MemoryLedger:
     ) -> None:
         with self._writing() as books:
             _tell(books, name, now, order_id, position, values or {})
+
+    # ---- cancelling
+
+    def order_of_digest(self, order: Digest) -> OrderRecord | None:
+        with self._reading() as books:
+            return next((record for record in books.orders.values() if record.digest == order), None)
+
+    def cancellations(self, order: Digest) -> tuple[KeptCancellation, ...]:
+        with self._reading() as books:
+            return tuple(kept for kept in books.cancellations.values() if kept.order == order)
+
+    def cancel(
+        self,
+        kept: KeptCancellation,
+        steps: Sequence[CancelStep],
+        now: datetime,
+        *,
+        most_without_order: int,
+    ) -> bool:
+        with self._writing() as books:
+            before = books.cancellations.get((kept.order, kept.source))
+            if before is None:
+                _require_room_for(books, kept, most_without_order)
+                books.cancellations[kept.order, kept.source] = kept
+                order_id = next((r.id for r in books.orders.values() if r.digest == kept.order), None)
+                told: dict[str, Plain] = {
+                    "order": kept.order,
+                    "source": kept.source,
+                    "uid": kept.uid,
+                    "reason": kept.reason,
+                }
+                _tell(books, "order.cancelled", now, order_id, None, told)
+            else:
+                longer = max(before.keep_until, kept.keep_until)
+                books.cancellations[kept.order, kept.source] = replace(before, keep_until=longer)
+            for step in steps:
+                _take_step(books, step, kept, now)
+            if any(_goes_on(job, kept) for job in books.jobs.values()):
+                raise LostRace(f"a job of {kept.order} came meanwhile")
+            return before is None
+
+    def forget_cancellations(self, now: datetime) -> int:
+        with self._writing() as books:
+            over = [key for key, kept in books.cancellations.items() if kept.keep_until < now]
+            for key in over:
+                del books.cancellations[key]
+            return len(over)
 
     # ---- images
 
@@ -653,6 +705,40 @@ def _fits(books: _Books, job: Job, query: JobQuery) -> bool:
 def _is_job_due(job: Job, now: datetime) -> bool:
     is_open = job.state in {JobState.RECEIVED, JobState.QUEUED} and job.next_agent is None
     return is_open and (job.not_before is None or job.not_before <= now)
+
+
+# ------------------------------------------------------------------ cancellations
+
+
+def _require_room_for(books: _Books, kept: KeptCancellation, limit: int) -> None:
+    known = {record.digest for record in books.orders.values()}
+    early = [
+        one for one in books.cancellations.values() if one.source == kept.source and one.order not in known
+    ]
+    if kept.order not in known and len(early) >= limit:
+        raise QueueFull(f"{limit} cancellations wait for their orders")
+
+
+def _take_step(books: _Books, step: CancelStep, kept: KeptCancellation, now: datetime) -> None:
+    if step.is_ended:
+        job = _transit(books, step.job, JobEvent.CANCEL, now, reason=kept.told_reason, not_before=None)
+    else:
+        job = _change(books, step.job)
+    for each in step.withdrawn:
+        found = _delivery(books, each)
+        if found.state not in {DeliveryState.PENDING, DeliveryState.DEAD}:
+            raise LostRace(f"delivery {each} is {found.state}")
+        books.deliveries[each] = replace(
+            found, state=DeliveryState.WITHDRAWN, last_error=kept.told_reason, lease_until=None
+        )
+    _put_deliveries(books, job, step.deliveries, now)
+    _settle(books, job, now)
+
+
+def _goes_on(job: Job, kept: KeptCancellation) -> bool:
+    is_open = job.state in WAITING or job.state is JobState.RUNNING
+    is_meant = kept.source != OPERATOR or job.next_agent is None
+    return job.order == kept.order and is_open and is_meant
 
 
 # ------------------------------------------------------------------ orders and receipts

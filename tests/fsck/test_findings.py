@@ -9,16 +9,21 @@ from typing import Any
 
 import pytest
 
+from agent.domain.cancellations import Cancellation
 from agent.domain.ids import OrderId, job_id
 from agent.domain.jobs import JobState
 from agent.fsck.findings import Code, Fix
+from agent.pipeline.cancel import take_cancellation
 from agent.pipeline.host import signed_order
+from agent.ports.broker import Queue
 from agent.ports.ledger_sqlalchemy import open_ledger
 from agent.ports.ledger_sqlalchemy_file import open_staged
 from agent.ports.ledger_sqlalchemy_mend import LedgerMends
 from agent.trust.roster import Roster
+from agent.trust.signed import sign_cancellation
 from tests.builders import NOW, consortium, key_of, tamper, uuid_of
 from tests.fsck.stage import codes_in, findings_in
+from tests.pipeline.world import World
 from tests.ports.test_released_ledgers import unpack
 
 C = Code
@@ -174,6 +179,29 @@ def test_a_damaged_page_is_found(path: Path) -> None:
     path.write_bytes(content)
 
     assert C.DAMAGED in codes_in(path)
+
+
+def test_an_order_that_was_cancelled_on_its_way_leaves_a_ledger_that_agrees(tmp_path: Path) -> None:
+    world = World(tmp_path, lambda folder: open_ledger(folder / "ledger.sqlite"))
+    order = world.order(train=("a1", "b1"), test=("c2",))
+    world.post(order, world.a)
+    world.a.work(Queue.LEARNUPLETS)
+    world.a.work(Queue.LEARN_TASKS)
+    world.a.work(Queue.DELIVERIES)
+    said = sign_cancellation(Cancellation(order.digest, NOW), key_of("o1"))
+
+    take_cancellation(said.envelope, key_of("o1").keyid, world.a.host)
+
+    for hospital in world:
+        assert (
+            findings_in(tmp_path / hospital.name / "ledger.sqlite", world.people.roster, hospital.keyid) == []
+        )
+    world.settle()
+    for hospital in world:
+        hospital.ledger.close()
+        assert (
+            findings_in(tmp_path / hospital.name / "ledger.sqlite", world.people.roster, hospital.keyid) == []
+        )
 
 
 # ------------------------------------------------------------------ mends

@@ -23,12 +23,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from agent.domain.ids import Digest, JobId, KeyId, job_id
+from agent.domain.cancellations import Cancellation
+from agent.domain.ids import Digest, JobId, KeyId, job_id, wire_time
 from agent.domain.jobs import Job
 from agent.domain.orders import DatasetRef, ModelRef, Order, SignedOrder
 from agent.domain.reports import ReportBody, ReportState, ResultBody
 from agent.errors import LedgerUnavailable
 from agent.pipeline.advance import advance
+from agent.pipeline.cancel import Taken, remove_guests, take_cancellation
 from agent.pipeline.deliver import deliver
 from agent.pipeline.host import Host, Rules
 from agent.pipeline.intake import take_handoff, take_order
@@ -45,6 +47,7 @@ from agent.trust.keys import SigningKey
 from agent.trust.policy import HostPolicy
 from agent.trust.roster import Roster
 from agent.trust.seal import make_seal, read_preamble
+from agent.trust.signed import sign_cancellation
 from tests.builders import (
     NOW,
     SKEW,
@@ -56,6 +59,7 @@ from tests.builders import (
     preduplet,
 )
 from tests.fakes.broker import MemoryBroker, Ring
+from tests.fakes.hands import MemoryHands
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.orchestrators import MemoryOrchestrators, MemoryOrchestratorsPort
 from tests.fakes.peers import MemoryPeers, MemoryPeersPort
@@ -189,6 +193,7 @@ class Hospital:
                 runtime=self.runtime,
                 images=TarImages(),
                 now=world.clock,
+                hands=MemoryHands(),
             ),
             rules=Rules(
                 skew=SKEW,
@@ -218,12 +223,17 @@ class Hospital:
         host = host or self.host
 
         def go_on(item: str) -> None:
-            advance(JobId(item), host, f"worker {self.name} {next(self.world.numbers)}")
+            may_run = host.ports.ledger.control().may_start
+            advance(JobId(item), host, f"worker {self.name} {next(self.world.numbers)}", may_run=may_run)
 
         def send(item: str) -> None:
             deliver(DeliveryId(item), host)
 
-        return {queue: send if queue is Queue.DELIVERIES else go_on for queue in Queue}
+        def stop(item: str) -> None:
+            remove_guests(JobId(item), host)
+
+        others = {Queue.DELIVERIES: send, Queue.CANCELLATIONS: stop}
+        return {queue: others.get(queue, go_on) for queue in Queue}
 
     def work(self, *queues: Queue) -> int:
         """Answer every bell that is due, of these queues or of all; how many there were."""
@@ -318,6 +328,7 @@ class World:
         self.a, self.b, self.c = self.hospitals.values()
         for hospital in self.hospitals.values():
             self.peers.doors[hospital.keyid] = partial(self._hand_over, hospital)
+            self.peers.cancel_doors[hospital.keyid] = partial(self._forward, hospital)
         for name in DATASETS:
             self.bring(seal(name), at=name[0])
 
@@ -375,6 +386,22 @@ class World:
 
     def _hand_over(self, hospital: Hospital, body: bytes, sender: KeyId) -> object:
         return take_handoff(body, sender, hospital.host)
+
+    def cancel(
+        self, order: SignedOrder, at: Hospital, *, by: SigningKey | None = None, sender: KeyId | None = None
+    ) -> Taken:
+        """The order's orchestrator (or `by`) cancels it at this hospital, itself or through `sender`."""
+        envelope = self.cancellation(order, by=by)
+        key = by or self.people.orchestrator
+        return take_cancellation(envelope, sender or key.keyid, at.host)
+
+    def cancellation(self, order: SignedOrder, *, by: SigningKey | None = None) -> bytes:
+        """What the order's orchestrator (or `by`) signs to cancel it now."""
+        said = Cancellation(order.digest, wire_time(self.clock()))
+        return sign_cancellation(said, by or self.people.orchestrator).envelope
+
+    def _forward(self, hospital: Hospital, body: bytes, sender: KeyId) -> object:
+        return take_cancellation(body, sender, hospital.host)
 
     # ---- time
 
