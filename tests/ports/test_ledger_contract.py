@@ -1159,6 +1159,7 @@ def test_claims_and_numbers_of_reports_go_on_beyond_those_of_every_ledger_before
         now = ledger.job(job.id)
         job = ledger.adopt(now, at(1), worker="w", lease_until=at(1))
         job = ledger.move(job, JobEvent.RETRY, at(2), deliveries=[report()])
+        ledger.set_control(Control(), at(3))
         job = ledger.start(job, at(3), worker="w", lease_until=at(3))
         seen.append((now.claim, max(delivery.n for delivery in ledger.deliveries())))
 
