@@ -30,6 +30,7 @@ from agent.ports.ledger_outbox import (
     NewDelivery,
     Outbox,
 )
+from agent.ports.ledger_restores import RestoresLedger
 
 ATTEMPT_FAILED = (
     "attempt.failed"  # the event of an attempt that ended badly; its values tell `attempt` and `code`
@@ -140,7 +141,16 @@ class EventRecord(Struct, frozen=True):
     digest: Digest | None = None  # over this line and all before it; None in what was written by no ledger
 
 
-class Ledger(AttemptsLedger, AuditLedger, CancellationsLedger, ImagesLedger, KeepingLedger, Outbox, Protocol):
+class Ledger(
+    AttemptsLedger,
+    AuditLedger,
+    CancellationsLedger,
+    ImagesLedger,
+    KeepingLedger,
+    Outbox,
+    RestoresLedger,
+    Protocol,
+):
     """The truth."""
 
     # ---- intake
