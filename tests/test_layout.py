@@ -25,12 +25,12 @@ RANKS = {
     "trust": 2,
     "ports": 3,
     "pipeline": 4,
-    "api": 5, "worker": 5, "config": 5, "doctor": 5, "selftest": 5,
+    "api": 5, "worker": 5, "config": 5, "doctor": 5, "selftest": 5, "fsck": 5,
     "wiring": 6, "devkit": 6,
     "cli": 7,
 }  # fmt: skip
 # Files that are part of a room by name: cli_orders.py and __main__.py are the command line.
-ROOM_OF = {"cli_*": "cli", "__main__": "cli"}
+ROOM_OF = {"cli_*": "cli", "__main__": "cli", "wiring_*": "wiring"}
 
 # In ports/, `X.py` is a port, `X_lib.py` (or X_lib_part.py) an adapter of it; adapters share these.
 PLUMBING = {
@@ -72,10 +72,13 @@ PLUMBING_OF = {
 PART_OF_PORT = {
     "ledger_attempts": "ledger",
     "ledger_cancellations": "ledger",
+    "ledger_audit": "ledger",
     "ledger_images": "ledger",
+    "ledger_keeping": "ledger",
     "ledger_outbox": "ledger",
+    "ledger_restores": "ledger",
 }
-ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py"}
+ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py", "agent/wiring_state.py"}
 
 LEDGER_ON_SQL = [
     "agent/ports/ledger_sqlalchemy*.py",
@@ -128,7 +131,7 @@ MAY_CATCH_EVERYTHING = {"agent/worker.py", "agent/api/problems.py"}
 
 MAX_FUNCTION_LINES = 50  # in pipeline/: a page
 MAX_MODULE_LINES = 400
-LONG_BY_NATURE = {"agent/errors.py": 500}  # one tree, one class after the other
+LONG_BY_NATURE = {"agent/errors.py": 600}  # one tree, one class after the other
 
 
 # ------------------------------------------------------------------ reading the house

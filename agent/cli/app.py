@@ -11,11 +11,15 @@ import typer
 from agent import __version__
 from agent.cli import (
     audit,
+    audit_log,
+    backup,
     cancel,
     control,
     data,
     deliveries,
+    disk,
     doctor,
+    fsck,
     held,
     image,
     keys,
@@ -57,7 +61,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for page in (setup, services, selftest, doctor, orders, held, cancel, control, watch, audit):
+for page in (
+    setup,
+    services,
+    selftest,
+    doctor,
+    fsck,
+    backup,
+    orders,
+    held,
+    cancel,
+    control,
+    watch,
+    audit,
+    disk,
+):
     page.register(app)
 for name, group in (
     ("keys", keys.app),
@@ -66,6 +84,7 @@ for name, group in (
     ("data", data.app),
     ("deliveries", deliveries.app),
     ("image", image.app),
+    ("audit", audit_log.app),
 ):
     app.add_typer(group, name=name, no_args_is_help=True)
 

@@ -10,14 +10,17 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from agent.domain.audit import NewEvent
 from agent.domain.chain import TaskKind
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
 from agent.ports.ledger_attempts import AttemptsLedger
+from agent.ports.ledger_audit import AuditLedger
 from agent.ports.ledger_cancellations import CancellationsLedger
 from agent.ports.ledger_images import ImagesLedger
+from agent.ports.ledger_keeping import KeepingLedger
 from agent.ports.ledger_outbox import (
     Delivery,
     DeliveryHead,
@@ -27,6 +30,7 @@ from agent.ports.ledger_outbox import (
     NewDelivery,
     Outbox,
 )
+from agent.ports.ledger_restores import RestoresLedger
 
 ATTEMPT_FAILED = (
     "attempt.failed"  # the event of an attempt that ended badly; its values tell `attempt` and `code`
@@ -133,9 +137,20 @@ class EventRecord(Struct, frozen=True):
     order_id: OrderId | None
     position: int | None
     values: dict[str, str | int | float | None]
+    dataset: str | None = None
+    digest: Digest | None = None  # over this line and all before it; None in what was written by no ledger
 
 
-class Ledger(AttemptsLedger, ImagesLedger, CancellationsLedger, Outbox, Protocol):
+class Ledger(
+    AttemptsLedger,
+    AuditLedger,
+    CancellationsLedger,
+    ImagesLedger,
+    KeepingLedger,
+    Outbox,
+    RestoresLedger,
+    Protocol,
+):
     """The truth."""
 
     # ---- intake
@@ -145,12 +160,13 @@ class Ledger(AttemptsLedger, ImagesLedger, CancellationsLedger, Outbox, Protocol
 
         `queue_limit` counts jobs that wait here: RECEIVED, HELD, QUEUED; a repeat is answered whatever it says.
         Raises: OrderConflict (same id, other digest), HandoffConflict (same place, other last receipt; another receipt recorded
-        for an earlier place; or the receipt of this very place recorded, so that it would run twice), QueueFull.
+        for an earlier place; or the receipt of this very place recorded, so that it would run twice), QueueFull; OrderExpired
+        for one that was here and was forgotten.
         """
         ...
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
-        """The digest recorded under this order id."""
+        """The digest recorded under this order id, also after the order itself was forgotten."""
         ...
 
     def recorded_last_receipt(self, order: Digest, position: int) -> tuple[JobId, Digest | None] | None:
@@ -206,14 +222,15 @@ class Ledger(AttemptsLedger, ImagesLedger, CancellationsLedger, Outbox, Protocol
         score: str | None = None,
         deliveries: Sequence[NewDelivery] = (),
         successor: Successor | None = None,
+        told: Sequence[NewEvent] = (),
     ) -> Job:
         """Move the job from what the caller saw (state, attempt, claim, next agent), with everything that demands, at once.
 
-        Records the receipt, the deliveries, the successor job and an event `job.<state>`. `reason` and `not_before` are set as
-        given; `next_agent` and `score` stay when not given. An ATTEST or a RECALL with nothing pending settles at once. START
-        and SETTLE are not the caller's. Receipts are unique by order and position: another one than ours may have come with a
-        later hand-off; an ATTEST then raises HandoffConflict, a FAIL fails without its receipt and leaves an event
-        `receipt.dropped`.
+        Records what is `told`, the receipt, the deliveries, the successor job and an event `job.<state>`. `reason` and
+        `not_before` are set as given; `next_agent` and `score` stay when not given. An ATTEST or a RECALL with nothing pending
+        settles at once. START and SETTLE are not the caller's. Receipts are unique by order and position: another one than
+        ours may have come with a later hand-off; an ATTEST then raises HandoffConflict, a FAIL fails without its receipt and
+        leaves an event `receipt.dropped`.
         Raises: LostRace, IllegalMove, HandoffConflict.
         """
         ...
@@ -248,9 +265,10 @@ class Ledger(AttemptsLedger, ImagesLedger, CancellationsLedger, Outbox, Protocol
         *,
         order_id: OrderId | None = None,
         position: int | None = None,
+        dataset: str | None = None,
         values: dict[str, str | int | float | None] | None = None,
     ) -> None:
-        """Append one line to the log of events."""
+        """Append one line to the log of events. `dataset`: the id by which `audit query` finds it."""
         ...
 
     # ---- logs of jobs
