@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from collections.abc import Callable
 
 from tests.simulate.guards import GUARDS, without
 from tests.simulate.plan import Blow, Plan, draw, paste, without_faults
@@ -31,7 +32,7 @@ def main() -> int:
         plan = without_faults(plan)
     with without(*args.without):
         began_s = time.monotonic()
-        played = play(plan)
+        played = play(plan, _tell(began_s))
         wall_s = time.monotonic() - began_s
         if played.violations and not args.no_shrink:
             _print_smaller(plan, played)
@@ -39,12 +40,28 @@ def main() -> int:
         print(f"  {times:>8}  {name}")
     for violation in played.violations[:50]:
         print(f"  {violation}")
-    print(f"  trace {played.trace}, {played.virtual_s / 3600:.1f} h of virtual time in {wall_s:.1f} s")
+    print(
+        f"  trace {played.trace}, {played.virtual_s / 3600:.1f} h of virtual time in {wall_s:.1f} s, "
+        f"{time.process_time():.1f} s of CPU"
+    )
     print(
         f"simulate: {plan.hosts} agents, {plan.tasks} tasks, {len(plan.faults)} faults, seed {plan.seed}: "
         f"{len(played.violations)} violations"
     )
     return 1 if played.violations else 0
+
+
+def _tell(began_s: float) -> Callable[[float], None]:
+    """Progress on a terminal's error stream, every tenth."""
+    told = [0]
+
+    def tell(part: float) -> None:
+        if int(part * 10) > told[0]:
+            told[0] = int(part * 10)
+            wall_s, cpu_s = time.monotonic() - began_s, time.process_time()
+            print(f"  {told[0] * 10} %, {wall_s:.0f} s, {cpu_s:.0f} s of CPU", file=sys.stderr, flush=True)
+
+    return tell
 
 
 def _print_smaller(plan: Plan, played: Played) -> None:

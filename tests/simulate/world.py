@@ -236,6 +236,7 @@ class Consortium:
         self._bring_images()
         self.sent = {sent.signed.order.id: sent for sent in map(self._sent, plan.orders)}
         self._clients = Process("orchestrator", self.hub)
+        self.tell: Callable[[float], None] = lambda _part: None
         self.dice = Random(f"{plan.seed}/clients")
 
     # ---- setting up
@@ -323,7 +324,9 @@ class Consortium:
             self.hub.at(fault.at_s, self._strike, fault)
         last_order_s = max((order.at_s for order in self.plan.orders), default=0.0)
         calm_s = max(self.plan.calm_at_s, last_order_s)
-        self.hub.run(calm_s)
+        while self.hub.now_s < calm_s:
+            self.hub.run(min(self.hub.now_s + LOOK_EVERY_S, calm_s))
+            self.tell(self.hub.now_s / calm_s)
         for host in self.hosts:
             for process in (*host.workers, *([host.api] if host.api else [])):
                 process.dies_in = process.stalls_in = None
@@ -524,8 +527,8 @@ class Played:
     virtual_s: float
 
 
-def play(plan: Plan) -> Played:
-    """Play it, judge it."""
+def play(plan: Plan, tell: Callable[[float], None] = lambda _part: None) -> Played:
+    """Play it, judge it. `tell` hears how much of the time of faults is over."""
     with ExitStack() as stack:
         stack.callback(gc.set_threshold, *gc.get_threshold())
         gc.set_threshold(
@@ -533,6 +536,7 @@ def play(plan: Plan) -> Played:
         )  # much is kept to the end; looking at it again and again takes a third of the time
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY)))
         world = Consortium(plan, root)
+        world.tell = tell
         stack.enter_context(simulated_machine(world))
         world.play()
         violations = check(world.seen(), world.roster)
