@@ -457,7 +457,7 @@ class RoomTaken(NoSpace):
     """There is room for it once others have ended: to wait is enough, nothing needs to be mended."""
 
     code = "room-taken"
-    most_retries = None
+    is_passing = True
     advice = "It is tried again by itself. Give the workspace more memory, or let fewer tasks run at once ([workers])."
 
 

@@ -3,7 +3,8 @@
 | what | goes when |
 |---|---|
 | a log of a job | the job has ended, and that is `log_age` ago; below the low mark at once |
-| the body of a delivery | it was acknowledged, and that is `log_age` ago; below the low mark at once |
+| the body of a delivery | it was acknowledged, that is `log_age` ago (below the low mark: at once), and its order expired: |
+| | until then whoever lost it may ask for it again |
 | an order with its receipts, jobs, deliveries, logs | it expired by more than the clocks' skew, and `order_age` ago: |
 | | every job of it had ended, and every delivery was acknowledged |
 

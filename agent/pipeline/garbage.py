@@ -6,7 +6,8 @@
 | 2 | an archive that was read for the operator, a build that was killed | always | |
 | 3 | images: interrupted loads; unused for `image_days`, or over `images_bytes` | always | the longest unused |
 | 4 | nonces whose time is over | always | |
-| 5 | logs of jobs, bodies of deliveries that arrived: `log_days` after their end | about hourly | whatever has ended |
+| 5 | logs of jobs `log_days` after their end; bodies of deliveries that arrived, the same | about hourly | of any age |
+| | … and whose order expired: before that they may be asked for again | | |
 | 6 | orders: `order_days` after their end, and expired by more than the skew | about hourly | |
 | 7 | pages of the ledger that became free go back to the file system | after 5 and 6 | |
 

@@ -135,10 +135,12 @@ def _old_bodies(told: Retention) -> Any:
     arrived = (
         deliveries.c.state == DeliveryState.ACKNOWLEDGED,
         deliveries.c.acknowledged_at < told.bodies_before,
+        orders.c.expires < told.expired_before,  # until then whoever lost it may ask for it again
     )
     query = select(bodies.c.delivery, func.length(bodies.c.body))
     return (
         query.join(deliveries, deliveries.c.id == bodies.c.delivery)
+        .join(orders, orders.c.id == deliveries.c.order_id)
         .where(*arrived)
         .order_by(deliveries.c.seq)
     )

@@ -919,7 +919,8 @@ def _old_logs(books: _Books, told: Retention) -> list[tuple[JobId, int, str]]:
 
 def _old_bodies(books: _Books, told: Retention) -> list[DeliveryId]:
     arrived = [d for d in books.deliveries.values() if d.state is DeliveryState.ACKNOWLEDGED and d.body]
-    return [d.id for d in arrived if d.acknowledged_at and d.acknowledged_at < told.bodies_before]
+    over = [d for d in arrived if books.orders[d.order_id].expires < told.expired_before]
+    return [d.id for d in over if d.acknowledged_at and d.acknowledged_at < told.bodies_before]
 
 
 def _old_orders(books: _Books, told: Retention) -> list[OrderRecord]:
