@@ -44,14 +44,8 @@ def tidy(host: Host, *, is_asked: bool = False, is_rehearsal: bool = False) -> t
     Raises: LedgerUnavailable, RuntimeUnavailable unless asked, after all that could go went.
     """
     if host.ports.ledger.control().mode is Mode.RESTORED:
-        return (
-            Gone(
-                Kind.WORKSPACES,
-                0,
-                None,
-                "the ledger was restored: nothing goes until orchestrators were asked",
-            ),
-        )
+        why = "the ledger was restored: nothing goes until orchestrators were asked"
+        return (Gone(Kind.WORKSPACES, 0, None, why),)
     gone: list[Gone] = []
     try:
         gone += _would_clean(host) if is_rehearsal else _clean(host)

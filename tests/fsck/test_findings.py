@@ -48,7 +48,12 @@ def job(name: str, position: int = 0) -> str:
 def spoil(path: Path, statement: str, *values: Any) -> None:
     """Write in the file as nobody should. References are not held, as in a file that was written by another program."""
     with closing(sqlite3.connect(path)) as plain, plain:
+        guards = plain.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for name, _ in guards:
+            plain.execute(f"DROP TRIGGER {name}")
         plain.execute(statement, values)
+        for _, guard in guards:
+            plain.execute(guard)
 
 
 SPOILT: list[tuple[Code, str, tuple[Any, ...]]] = [

@@ -257,7 +257,8 @@ def test_a_restored_ledger_holds_what_the_backup_held_and_nobody_has_any_of_it_i
         assert ledger.lease_delivery(first, at(3), at(600)) is not None
         with pytest.raises(NotFound):
             ledger.order(order_named("after the backup").order.id)
-        assert [event.name for event in ledger.events()][-2:] == ["ledger.restored", "host.restored"]
+        restored = [event.name for event in ledger.events() if "restored" in event.name]
+        assert restored == ["ledger.restored", "host.restored"]
     assert told.kept is not None
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with closing(open_ledger(Path(told.kept) / path.name)) as kept:

@@ -1147,7 +1147,10 @@ def test_a_ledger_that_was_put_back_has_nothing_in_hand_and_starts_nothing(ledge
         assert (now.state, now.attempt, now.claim - seen.claim > 1000) == (seen.state, seen.attempt, True)
     with pytest.raises(LostRace):
         ledger.move(ran, JobEvent.RETRY, at(101))
-    assert event_names(ledger)[-2:] == ["ledger.restored", "host.restored"]
+    assert [name for name in event_names(ledger) if "restored" in name] == [
+        "ledger.restored",
+        "host.restored",
+    ]
 
 
 def test_claims_and_numbers_of_reports_go_on_beyond_those_of_every_ledger_before(ledger: Ledger) -> None:
