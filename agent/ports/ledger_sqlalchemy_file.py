@@ -8,7 +8,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -35,8 +35,9 @@ PRAGMAS: Final = (
 class LedgerFile:
     """An open ledger file. Threads share it freely, and so do processes that open the same path."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, before_commit: Callable[[], None] | None = None) -> None:
         self._path = path
+        self._before_commit = before_commit
         self._engine = _engine(path)
         # SQLite lets waiting writers poll. Within one process they queue up here instead, at no cost.
         self._turn = threading.Lock()
@@ -54,17 +55,22 @@ class LedgerFile:
             connection = plain.execution_options(begin="BEGIN IMMEDIATE")
             with connection.begin():
                 yield connection
+                if self._before_commit is not None:
+                    self._before_commit()
 
     def close(self) -> None:
         """Let go of the file."""
         self._engine.dispose()
 
 
-def open_file(path: Path) -> LedgerFile:
-    """The ledger at `path`, made and migrated when needed. Raises: LedgerUnavailable."""
+def open_file(path: Path, before_commit: Callable[[], None] | None = None) -> LedgerFile:
+    """The ledger at `path`, made and migrated when needed. Raises: LedgerUnavailable.
+
+    `before_commit` is called in each writing transaction after its last write; what it raises undoes them.
+    """
     with translated(path):
         _make(path)
-    file = LedgerFile(path)
+    file = LedgerFile(path, before_commit)
     with ExitStack() as undo:
         undo.callback(file.close)
         with file.reading() as connection:
