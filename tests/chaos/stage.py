@@ -1,0 +1,295 @@
+"""The processes of a run: who is there, started on its host, killed, stalled, and back again when its time has come."""
+
+import json
+import os
+import signal
+import socket
+import ssl
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent.devkit.consortium import Consortium, NotStarted, Party, found, on_podman, on_runc
+from agent.devkit.podman_service import (
+    answers,
+    checkout_folders,
+    claimed_root,
+    service_command,
+    service_environment,
+    why_no_runc,
+    why_not,
+)
+from agent.faults import VARIABLE
+from agent.pipeline.workspace import parse_folder_name
+from tests.chaos.hosts import DESK, Child, Hosts
+from tests.chaos.plan import HOSPITALS, ORCHESTRATORS
+
+START_S = 60.0
+TERM_S = 30.0
+LEASE_S = 8
+DISK_BYTES = 96 << 20
+LOW_DISK_BYTES = 8 << 20
+TIMEOUTS = {"connect_s": 2.0, "read_s": 5.0, "total_s": 10.0, "transfer_s": 60.0}
+GAPS = ("memory_bytes", "cpu_millis", "pids")
+
+
+@dataclass
+class Service:
+    """A process that should be there. `back_at`: when it is started again, on the monotonic clock."""
+
+    name: str
+    host: str
+    command: tuple[str, ...]
+    log: Path
+    env: Mapping[str, str]
+    child: Child | None = None
+    back_at: float | None = None
+    starts: int = 0
+    is_stalled: bool = False
+
+    def start(self, hosts: Hosts) -> None:
+        """Start it."""
+        self.child = hosts.spawn(self.host, self.command, self.log, self.env)
+        self.back_at = None
+        self.is_stalled = False
+        self.starts += 1
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal when it is there."""
+        if self.child is not None:
+            self.child.send(number)
+
+
+@dataclass
+class Stage:
+    """Everything that runs."""
+
+    hosts: Hosts
+    consortium: Consortium
+    folder: Path
+    memory: Path
+    engines: Mapping[str, str]  # by hospital: runc or podman
+    podman_socket: Path
+    services: dict[str, Service] = field(default_factory=dict)
+
+    # ---- places
+
+    def data(self, hospital: str) -> Path:
+        """The folder of ledger, queues and spool of this hospital's agent."""
+        return self.consortium.hospital(hospital).agent.folder / "data"
+
+    def work(self, hospital: str) -> Path:
+        """The root of its workspaces."""
+        return self.memory / hospital / "work"
+
+    def faults(self, hospital: str) -> Path:
+        """The file that tells its agent what goes wrong."""
+        return self.memory / f"faults-{hospital}.json"
+
+    def party(self, name: str) -> Party:
+        """The party of this name."""
+        return next(party for party in self.consortium.parties if party.name == name)
+
+    def host_of(self, party: Party) -> str:
+        """On which host this party lives."""
+        name = party.name.partition("-")[2]
+        return name if name in HOSPITALS else DESK
+
+    # ---- lives
+
+    def start_all(self) -> None:
+        """Start everybody, those first whom others need; return when all answer. Raises: NotStarted."""
+        for service in self.services.values():
+            service.start(self.hosts)
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Return when everybody answers. Raises: NotStarted."""
+        for service in self.services.values():
+            deadline = time.monotonic() + START_S
+            while not self._is_ready(service):
+                if service.child is None or service.child.has_ended or time.monotonic() > deadline:
+                    words = service.log.read_text(errors="replace").strip().splitlines()[-5:]
+                    raise NotStarted(f"{service.name} does not answer: {' / '.join(words)}")
+                time.sleep(0.05)
+
+    def revive(self) -> Iterator[str]:
+        """Start again whoever is gone and whose rest is over; the names of those that had gone unasked."""
+        now = time.monotonic()
+        for service in self.services.values():
+            if service.child is None or not service.child.has_ended:
+                continue
+            if service.back_at is None:
+                yield service.name
+                service.back_at = now + 0.3
+            elif service.back_at <= now:
+                service.start(self.hosts)
+
+    def end_all(self) -> None:
+        """Kill everybody, and wait."""
+        for service in self.services.values():
+            service.send(signal.SIGKILL)
+        for service in self.services.values():
+            if service.child is not None:
+                service.child.wait(TERM_S)
+
+    def _is_ready(self, service: Service) -> bool:
+        kind, _, rest = service.name.partition("-")
+        match kind:
+            case "podman":
+                return answers(self.podman_socket)
+            case "work":
+                return service.log.read_text(errors="replace").count('"worker.started"') >= service.starts
+            case "proxy":
+                return all(
+                    _is_open(party) for party in self.consortium.parties if self.host_of(party) == rest
+                )
+            case "serve":
+                return _is_healthy(self.party(f"agent-{rest}"))
+            case _:
+                return _is_healthy(self.party(service.name))
+
+
+@contextmanager
+def open_stage(
+    hosts: Hosts, folder: Path, memory: Path, images: list[str], engines: Mapping[str, str]
+) -> Iterator[Stage]:
+    """A consortium on these hosts, its processes not started; whatever still runs is killed at the end.
+
+    `folder`: for what lies on a disk, and the logs. `memory`: for workspaces and sockets, on tmpfs.
+    """
+    runtime_dir, root = checkout_folders()
+    podman_socket = runtime_dir / "chaos.sock"
+    consortium = found(
+        folder / "t",
+        HOSPITALS,
+        runtime=on_runc(),
+        memory=memory,
+        orchestrators=ORCHESTRATORS,
+        hosts=hosts.addresses,
+    )
+    consortium.admit(images, accept_missing=GAPS)  # type: ignore[arg-type]
+    stage = Stage(hosts, consortium, folder, memory, engines, podman_socket)
+    (folder / "logs").mkdir()
+    with ExitStack() as stack:
+        stack.callback(stage.end_all)
+        for hospital in HOSPITALS:
+            _settle(stage, hospital)
+        if "podman" in engines.values():
+            runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            podman_socket.unlink(missing_ok=True)
+            claimed = stack.enter_context(claimed_root(root.with_name(f"{root.name}-chaos"), runtime_dir))
+            host = next(name for name, engine in engines.items() if engine == "podman")
+            command = service_command(podman_socket, runtime_dir, claimed)
+            _add(stage, "podman", host, command, service_environment())
+        for host in (*HOSPITALS, DESK):
+            _add_proxy(stage, host)
+        for party in consortium.parties:
+            if not party.name.startswith("agent-"):
+                _add(stage, party.name, stage.host_of(party), list(party.command), _environment())
+        for hospital in HOSPITALS:
+            home = consortium.hospital(hospital).agent.folder
+            for service in ("serve", "work"):
+                command = [sys.executable, "-m", "agent", "--home", str(home), service]
+                env = _environment() | {VARIABLE: str(stage.faults(hospital))}
+                _add(stage, f"{service}-{hospital}", hospital, command, env)
+        yield stage
+
+
+def find_engines(wanted: str) -> dict[str, str]:
+    """What runs the containers of each hospital: `runc`, `podman`, or `mixed`. Raises: NotStarted when it cannot run here."""
+    engines = {
+        "mixed": dict(zip(HOSPITALS, ("runc", "runc", "podman"), strict=True)),
+        "runc": dict.fromkeys(HOSPITALS, "runc"),
+        "podman": dict.fromkeys(HOSPITALS, "podman"),
+    }[wanted]
+    for engine in sorted(set(engines.values())):
+        if lacking := why_not() if engine == "podman" else why_no_runc():
+            raise NotStarted(f"containers of {engine} need {lacking}")
+    return engines
+
+
+def write_whole(path: Path, document: Any) -> None:
+    """Replace a JSON file that other processes read."""
+    beside = path.with_name(f"{path.name}.part")
+    beside.write_text(json.dumps(document))
+    os.replace(beside, path)
+
+
+def workspaces(root: Path) -> list[str]:
+    """The attempts' folders there."""
+    return sorted(path.name for path in root.glob("*") if parse_folder_name(path.name) is not None)
+
+
+def _settle(stage: Stage, hospital: str) -> None:
+    """The settings of this hospital's agent, fit for a run in which everybody is away now and then."""
+    file = stage.consortium.hospital(hospital).agent.folder / "agent.toml"
+    told = tomllib.loads(file.read_text())
+    if stage.engines[hospital] == "podman":
+        told["runtime"] = on_podman(stage.podman_socket) | {"seccomp_dir": told["runtime"]["seccomp_dir"]}
+    told["timeouts"] = TIMEOUTS
+    told["limits"] |= {"lease_s": LEASE_S, "low_disk_bytes": LOW_DISK_BYTES}
+    told["workers"] = {"grace_s": 3.0}
+    file.write_bytes(msgspec.toml.encode(told))
+    (stage.memory / hospital).mkdir(mode=0o700, exist_ok=True)
+    write_whole(stage.faults(hospital), {"clock_s": 0.0, "armed": {}})
+
+
+def _add(stage: Stage, name: str, host: str, command: list[str], env: Mapping[str, str]) -> None:
+    stage.services[name] = Service(name, host, tuple(command), stage.folder / "logs" / f"{name}.log", env)
+
+
+def _add_proxy(stage: Stage, host: str) -> None:
+    doors = [
+        {
+            "target": party.name,
+            "host": party.host,
+            "port": party.port,
+            "certificate": str(party.folder / "tls.crt"),
+            "private_key": str(party.folder / "tls.key"),
+        }
+        for party in stage.consortium.parties
+        if stage.host_of(party) == host
+    ]
+    settings = stage.memory / f"proxy-{host}.json"
+    rules = stage.memory / "rules.json"
+    write_whole(rules, [])
+    write_whole(
+        settings,
+        {"doors": doors, "rules": str(rules), "log": str(stage.folder / "logs" / f"seen-{host}.jsonl")},
+    )
+    command = [sys.executable, "-m", "tests.chaos.proxy", str(settings)]
+    _add(stage, f"proxy-{host}", host, command, _environment())
+
+
+def _environment() -> dict[str, str]:
+    kept = ("PATH", "HOME", "LANG", "XDG_RUNTIME_DIR")
+    return {name: os.environ[name] for name in kept if name in os.environ}
+
+
+def _is_open(party: Party) -> bool:
+    with socket.socket() as door:
+        door.settimeout(1)
+        return door.connect_ex((party.host, party.port)) == 0
+
+
+def _is_healthy(party: Party) -> bool:
+    """Whether it answers /health, asked as others ask it."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((party.host, party.port), 5) as plain,
+            context.wrap_socket(plain) as door,
+        ):
+            door.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            return b" 200 " in door.recv(64)
+    except OSError:
+        return False
