@@ -60,6 +60,7 @@ class Hosts(Protocol):
 
     addresses: Mapping[str, str]
     are_apart: bool
+    can_cut: bool
 
     def spawn(self, host: str, command: Sequence[str], log: Path, env: Mapping[str, str]) -> Child:
         """Start a process there; what it says goes to the end of `log`."""
@@ -82,6 +83,7 @@ class Loopback:
     """All hosts are addresses of this one. Nothing can be cut or mounted here: the proxies cut."""
 
     are_apart = False
+    can_cut = False
 
     def __init__(self, names: Sequence[str]) -> None:
         self.addresses: Mapping[str, str] = {
@@ -121,6 +123,7 @@ class Apart:
         self._told = told
         self._answers = told.makefile("rb")
         self.addresses: Mapping[str, str] = self._ask(do="hosts")
+        self.can_cut: bool = self._ask(do="can_cut")
 
     def spawn(self, host: str, command: Sequence[str], log: Path, env: Mapping[str, str]) -> Child:
         log.touch()

@@ -166,7 +166,7 @@ class Nemesis:
     def _cut(self, act: Act) -> None:
         for source, target in act.values["ways"]:
             self.journal.note("cut", f"{source} to {target}", s=act.values["s"])
-            if self.stage.hosts.are_apart:
+            if self.stage.hosts.can_cut:
                 self.stage.hosts.cut(source, target)
                 self._after(act.values["s"], lambda ends=(source, target): self.stage.hosts.heal(*ends))  # type: ignore[misc]
                 continue

@@ -51,15 +51,19 @@ class Service:
     env: Mapping[str, str]
     child: Child | None = None
     back_at: float | None = None
-    starts: int = 0
-    is_stalled: bool = False
+    said_before: int = 0  # bytes of the log when it was started last
 
     def start(self, hosts: Hosts) -> None:
         """Start it."""
+        self.said_before = self.log.stat().st_size if self.log.exists() else 0
         self.child = hosts.spawn(self.host, self.command, self.log, self.env)
         self.back_at = None
-        self.is_stalled = False
-        self.starts += 1
+
+    def said(self) -> str:
+        """What it said since it was started last."""
+        with self.log.open("rb") as file:
+            file.seek(self.said_before)
+            return file.read().decode(errors="replace")
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal when it is there."""
@@ -116,7 +120,7 @@ class Stage:
             deadline = time.monotonic() + START_S
             while not self._is_ready(service):
                 if service.child is None or service.child.has_ended or time.monotonic() > deadline:
-                    words = service.log.read_text(errors="replace").strip().splitlines()[-5:]
+                    words = service.said().strip().splitlines()[-5:]
                     raise NotStarted(f"{service.name} does not answer: {' / '.join(words)}")
                 time.sleep(0.05)
 
@@ -146,7 +150,7 @@ class Stage:
             case "podman":
                 return answers(self.podman_socket)
             case "work":
-                return service.log.read_text(errors="replace").count('"worker.started"') >= service.starts
+                return '"worker.started"' in service.said()
             case "proxy":
                 return all(
                     _is_open(party) for party in self.consortium.parties if self.host_of(party) == rest
