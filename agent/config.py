@@ -82,6 +82,11 @@ class Paths(Struct, frozen=True, kw_only=True):
         return self.data / "queues.sqlite"
 
     @property
+    def workers(self) -> Path:
+        """A lock for each worker process, held while it lives."""
+        return self.data / "workers"
+
+    @property
     def images(self) -> Path:
         """What is remembered of images that Podman has loaded."""
         return self.data / "images"
@@ -153,7 +158,7 @@ class Workers(Struct, frozen=True, kw_only=True):
     test_tasks: Threads = 1
     preduplets: Threads = 1
     deliveries: Threads = 2
-    grace_s: Seconds = 20.0
+    grace_s: Seconds = 5.0
 
 
 class LogSection(Struct, frozen=True, kw_only=True):

@@ -6,8 +6,8 @@
     ├── JobError        the guest's code or what it left is wrong                       never retried
     └── OutsideError    storage, an orchestrator, a peer or this host could not         503, retried unless the class says no
 
-`code` is stable and has a section of its own in docs/errors.md; `status` is the HTTP status; `is_retried`
-is the retry rule; `advice` says what to do. The message says what was seen.
+`code` is stable and has a section of its own in docs/errors.md; `status` is the HTTP status; `is_retried` is the retry rule,
+`most_retries` its limit, `is_passing` says that it spends no attempt; `advice` says what to do. The message says what was seen.
 """
 
 from typing import ClassVar
@@ -19,6 +19,10 @@ class AgentError(Exception):
     code: ClassVar[str] = "agent-error"
     status: ClassVar[int] = 500
     is_retried: ClassVar[bool] = False
+    is_passing: ClassVar[bool] = (
+        False  # somebody on the network is away: waited for while the order lives, no attempt spent
+    )
+    most_retries: ClassVar[int | None] = None  # over all attempts of a task; None: as many as it has attempts
     advice: ClassVar[str] = "Report this to the maintainers with the log of events."
 
     @property
@@ -300,15 +304,6 @@ class BadOutput(JobError):
         return "output"
 
 
-class AttemptsSpent(JobError):
-    code = "attempts-spent"
-    advice = "Every allowed attempt was lost; the events of the order say to what. Issue the order anew."
-
-    @property
-    def reason(self) -> str:
-        return "unknown"
-
-
 class BadBuild(JobError):
     code = "bad-build"
     advice = "Mend the Dockerfile or its context; docs/algorithms.md says what this host builds with."
@@ -335,6 +330,7 @@ class OutsideError(AgentError):
 
 class StorageUnavailable(OutsideError):
     code = "storage-unavailable"
+    is_passing = True
     advice = "Check that the storage answers at its roster address; it is tried again by itself."
 
 
@@ -350,6 +346,7 @@ class DatasetMissing(OutsideError):
 
 class OrchestratorUnavailable(OutsideError):
     code = "orchestrator-unavailable"
+    is_passing = True
     advice = "Check that the orchestrator answers at its roster address; it is tried again by itself."
 
 
@@ -361,6 +358,7 @@ class ShareWithheld(OutsideError):
 
 class PeerUnavailable(OutsideError):
     code = "peer-unavailable"
+    is_passing = True
     advice = "Check that the peer answers at its roster address; the hand-off is sent again by itself."
 
 
@@ -382,6 +380,16 @@ class RuntimeUnavailable(OutsideError):
     advice = "Start the container service: `systemctl --user start dc-compute-podman` as the agent's user."
 
 
+class ContainerLost(OutsideError):
+    code = "container-lost"
+    advice = "Look at what killed the container or the container service; the attempts are counted, the next begins by itself."
+
+
+class WorkerLost(OutsideError):
+    code = "worker-lost"
+    advice = "Look at why the worker or the host went down; the attempts are counted, and the next one begins by itself."
+
+
 class CageNotApplied(OutsideError):
     code = "cage-not-applied"
     is_retried = False
@@ -393,6 +401,7 @@ class CageNotApplied(OutsideError):
 class NoSpace(OutsideError):
     code = "no-space"
     status = 507
+    most_retries = 1  # garbage is collected before it; what is still full after that is for a person to mend
     advice = "Free space on the file system that the message names; what is refused now may be sent again."
 
 

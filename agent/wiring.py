@@ -369,6 +369,7 @@ def _rules(settings: Settings, runtime: Runtime) -> Rules:
         queue_limit=limits.queue_limit,
         workspace_root=settings.workspace.root,
         spool=settings.paths.spool,
+        workers=settings.paths.workers,
         low_disk_bytes=limits.low_disk_bytes,
         max_model_bytes=limits.max_model_bytes,
         max_image_bytes=limits.max_image_bytes,

@@ -9,28 +9,34 @@ import secrets
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
 from types import FrameType
 
+from agent.domain.control import Mode
 from agent.domain.ids import JobId
+from agent.domain.jobs import JobState
 from agent.errors import AgentError, RuntimeUnavailable
+from agent.lives import bury_the_dead, forget, living
 from agent.log import get_logger
 from agent.pipeline.advance import advance
 from agent.pipeline.deliver import deliver
 from agent.pipeline.gate import Gate, Prove
 from agent.pipeline.host import Host
 from agent.pipeline.resume import sweep
+from agent.pipeline.run import JOB_LABEL
 from agent.pipeline.space import require_memory
 from agent.ports.broker import Consumer, Handler, Queue
-from agent.ports.ledger import DeliveryId
+from agent.ports.ledger import DeliveryId, JobQuery
 
 log = get_logger(__name__)
 
 SWEEP_EVERY_S = 60.0
+LOOK_EVERY_S = 0.5
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 MakeConsumer = Callable[[Mapping[Queue, Handler]], Consumer]
@@ -61,6 +67,12 @@ class Leases:
         finally:
             with self._lock:
                 self._held.discard(name)
+
+    @contextmanager
+    def living(self) -> Iterator[None]:
+        """Be known on this host as a worker that lives, until the process ends in whatever way."""
+        with living(self._host.rules.workers, self.process) if self._host.rules.workers else nullcontext():
+            yield
 
     def held(self) -> tuple[str, ...]:
         """The names in use now."""
@@ -118,10 +130,11 @@ class Stop:
 def work(
     host: Host, make_consumer: MakeConsumer, prove: Prove, *, grace_s: float, stop: Stop | None = None
 ) -> bool:
-    """Consume until asked to stop; whether every handler had ended `grace_s` seconds after that.
+    """Consume until asked to stop; whether every handler had ended then, `grace_s` seconds later at the latest.
 
-    No task runs before `prove` found nothing; all other work goes on. When a handler had not ended, the caller should leave
-    the process: its lease runs out and another worker takes the task over.
+    No task runs before `prove` found nothing; all other work goes on. Handlers that wait for a container are not waited for.
+    When one had not ended, the caller should leave the process at once: containers run on, the leases are over, and the
+    next worker goes on with the same attempts.
     Raises: LedgerUnavailable when the ledger cannot be written at the start; WorkspaceOnDisk when plaintext would lie there.
     """
     stop = stop or Stop()
@@ -129,19 +142,21 @@ def work(
     check_start(host)
     gate = Gate(host, prove)
     consumer = make_consumer(handlers(host, leases, gate))
-    with leases.beating(host.rules.lease / 3):
+    with leases.living(), leases.beating(host.rules.lease / 3):
         consumer.start()
         log.info("worker.started", worker=leases.process)
         while not stop.asked.is_set():
             leases.renew()  # after a jump of the clock the sweep must not take our own live tasks for orphans
+            take_from_the_dead(host)
             run_sweep(host)
             if try_gate(gate):
                 run_sweep(host)  # rings for every job that waited for it
             stop.asked.wait(SWEEP_EVERY_S * secrets.SystemRandom().uniform(0.8, 1.2))
-        is_clean = _stop_within(consumer, grace_s)
+        is_clean = _stop_within(consumer, grace_s, host, leases)
     if is_clean:
         log.info("worker.stopped", worker=leases.process)
     else:
+        _let_go(host, leases.process)
         log.warning("worker.left_its_tasks", worker=leases.process, tasks=len(leases.held()))
     return is_clean
 
@@ -151,11 +166,15 @@ def handlers(host: Host, leases: Leases, gate: Gate) -> dict[Queue, Handler]:
 
     def go_on(item: str) -> None:
         _require_memory(host)  # a mount can vanish; what waits then waits on
+        control = host.ports.ledger.control()
+        if control.mode is Mode.RESTORED:
+            return
         with leases.name() as name:
-            advance(JobId(item), host, name, may_run=gate.is_open)
+            advance(JobId(item), host, name, may_run=gate.is_open, may_start=control.may_start)
 
     def send(item: str) -> None:
-        deliver(DeliveryId(item), host)
+        if host.ports.ledger.control().mode is not Mode.RESTORED:
+            deliver(DeliveryId(item), host)
 
     return {queue: _guarded(queue, send if queue is Queue.DELIVERIES else go_on) for queue in Queue}
 
@@ -168,6 +187,20 @@ def run_sweep(host: Host) -> None:
         log.error("sweep.failed", code=error.code, detail=error.detail, advice=error.advice)
     except Exception:
         log.exception("sweep.crashed")
+
+
+def take_from_the_dead(host: Host) -> None:
+    """End the leases of workers of this host that died, so that the sweep finds their tasks at once."""
+    folder = host.rules.workers
+    if folder is None:
+        return
+    try:
+        for name in bury_the_dead(folder):
+            tasks = host.ports.ledger.release(name, host.ports.now())
+            forget(folder, name)
+            log.warning("worker.died", worker=name, tasks=tasks)
+    except (AgentError, OSError) as error:  # their leases run out anyway
+        log.error("worker.not_buried", detail=str(error))
 
 
 def try_gate(gate: Gate) -> bool:
@@ -220,9 +253,33 @@ def _guarded(queue: Queue, handle: Handler) -> Handler:
     return handler
 
 
-def _stop_within(consumer: Consumer, grace_s: float) -> bool:
-    """Let the consumer take nothing more; whether its handlers ended in time."""
+def _let_go(host: Host, process: str) -> None:
+    """End the leases of everything in hand: whoever comes next need not wait for them."""
+    try:
+        host.ports.ledger.release(process, host.ports.now())
+    except AgentError as error:
+        log.error("lease.not_released", worker=process, code=error.code, detail=error.detail)
+
+
+def _stop_within(consumer: Consumer, grace_s: float, host: Host, leases: Leases) -> bool:
+    """Let the consumer take nothing more; whether its handlers ended in time. Containers are not waited for."""
     stopping = threading.Thread(target=consumer.stop, name="stopping", daemon=True)
     stopping.start()
-    stopping.join(grace_s)
+    deadline_s = time.monotonic() + grace_s
+    while stopping.is_alive() and (left_s := deadline_s - time.monotonic()) > 0:
+        stopping.join(min(LOOK_EVERY_S, left_s))
+        if stopping.is_alive() and _waits_for_containers(host, leases):
+            return False
     return not stopping.is_alive()
+
+
+def _waits_for_containers(host: Host, leases: Leases) -> bool:
+    """Whether every task in hand has a container that runs."""
+    try:
+        held = set(leases.held())
+        query = JobQuery(states=frozenset({JobState.RUNNING}), limit=1000)
+        mine = {job.id for job in host.ports.ledger.jobs(query) if job.worker in held}
+        running = {left.labels.get(JOB_LABEL) for left in host.ports.runtime.leftovers() if left.is_running}
+    except AgentError:
+        return False
+    return len(mine) == len(held) > 0 and mine <= running

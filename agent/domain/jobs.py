@@ -94,9 +94,7 @@ class Job(Struct, frozen=True, kw_only=True):
     position: int
     kind: TaskKind
     state: JobState
-    attempt: (
-        int  # attempts begun so far; with `state` it is the fence: who holds an older number moves nothing
-    )
+    attempt: int  # attempts begun so far
     max_attempts: int
     received_at: datetime
     changed_at: datetime  # when it last moved
@@ -106,6 +104,7 @@ class Job(Struct, frozen=True, kw_only=True):
     next_agent: KeyId | None = None  # who goes on; fixed in the transaction that demands the hand-off
     reason: str | None = None  # why it failed, or why the last attempt was lost
     score: str | None = None  # of a test task, decimal text
+    claim: int = 0  # how often a worker took it in hand: the fence, who holds an older number moves nothing
 
     @property
     def is_final(self) -> bool:

@@ -1,7 +1,13 @@
-"""When to try again: exponential backoff with full jitter, as numbers. Waiting is somebody else's."""
+"""Whether and when to try again: by the class of the error, and exponential backoff with full jitter, as numbers.
+
+Waiting is somebody else's.
+"""
 
 import hashlib
+from collections.abc import Collection
 from datetime import timedelta
+
+from agent.errors import AgentError
 
 BASE_S = 2.0
 CAP_S = 300.0
@@ -15,6 +21,19 @@ def backoff(attempt: int, dice: float) -> timedelta:
     2 s, 4 s, 8 s, … 300 s."""
     ceiling = min(CAP_S, BASE_S * 2 ** min(attempt - 1, 20))
     return timedelta(seconds=ceiling * (0.5 + dice / 2))
+
+
+def may_retry(error: AgentError, earlier_codes: Collection[str], attempt: int, max_attempts: int) -> bool:
+    """Whether a task whose attempt number `attempt` (from 1) ended with this error gets another one.
+
+    `earlier_codes`: the codes by which the attempts before it ended, one each. An error whose class allows only so many
+    retries is counted over all of them: a disk that was full before and is full again ends the task.
+    """
+    if not error.is_retried or attempt >= max_attempts:
+        return False
+    return (
+        error.most_retries is None or sum(code == error.code for code in earlier_codes) < error.most_retries
+    )
 
 
 def rest_between_attempts(attempt: int, dice: float) -> timedelta:

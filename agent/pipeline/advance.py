@@ -5,7 +5,7 @@ from agent.domain.jobs import Job, JobState
 from agent.errors import LostRace, OutsideError, TrustError
 from agent.log import get_logger
 from agent.pipeline.bells import ring_job
-from agent.pipeline.execute import execute
+from agent.pipeline.execute import execute, resume
 from agent.pipeline.hold import hold, look_again
 from agent.pipeline.host import Host, context_of
 from agent.pipeline.place import place
@@ -16,18 +16,21 @@ FIRST_REST_S = 2.0
 LONGEST_REST_S = 60.0
 
 
-def advance(job_id: JobId, host: Host, worker: str, *, may_run: bool = True) -> None:
-    """Place a received job, look at a held one again, run a queued one; nothing for any other.
+def advance(job_id: JobId, host: Host, worker: str, *, may_run: bool = True, may_start: bool = True) -> None:
+    """Place a received job, look at a held one again, run a queued one, take over a running one that nobody has in hand.
 
-    A queued job that may not run now stays queued: the sweep rings for it again. Raises: LedgerUnavailable, NotFound.
+    `may_start`: new tasks; `may_run`: containers at all. What may not go on now stays as it is: the sweep rings for it again.
+    Raises: LedgerUnavailable, NotFound.
     """
     job = host.ports.ledger.job(job_id)
     if job.state is JobState.RECEIVED and job.next_agent is None:
         _place(job, host)
     elif job.state is JobState.HELD:
         _look_again(job, host)
-    elif job.state is JobState.QUEUED and may_run and not _rests(job, host):
+    elif job.state is JobState.QUEUED and may_run and may_start and not _rests(job, host):
         execute(job, host, worker)
+    elif job.state is JobState.RUNNING and may_run and not _is_in_hand(job, host):
+        resume(job, host, worker)
 
 
 def _place(job: Job, host: Host) -> None:
@@ -63,6 +66,10 @@ def _ring_again(job: Job, host: Host) -> float:
 
 def _rests(job: Job, host: Host) -> bool:
     return job.not_before is not None and host.ports.now() < job.not_before
+
+
+def _is_in_hand(job: Job, host: Host) -> bool:
+    return job.lease_until is not None and host.ports.now() < job.lease_until
 
 
 def _rest_s(job: Job, host: Host) -> float:

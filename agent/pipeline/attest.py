@@ -1,7 +1,7 @@
 """A task's end, told for good: the receipt is signed, and recorded in one transaction with what must be told to whom."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from agent.domain.approvals import Verdict
@@ -41,7 +41,7 @@ class Work:
 
     started: datetime
     phases: Phases
-    runs: Runs
+    runs: Runs = field(default_factory=Runs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,78 +1,82 @@
-"""One task, whole. This is the page to read first: everything else in this room is one of its lines."""
+"""One task, whole. This is the page to read first: everything else in this room is one of its lines.
 
-from dataclasses import replace
-from datetime import timedelta
+An attempt belongs to a claim, not to a worker: when a worker dies, the next one takes the attempt over and goes through the
+same lines. What the journal has is not done again, a container that was begun is found and waited for.
+"""
 
-from agent.domain.jobs import Job, JobEvent
+from dataclasses import dataclass, replace
+
+from msgspec import Struct
+
+from agent.domain.ids import Digest, KeyId
+from agent.domain.jobs import Job, JobState
 from agent.domain.orders import is_expired
 from agent.domain.reports import ReportState
-from agent.domain.retries import dice, rest_between_attempts
-from agent.errors import AgentError, BadOutput, LostRace
+from agent.errors import AgentError, LedgerUnavailable, LostRace, OrderExpired
 from agent.log import get_logger
-from agent.pipeline.attest import Done, Work, attest, attest_failure, reason_of
-from agent.pipeline.bells import ring_deliveries, ring_job, ring_successor
-from agent.pipeline.fetch import dataset_for, fetch, model_for
+from agent.pipeline.attest import Done, Work, attest
+from agent.pipeline.bells import ring_deliveries, ring_successor
+from agent.pipeline.fail import end_badly
+from agent.pipeline.fetch import Inputs, dataset_for, fetch, kept_inputs, model_for
 from agent.pipeline.host import Context, Host, context_of
+from agent.pipeline.journal import INPUTS, OUTPUT, Journal
 from agent.pipeline.phases import Phases
 from agent.pipeline.place import expire, holder_of
-from agent.pipeline.publish import publish
+from agent.pipeline.publish import Packed, pack_output, publish
 from agent.pipeline.report import report
-from agent.pipeline.run import Runs, keep_log, run_task
-from agent.pipeline.workspace import bytes_needed, workspace
+from agent.pipeline.run import run_task
+from agent.pipeline.workspace import (
+    PutOff,
+    Workspace,
+    bytes_needed,
+    folder_name,
+    kept_workspace,
+    remove_folder,
+    workspace,
+)
 from agent.trust.signed import open_order
 
 log = get_logger(__name__)
 
-REFUSED_OUTPUT = "refused output"  # beside the outputs of the runs: what was seen of it, for the operator
+
+class Taken(Struct, frozen=True, kw_only=True):
+    """What is known of an attempt once its inputs lie in the workspace: its images by role, who goes on, seconds by phase."""
+
+    images: dict[str, Digest]
+    next_agent: KeyId | None
+    phases: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """An attempt in hand."""
+
+    context: Context
+    work: Work
+    journal: Journal
+    host: Host
 
 
 def execute(job: Job, host: Host, worker: str) -> None:
-    """Claim a queued job and see its attempt to an end: attested, failed, back in the queue, or lost to another worker."""
+    """Claim a queued job and see its attempt to an end: attested, failed, back in the queue, put off, or lost to another."""
     context = _start(context_of(job, host), host, worker)
-    if context is None:
-        return
-    work = Work(host.ports.now(), Phases(), Runs())
+    if context is not None:
+        work = Work(host.ports.now(), Phases())
+        _see_through(_Attempt(context, work, Journal(context.job, host), host))
+
+
+def resume(job: Job, host: Host, worker: str) -> None:
+    """Take over the attempt of a worker that is gone, or one that was put off, and see it to an end."""
+    now = host.ports.now()
     try:
-        done = _attempt(context, work, host)
-        job = attest(context, work, done, host)
-        log.info(
-            "task.attested", job=job.id, attempt=job.attempt, wall_s=work.phases.total_s, score=done.score
-        )
+        job = host.ports.ledger.adopt(job, now, worker=worker, lease_until=now + host.rules.lease)
     except LostRace:
-        log.warning("task.given_up", job=job.id, attempt=context.job.attempt)
-        return
-    except AgentError as error:
-        job = _end_badly(context, work, error, host)
-    ring_deliveries(job, host)
-    ring_successor(context, job, host)
-
-
-def _attempt(context: Context, work: Work, host: Host) -> Done:
-    """The attempt itself. Raises: whatever went wrong, as the ports and the guest tell it."""
-    phase = work.phases
-    with phase("ask"):
-        open_order(context.signed.envelope, host.roster, None)  # a key revoked since intake runs nothing
-        host.policy.admit(context.signed, [context.task], host.ports.ledger.verdict_on)
-        info, header = dataset_for(context, host)
-        next_agent = None if context.next_task is None else holder_of(context.next_task, host)
-        model = model_for(context, host)
-    reserve = bytes_needed(
-        context.task.kind,
-        dataset_bytes=header.header.size,
-        model_bytes=0 if model is None else model.size,
-        ceilings=host.policy.ceilings_for(context.signed.order.limits),
-    )
-    with workspace(
-        context.job, host.rules.workspace_root, host.ports.runtime, reserve_bytes=reserve
-    ) as space:
-        with phase("fetch"):
-            inputs = fetch(context, info, header, model, space, host)
-        with phase("run"):
-            results = run_task(context, inputs, space, work.runs, host)
-        with phase("publish"):
-            output = publish(context, results, space, host)
-    score = None if results.performance is None else repr(results.performance.perf)
-    return Done(output, score, next_agent)
+        return  # a doubled bell, its worker lives, or another one was quicker
+    journal = Journal(job, host, host.ports.ledger.steps(job))
+    known = journal.outcome(OUTPUT, Packed) or journal.outcome(INPUTS, Taken)
+    work = Work(job.changed_at, Phases(None if known is None else known.phases))
+    log.info("task.taken_over", job=job.id, attempt=job.attempt, claim=job.claim)
+    _see_through(_Attempt(context_of(job, host), work, journal, host))
 
 
 def _start(context: Context, host: Host, worker: str) -> Context | None:
@@ -94,40 +98,105 @@ def _start(context: Context, host: Host, worker: str) -> Context | None:
     return replace(context, job=job)
 
 
-def _end_badly(context: Context, work: Work, error: AgentError, host: Host) -> Job:
-    """The job back in the queue when the cause may pass and attempts are left, else FAILED with a receipt."""
-    job = context.job
-    log.warning("task.attempt_failed", job=job.id, attempt=job.attempt, code=error.code, detail=str(error))
-    if isinstance(error, BadOutput) and error.seen:
-        keep_log(job, REFUSED_OUTPUT, error.seen.encode(errors="backslashreplace"), host)
-    host.ports.ledger.record_event(
-        "attempt.failed",
-        host.ports.now(),
-        order_id=job.order_id,
-        position=job.position,
-        values={
-            "attempt": job.attempt,
-            "code": error.code,
-            "detail": error.detail[:300],
-            "advice": error.advice,
-        },
-    )
+def _see_through(attempt: _Attempt) -> None:
+    context, host = attempt.context, attempt.host
     try:
-        if error.is_retried and job.attempt < job.max_attempts:
-            rest = rest_between_attempts(job.attempt, dice(job.id, job.attempt))
-            return retry(context, reason_of(error), rest, host)
-        return attest_failure(context, work, error, host)
+        job = _go(attempt)
     except LostRace:
-        log.warning("task.given_up", job=job.id, attempt=job.attempt)
-        return job
+        log.warning("task.given_up", job=context.job.id, attempt=context.job.attempt)
+        return
+    except PutOff as put_off:
+        job = end_badly(context, attempt.work, put_off.cause, host, is_kept=True)
+        if job.state is not JobState.RUNNING:  # too late to be sent
+            _remove_folders(context.job, host)
+    except LedgerUnavailable:
+        raise  # the attempt stands where the ledger has it: it is taken over when its lease is out
+    except AgentError as error:
+        job = end_badly(context, attempt.work, error, host)
+    ring_deliveries(job, host)
+    ring_successor(context, job, host)
 
 
-def retry(context: Context, reason: str, rest: timedelta, host: Host) -> Job:
-    """RUNNING -> QUEUED, to rest that long. Raises: LostRace."""
-    job, now = context.job, host.ports.now()
-    told = report(context, ReportState.ATTEMPT, host, reason=reason)
-    job = host.ports.ledger.move(
-        job, JobEvent.RETRY, now, reason=reason, not_before=now + rest, deliveries=[told]
+def _go(attempt: _Attempt) -> Job:
+    """The attempt from where it stands; its job, attested. Raises: whatever went wrong, as the ports and the guest tell it."""
+    taken = attempt.journal.outcome(INPUTS, Taken)
+    if taken is None:
+        return _from_the_start(attempt)
+    job, host = attempt.context.job, attempt.host
+    root, runtime = host.rules.workspace_root, host.ports.runtime
+    with kept_workspace(job, root, runtime, is_anothers=attempt.journal.is_anothers) as space:
+        return _to_the_end(attempt, taken, kept_inputs(taken.images, space), space)
+
+
+def _from_the_start(attempt: _Attempt) -> Job:
+    context, journal, host, phase = attempt.context, attempt.journal, attempt.host, attempt.work.phases
+    if journal.is_resumed:
+        _clear(attempt)
+    with phase("ask"):
+        open_order(context.signed.envelope, host.roster, None)  # a key revoked since intake runs nothing
+        host.policy.admit(context.signed, [context.task], host.ports.ledger.verdict_on)
+        info, header = dataset_for(context, host)
+        next_agent = None if context.next_task is None else holder_of(context.next_task, host)
+        model = model_for(context, host)
+    reserve = bytes_needed(
+        context.task.kind,
+        dataset_bytes=header.header.size,
+        model_bytes=0 if model is None else model.size,
+        ceilings=host.policy.ceilings_for(context.signed.order.limits),
     )
-    ring_job(job, host, delay_s=rest.total_seconds())
+    with workspace(
+        context.job,
+        host.rules.workspace_root,
+        host.ports.runtime,
+        reserve_bytes=reserve,
+        is_anothers=journal.is_anothers,
+    ) as space:
+        with phase("fetch"):
+            inputs = fetch(context, info, header, model, space, host)
+        taken = Taken(images=inputs.images, next_agent=next_agent, phases=phase.seconds)
+        journal.end(INPUTS, taken)
+        return _to_the_end(attempt, taken, inputs, space)
+
+
+def _clear(attempt: _Attempt) -> None:
+    """Begin anew, within the attempt: nothing ran yet. Raises: OrderExpired when it is too late for that; WorkerLost."""
+    context, journal, host = attempt.context, attempt.journal, attempt.host
+    try:
+        journal.begin(INPUTS)
+    finally:
+        if not journal.is_anothers():
+            _remove_folders(context.job, host)
+    if is_expired(context.signed.order, host.ports.now(), host.rules.skew):
+        raise OrderExpired("the order expired before its task had its inputs")
+
+
+def _remove_folders(job: Job, host: Host) -> None:
+    for root in (host.rules.workspace_root, host.rules.spool):
+        remove_folder(root / folder_name(job.id, job.attempt), host.ports.runtime)
+
+
+def _to_the_end(attempt: _Attempt, taken: Taken, inputs: Inputs, space: Workspace) -> Job:
+    """With its inputs in the workspace: run, packed, sent, attested. What is on the way stays when storage is away."""
+    context, work, journal, host = attempt.context, attempt.work, attempt.journal, attempt.host
+    packed = journal.outcome(OUTPUT, Packed)
+    if packed is None:
+        if journal.is_resumed and not journal.has_open_run():
+            journal.begin(OUTPUT)
+        with work.phases("run"):
+            results = run_task(context, inputs, space, work.runs, journal, host)
+        with work.phases("pack"):
+            packed = pack_output(context, results, space, work.phases)
+        journal.end(OUTPUT, packed)
+    else:
+        work.runs.outcomes.update(journal.ended_runs())
+    try:
+        with work.phases("publish"):
+            publish(packed, space, host)
+    except AgentError as error:
+        if error.is_retried:
+            raise PutOff(error) from error  # never trained again because it could not be sent
+        raise
+    done = Done(packed.output, packed.score, taken.next_agent)
+    job = attest(context, work, done, host)
+    log.info("task.attested", job=job.id, attempt=job.attempt, wall_s=work.phases.total_s, score=done.score)
     return job

@@ -22,6 +22,8 @@ from agent.ports.storage import BlobInfo, DatasetInfo
 from agent.trust.seal import Opener, SignedHeader, check_use, parse_header
 from agent.trust.shares import ShareKeyPair, ShareRequest, share_info, unwrap_data_key
 
+DATA, MODEL = "data", "model"  # folders of the workspace
+
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
@@ -78,10 +80,15 @@ def fetch(
     images = {role: _image(digest, context, host) for role, digest in images_for(order, task)}
     model_folder = _model(context, model, space, host)
     data_key = _data_key(context, header, host)
-    data = space.readable("data")
+    data = space.readable(DATA)
     _open_dataset(info, header, data_key, data / task.dataset.id, space, host)
     add_pred(data)
     return Inputs(images, data, model_folder)
+
+
+def kept_inputs(images: dict[str, Digest], space: Workspace) -> Inputs:
+    """The same as a worker before this one left it."""
+    return Inputs(images, space.root / DATA, space.root / MODEL)
 
 
 def _image(digest: Digest, context: Context, host: Host) -> Digest:
@@ -98,7 +105,7 @@ def _image(digest: Digest, context: Context, host: Host) -> Digest:
 def _model(context: Context, model: BlobInfo | None, space: Workspace, host: Host) -> Path:
     """The folder of the model the task starts from. Its archive is gone once it is unpacked: both take room."""
     is_learning = context.task.kind is TaskKind.LEARN
-    folder = space.writable("model") if is_learning else space.readable("model")
+    folder = space.writable(MODEL) if is_learning else space.readable(MODEL)
     if model is not None:
         archive = space.private("model.tar")
         near = _maker_of(model.digest, context)

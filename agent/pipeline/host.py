@@ -31,6 +31,9 @@ class Rules:
     max_image_bytes: int
     image_age: timedelta = timedelta(days=30)  # unused for longer, an image leaves
     images_bytes: int = 64 << 30  # all loaded images together
+    workers: Path | None = (
+        None  # the folder in which each worker process of this host holds a lock while it lives
+    )
     in_memory: tuple[Path, ...] = ()  # where else words of guests lie while they run: in memory too
 
 

@@ -74,12 +74,13 @@ def inspect(folder: Path, ceilings: Ceilings) -> tuple[str, ...]:
 
 
 def take(folder: Path, target: Path, ceilings: Ceilings) -> tuple[str, ...]:
-    """Inspect `folder` and move it to `target`, a fresh path that no guest has seen; the names of its files.
+    """Inspect `folder` and move it to `target`, a path that no guest has seen; the names of its files. Moved already is fine.
 
     Raises: BadOutput.
     """
-    names = inspect(folder, ceilings)
-    os.rename(folder, target)
+    names = inspect(target if target.exists() else folder, ceilings)
+    if not target.exists():
+        os.rename(folder, target)
     for parent, _, files in os.walk(target):
         for name in (".", *files):
             strip_attributes(os.path.join(parent, name))
@@ -88,14 +89,15 @@ def take(folder: Path, target: Path, ceilings: Ceilings) -> tuple[str, ...]:
 
 
 def take_file(folder: Path, name: str, target: Path, ceilings: Ceilings) -> None:
-    """Inspect `folder`, which must hold exactly the one file `name`, and move that file to `target`.
+    """Inspect `folder`, which must hold exactly the one file `name`, and move that file to `target`. Moved already is fine.
 
     Raises: BadOutput.
     """
-    names = inspect(folder, ceilings)
-    if names != (name,):
-        raise BadOutput(f"exactly one file named {name!r} was expected, {len(names)} were left")
-    os.rename(folder / name, target)
+    if not target.exists():
+        names = inspect(folder, ceilings)
+        if names != (name,):
+            raise BadOutput(f"exactly one file named {name!r} was expected, {len(names)} were left")
+        os.rename(folder / name, target)
     strip_attributes(target)
     os.chmod(target, 0o644)
 

@@ -1,15 +1,17 @@
 """How long each phase of an attempt took. A monotonic clock measures; nothing decides by it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
 class Phases:
     """Seconds by name of phase, in the order they ran."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, before: Mapping[str, float] | None = None) -> None:
+        """`before`: what the worker before this one had measured of the same attempt."""
+        self.seconds: dict[str, float] = dict(before or {})
+        self._before_s = sum(self.seconds.values())
         self._began = time.monotonic()
 
     @contextmanager
@@ -19,9 +21,9 @@ class Phases:
         try:
             yield
         finally:
-            self.seconds[name] = round(time.monotonic() - began, 4)
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - began, 4)
 
     @property
     def total_s(self) -> float:
-        """Seconds since the attempt began."""
-        return round(time.monotonic() - self._began, 4)
+        """Seconds of work on the attempt: since it began, or before and since it was taken over."""
+        return round(self._before_s + time.monotonic() - self._began, 4)

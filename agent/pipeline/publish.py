@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from msgspec import Struct
+
 from agent.domain.chain import TaskKind
 from agent.domain.ids import Digest, digest_of
 from agent.domain.receipts import Output
@@ -9,20 +11,44 @@ from agent.domain.strict_json import encode
 from agent.errors import BadOutput
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import file_digest, pack
+from agent.pipeline.phases import Phases
 from agent.pipeline.run import Results
 from agent.pipeline.workspace import Workspace, packed_bytes_needed
 from agent.ports.storage import BlobKind
 
 
-def publish(context: Context, results: Results, space: Workspace, host: Host) -> Output:
-    """The task's one output, lying at this node's storage under its digest.
+class Packed(Struct, frozen=True, kw_only=True):
+    """A task's output as it is sent, and what the receipt tells of it: `file` lies in the workspace, named from its root.
+
+    `score`: of a test task. `phases`: seconds by name, until here.
+    """
+
+    output: Output
+    kind: BlobKind
+    file: str
+    score: str | None
+    phases: dict[str, float]
+
+
+def pack_output(context: Context, results: Results, space: Workspace, phases: Phases) -> Packed:
+    """The task's one output, packed and named by its digest.
 
     A learn task leaves `model` (a tar), a test task `performance.json`, a predict task `pred/<dataset id>`.
-    Raises: BadOutput; StorageUnavailable.
+    Raises: BadOutput.
     """
-    archive, name, kind, digest = _prepare(context, results, space)
-    host.ports.storage.put_blob(digest, kind, archive)
-    return Output(name=name, digest=digest, size=archive.stat().st_size)
+    file, name, kind, digest = _prepare(context, results, space)
+    return Packed(
+        output=Output(name=name, digest=digest, size=file.stat().st_size),
+        kind=kind,
+        file=str(file.relative_to(space.root)),
+        score=None if results.performance is None else repr(results.performance.perf),
+        phases=phases.seconds,
+    )
+
+
+def publish(packed: Packed, space: Workspace, host: Host) -> None:
+    """Put the output on this node's own storage. The same again is fine. Raises: StorageUnavailable, DigestMismatch."""
+    host.ports.storage.put_blob(packed.output.digest, packed.kind, space.root / packed.file)
 
 
 def _prepare(context: Context, results: Results, space: Workspace) -> tuple[Path, str, BlobKind, Digest]:
@@ -32,6 +58,7 @@ def _prepare(context: Context, results: Results, space: Workspace) -> tuple[Path
         content_bytes = sum((results.model / name).stat().st_size for name in results.model_files)
         space.keep_only(packed_bytes_needed(content_bytes, len(results.model_files)))
         archive = space.private("model_out.tar")
+        archive.unlink(missing_ok=True)  # half packed by a worker before this one
         return archive, "model", BlobKind.MODEL, pack(results.model, results.model_files, archive)
     if results.performance is not None:
         document = space.private("performance.json")

@@ -3,18 +3,15 @@
 from pathlib import Path
 
 from agent.domain.ids import JobId
-from agent.domain.jobs import Job, JobState
-from agent.domain.retries import LONGEST_REST, backoff, dice
-from agent.errors import AgentError, AttemptsSpent, LostRace, NotFound, RuntimeUnavailable
+from agent.domain.jobs import JobState
+from agent.domain.retries import LONGEST_REST
+from agent.errors import NotFound, RuntimeUnavailable
 from agent.log import get_logger
-from agent.pipeline.attest import Work, attest_failure
-from agent.pipeline.bells import ring, ring_deliveries, ring_job
+from agent.pipeline.bells import ring, ring_job
 from agent.pipeline.collect import collect_images
-from agent.pipeline.execute import retry
 from agent.pipeline.hold import clear
-from agent.pipeline.host import Host, context_of
-from agent.pipeline.phases import Phases
-from agent.pipeline.run import ATTEMPT_LABEL, JOB_LABEL, Runs
+from agent.pipeline.host import Host
+from agent.pipeline.run import ATTEMPT_LABEL, JOB_LABEL
 from agent.pipeline.trials import TRIAL_LABEL, abandoned, is_under_way
 from agent.pipeline.workspace import parse_folder_name, remove_folder
 from agent.ports.broker import Queue
@@ -25,7 +22,7 @@ BATCH = 1000
 
 
 def sweep(host: Host) -> None:
-    """Ring what should be ringing, take over what lost its worker, remove what no live attempt owns.
+    """Ring what should be ringing, remove what no live attempt owns.
 
     Raises: LedgerUnavailable, RuntimeUnavailable.
     """
@@ -33,12 +30,7 @@ def sweep(host: Host) -> None:
     if corrected := host.ports.ledger.correct_clock(now, lease=host.rules.lease, rest=LONGEST_REST):
         log.warning("clock.set_back", corrected=corrected)
     unrung = host.ports.ledger.unrung(now, BATCH)
-    for orphan in unrung.orphans:
-        try:
-            _take_over(orphan, host)
-        except AgentError as error:  # one that cannot be mended holds up no other
-            log.error("task.not_taken_over", job=orphan.id, code=error.code, detail=error.detail)
-    for job in (*unrung.jobs, *unrung.held):
+    for job in (*unrung.orphans, *unrung.jobs, *unrung.held):  # orphans first: their containers run
         ring_job(job, host)
     for delivery in unrung.deliveries:
         ring(Queue.DELIVERIES, delivery, host)
@@ -46,22 +38,6 @@ def sweep(host: Host) -> None:
     clear(host)
     _clean(host)  # late: a container service that is away must not keep bells from ringing
     collect_images(host)
-
-
-def _take_over(orphan: Job, host: Host) -> None:
-    """A job whose worker is gone: another attempt when one is left, else failed with a receipt."""
-    context = context_of(orphan, host)
-    log.warning("task.orphaned", job=orphan.id, attempt=orphan.attempt, worker=orphan.worker)
-    try:
-        if orphan.attempt < orphan.max_attempts:
-            rest = backoff(orphan.attempt, dice(orphan.id, orphan.attempt))  # the lease was a rest already
-            retry(context, "worker-lost", rest, host)
-        else:
-            work = Work(orphan.changed_at, Phases(), Runs())
-            attest_failure(context, work, AttemptsSpent(f"attempt {orphan.attempt} lost its worker"), host)
-    except LostRace:
-        return
-    ring_deliveries(orphan, host)
 
 
 def _clean(host: Host) -> None:

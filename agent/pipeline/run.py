@@ -2,8 +2,12 @@
 
 What one run left is inspected and taken over before another run mounts it, and no mount's source or target lies in a folder
 that a guest wrote.
+
+The lines below are gone through again by a worker that takes over the attempt of another one: a run that ended stands in the
+journal, one that was begun is adopted, and what is moved or dropped may have been before.
 """
 
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
@@ -16,9 +20,10 @@ from agent.domain.jobs import Job
 from agent.errors import BadImage, BadOutput, JobFailed, RuntimeUnavailable
 from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
+from agent.pipeline.journal import RUN, Journal
 from agent.pipeline.outputs import Performance, read_performance, take, take_file
 from agent.pipeline.workspace import Workspace, add_pred, output_bytes_needed
-from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec, Runtime
+from agent.ports.runtime import Mount, Run, RunKind, RunOutcome, RunSpec, Runtime
 from agent.trust.job_log import seal_log
 
 JOB_LABEL = "dc-compute.job"
@@ -43,12 +48,14 @@ class Results:
     prediction: Path | None = None  # file
 
 
-def run_task(context: Context, inputs: Inputs, space: Workspace, runs: Runs, host: Host) -> Results:
+def run_task(
+    context: Context, inputs: Inputs, space: Workspace, runs: Runs, journal: Journal, host: Host
+) -> Results:
     """Run the task's containers; `runs` is filled as they end, also when one fails.
 
-    Raises: JobFailed, BadOutput, BadImage, CageNotApplied, RuntimeUnavailable.
+    Raises: JobFailed, BadOutput, BadImage, CageNotApplied, RuntimeUnavailable, ContainerLost, LostRace.
     """
-    stage = _Stage(context, inputs, space, runs, host)
+    stage = _Stage(context, inputs, space, runs, journal, host)
     match context.task.kind:
         case TaskKind.LEARN:
             return _learn(stage)
@@ -68,6 +75,7 @@ class _Stage:
     inputs: Inputs
     space: Workspace
     runs: Runs
+    journal: Journal
     host: Host
 
     @property
@@ -139,7 +147,9 @@ def _predict_on(stage: _Stage, data: Path) -> Path:
 
 
 def _perf(stage: _Stage, untargeted: Path, prediction: Path) -> Performance:
-    (untargeted / "pred" / stage.dataset).hardlink_to(prediction)
+    predicted = untargeted / "pred" / stage.dataset
+    if not predicted.exists():
+        predicted.hardlink_to(prediction)
     stage.space.keep_only(output_bytes_needed(stage.ceilings))
     left = stage.space.writable("perf")
     mounts = (
@@ -156,15 +166,9 @@ def _perf(stage: _Stage, untargeted: Path, prediction: Path) -> Performance:
 def _run(
     stage: _Stage, name: str, kind: RunKind, role: str, args: tuple[str, ...], mounts: tuple[Mount, ...]
 ) -> None:
-    """Run one container to its end; what it wrote then belongs to the agent.
-
-    Raises: JobFailed with its cause; PolicyRefused when the operator denied an image of the order meanwhile.
-    """
-    context, host = stage.context, stage.host
-    job, runtime = context.job, host.ports.runtime
-    # Once more: inputs may have been fetched for hours, and an image that the operator denied meanwhile does not start.
-    host.policy.admit(context.signed, [context.task], host.ports.ledger.verdict_on)
+    """One container, begun or found, to its end; what it wrote then belongs to the agent. Raises: JobFailed with its cause."""
     spent_s = sum(outcome.wall_s for outcome in stage.runs.outcomes.values())
+    job, runtime = stage.context.job, stage.host.ports.runtime
     spec = RunSpec(
         name=f"dc-{job.id}-{job.attempt}-{name}",
         labels={JOB_LABEL: job.id, ATTEMPT_LABEL: str(job.attempt)},
@@ -175,24 +179,61 @@ def _run(
         ceilings=replace(stage.ceilings, wall_s=max(1, int(stage.ceilings.wall_s - spent_s))),
         accept_missing=frozenset(stage.host.policy.accept_missing),
     )
+    outcome = stage.journal.outcome(RUN + name, RunOutcome)
+    if outcome is None:
+        outcome = _outcome(stage, name, role, spec)
+    else:
+        with suppress(RuntimeUnavailable):  # its worker may have died before this; else the sweep does it
+            runtime.remove(spec.name)
+    stage.runs.outcomes[name] = outcome
+    if outcome.cause == UNKNOWN:  # the host's accident, not the guest's: a guest that ends gives a code
+        raise RuntimeUnavailable(f"nobody can tell how run {name!r} ended")
+    if outcome.cause is not None:
+        raise JobFailed(f"run {name!r} of the {role} image ended with {outcome.cause}", outcome.cause)
+    for mount in mounts:
+        if mount.is_writable and mount.source.exists():
+            _reclaim(mount.source, name, runtime)
+
+
+def _outcome(stage: _Stage, name: str, role: str, spec: RunSpec) -> RunOutcome:
+    """How the run ended, recorded before its container goes; its log is kept apart, sealed.
+
+    Raises: LostRace when the attempt is another worker's by now: the container is left to that one.
+    """
+    job, runtime = stage.context.job, stage.host.ports.runtime
     try:
-        with runtime.run(spec) as run:
-            outcome = run.wait()
+        with _open(stage, name, spec) as run:
+            is_recorded = False
+            try:
+                outcome = run.wait()
+                log = seal_log(outcome.log, stage.host.key, job=job.id, attempt=job.attempt, run=name)
+                outcome = replace(outcome, log=b"")
+                stage.journal.end(RUN + name, outcome, log=(name, log))
+                is_recorded = True
+            finally:
+                if not is_recorded and stage.journal.is_anothers():
+                    run.leave()
     except BadImage as cause:
         if (
             runtime.image(spec.image) is None
         ):  # it was there when the task looked: somebody took it away since
             raise RuntimeUnavailable(f"the {role} image left the engine before run {name!r}") from cause
         raise
-    stage.runs.outcomes[name] = outcome
-    keep_log(job, name, outcome.log, stage.host)
-    if outcome.cause == UNKNOWN:  # the host's accident, not the guest's: a guest that ends gives a code
-        raise RuntimeUnavailable(f"nobody can tell how run {name!r} ended")
-    if outcome.cause is not None:
-        raise JobFailed(f"run {name!r} of the {role} image ended with {outcome.cause}", outcome.cause)
-    for mount in mounts:
-        if mount.is_writable:
-            _reclaim(mount.source, name, runtime)
+    return outcome
+
+
+def _open(stage: _Stage, name: str, spec: RunSpec) -> AbstractContextManager[Run]:
+    """The run's container: that of the worker before this one, or a new one.
+
+    Raises: PolicyRefused when the operator denied an image of the order meanwhile.
+    """
+    context, host = stage.context, stage.host
+    if stage.journal.has_begun(RUN + name):
+        return host.ports.runtime.adopt(spec)
+    # Once more: inputs may have been fetched for hours, and an image that the operator denied meanwhile does not start.
+    host.policy.admit(context.signed, [context.task], host.ports.ledger.verdict_on)
+    stage.journal.begin(RUN + name)
+    return host.ports.runtime.run(spec)
 
 
 def _reclaim(folder: Path, run: str, runtime: Runtime) -> None:

@@ -7,7 +7,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from agent.domain.ceilings import Ceilings
 from agent.domain.chain import TaskKind
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job
-from agent.errors import BadOutput, LostRace, NoSpace
+from agent.errors import AgentError, BadOutput, LostRace, NoSpace, WorkerLost
 from agent.pipeline.space import FOLDER_NAME, lower_reservation, reserve, used_bytes
 from agent.ports.runtime import Runtime
 
@@ -53,12 +53,12 @@ class Workspace:
         return folder / name
 
     def drop(self, *things: Path) -> None:
-        """Free what no later run needs: files, or folders whose content is the agent's own (`Runtime.reclaim`)."""
+        """Free what no later run needs: files, or folders whose content is the agent's own (`Runtime.reclaim`); or gone."""
         for thing in things:
             if thing.is_dir() and not thing.is_symlink():
                 shutil.rmtree(thing)
             else:
-                thing.unlink()
+                thing.unlink(missing_ok=True)
 
     def keep_only(self, further_bytes: int) -> None:
         """Give back what is reserved beyond what lies here now, all of it the agent's own, and so many bytes more."""
@@ -66,7 +66,9 @@ class Workspace:
 
     def _make(self, name: str, mode: int) -> Path:
         folder = self.root / name
-        folder.mkdir()
+        folder.mkdir(
+            exist_ok=True
+        )  # a worker before this one may have made it for the same run of the same attempt
         folder.chmod(mode)
         return folder
 
@@ -123,7 +125,7 @@ def _pages(content_bytes: int, files: int) -> int:
 
 def add_pred(folder: Path) -> None:
     """Give a folder that the guest reads the empty `pred` on which its writable one is mounted."""
-    (folder / "pred").mkdir()
+    (folder / "pred").mkdir(exist_ok=True)
     (folder / "pred").chmod(GUEST_READS)
 
 
@@ -138,18 +140,61 @@ def parse_folder_name(name: str) -> tuple[JobId, int] | None:
     return None if match is None else (JobId(match["job"]), int(match["attempt"]))
 
 
+class PutOff(Exception):
+    """Leaves a workspace as it is: `cause` passes, and the attempt goes on from here later."""
+
+    def __init__(self, cause: AgentError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
 @contextmanager
-def workspace(job: Job, root: Path, runtime: Runtime, *, reserve_bytes: int) -> Iterator[Workspace]:
+def workspace(
+    job: Job,
+    root: Path,
+    runtime: Runtime,
+    *,
+    reserve_bytes: int,
+    is_anothers: Callable[[], bool] = lambda: False,
+) -> Iterator[Workspace]:
     """The attempt's own folder under `root`, with so many bytes reserved; leaving the context removes it with everything in it.
 
-    The reservation stands in the folder: it outlives a worker that dies, and ends with the folder.
+    The reservation stands in the folder: it outlives a worker that dies, and ends with the folder. `is_anothers`: whether
+    another worker has the attempt by the time this one leaves it: then the folder stays.
     Raises: NoSpace when `root` cannot hold `reserve_bytes` beside what is reserved there already, or fills up while in use;
     LostRace when a sweep took it away.
     """
     folder = root / folder_name(job.id, job.attempt)
     reserve(folder, reserve_bytes)
-    try:
+    with _leaving(folder, runtime, is_anothers):
         yield Workspace(folder)
+
+
+@contextmanager
+def kept_workspace(
+    job: Job, root: Path, runtime: Runtime, *, is_anothers: Callable[[], bool]
+) -> Iterator[Workspace]:
+    """The folder as an earlier worker of the same attempt left it, with its reservation. Leaving is as with `workspace`.
+
+    Raises: WorkerLost when it is gone; and as `workspace`.
+    """
+    folder = root / folder_name(job.id, job.attempt)
+    if not folder.is_dir():
+        raise WorkerLost(
+            "the workspace is gone with the worker that filled it: the host was restarted, or it was removed"
+        )
+    with _leaving(folder, runtime, is_anothers):
+        yield Workspace(folder)
+
+
+@contextmanager
+def _leaving(folder: Path, runtime: Runtime, is_anothers: Callable[[], bool]) -> Iterator[None]:
+    is_put_off = False
+    try:
+        yield
+    except PutOff:
+        is_put_off = True
+        raise
     except OSError as cause:
         if cause.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise NoSpace(f"the workspace filled up: {cause.strerror}") from cause
@@ -157,7 +202,8 @@ def workspace(job: Job, root: Path, runtime: Runtime, *, reserve_bytes: int) -> 
             raise LostRace("the workspace is gone: a sweep gave this attempt up") from cause
         raise
     finally:
-        remove_folder(folder, runtime)
+        if not is_put_off and not is_anothers():
+            remove_folder(folder, runtime)
 
 
 def remove_folder(folder: Path, runtime: Runtime) -> None:

@@ -1,23 +1,27 @@
 """The port to the ledger: the truth about orders, jobs, receipts, deliveries and used nonces.
 
-Every method is one transaction, durable when it returns. Every change of a job is a compare-and-set on (state, attempt) against
-`domain.jobs.TRANSITIONS`; who lost the race gets LostRace and stops. Raises everywhere: LedgerUnavailable.
+Every method is one transaction, durable when it returns. Every change of a job is a compare-and-set on (state, attempt, claim)
+against `domain.jobs.TRANSITIONS`; who lost the race gets LostRace and stops. Raises everywhere: LedgerUnavailable.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NewType, Protocol
 
 from msgspec import Struct
 
-from agent.domain.approvals import Ruling, Verdict
 from agent.domain.chain import TaskKind
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
-from agent.domain.images import ImageDescription, ImageEntry
 from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
+from agent.ports.ledger_attempts import AttemptsLedger
+from agent.ports.ledger_images import ImagesLedger
+
+ATTEMPT_FAILED = (
+    "attempt.failed"  # the event of an attempt that ended badly; its values tell `attempt` and `code`
+)
 
 DeliveryId = NewType("DeliveryId", str)  # "<job id>.<kind>.<n>"
 
@@ -137,7 +141,7 @@ class EventRecord(Struct, frozen=True):
     values: dict[str, str | int | float | None]
 
 
-class Ledger(Protocol):
+class Ledger(AttemptsLedger, ImagesLedger, Protocol):
     """The truth."""
 
     # ---- intake
@@ -209,7 +213,7 @@ class Ledger(Protocol):
         deliveries: Sequence[NewDelivery] = (),
         successor: Successor | None = None,
     ) -> Job:
-        """Move the job from the (state, attempt, next agent) the caller saw, with everything that demands, in one transaction.
+        """Move the job from what the caller saw (state, attempt, claim, next agent), with everything that demands, at once.
 
         Records the receipt, the deliveries, the successor job and an event `job.<state>`. `reason` and `not_before` are set as
         given; `next_agent` and `score` stay when not given. An ATTEST with nothing pending settles at once. START and SETTLE
@@ -228,7 +232,10 @@ class Ledger(Protocol):
         lease_until: datetime,
         deliveries: Sequence[NewDelivery] = (),
     ) -> Job:
-        """QUEUED -> RUNNING for this worker, one attempt more. Raises: LostRace when it is not queued as seen, or rests."""
+        """QUEUED -> RUNNING for this worker, one attempt and one claim more.
+
+        Raises: LostRace when it is not queued as seen, or rests.
+        """
         ...
 
     def renew(self, worker: str, lease_until: datetime) -> None:
@@ -251,42 +258,6 @@ class Ledger(Protocol):
         """Append one line to the log of events."""
         ...
 
-    # ---- what the operator ruled on images
-
-    def rule(self, ruling: Ruling) -> bool:
-        """Append it with an event `image.<verdict>`, unless it says what the last one on this image says; whether it did."""
-        ...
-
-    def ruling(self, image: Digest) -> Ruling | None:
-        """The last ruling on this image."""
-        ...
-
-    def verdict_on(self, image: Digest) -> Verdict | None:
-        """What the last ruling on this image says."""
-        ...
-
-    def rulings(self, *, image: Digest | None = None, limit: int = 500) -> tuple[Ruling, ...]:
-        """Rulings, of one image or of all, newest first."""
-        ...
-
-    # ---- what images hold that wait for the operator
-
-    def describe(self, description: ImageDescription, listing: Sequence[ImageEntry] = ()) -> None:
-        """Keep what was read of an archive. The first description of an image stays: the archive's digest is its name."""
-        ...
-
-    def description(self, image: Digest) -> ImageDescription | None:
-        """What was read of this archive."""
-        ...
-
-    def listing(self, image: Digest, page: int) -> tuple[ImageEntry, ...]:
-        """The entries of page `page` (from 0, of PAGE_ENTRIES) of a description's listing; none behind its end."""
-        ...
-
-    def forget_descriptions(self, keep: Collection[Digest]) -> int:
-        """Drop the descriptions of all images but these; how many."""
-        ...
-
     # ---- logs of jobs
 
     def keep_log(self, job: Job, run: str, log: bytes) -> None:
@@ -295,6 +266,15 @@ class Ledger(Protocol):
 
     def logs(self, order_id: OrderId) -> tuple[tuple[JobId, int, str, bytes], ...]:
         """(job, attempt, run, sealed output) of an order's runs on this host, oldest first."""
+        ...
+
+    # ---- attempts, as the log of events tells them
+
+    def codes_before(self, job: Job) -> tuple[str, ...]:
+        """The error codes by which the attempts before `job.attempt` ended, one each, oldest first.
+
+        From the events `attempt.failed`, which no retention takes away. An attempt that was lost with its worker has none.
+        """
         ...
 
     # ---- outbox
@@ -333,7 +313,10 @@ class Ledger(Protocol):
         ...
 
     def correct_clock(self, now: datetime, *, lease: timedelta, rest: timedelta) -> int:
-        """End every lease and rest that lies further ahead than any is ever given: the clock was set back. How many."""
+        """End every lease and rest that lies further ahead than any is ever given: the clock was set back. How many.
+
+        A parked job rests; a running one has a lease.
+        """
         ...
 
     def forget_nonces(self, now: datetime) -> int:

@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0002"  # the newest revision in migrations/versions
+HEAD: Final = "0003"  # the newest revision in migrations/versions
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -98,6 +98,7 @@ jobs = Table(
     Column("next_agent", Text),
     Column("reason", Text),
     Column("score", Text),
+    Column("claim", Integer, nullable=False, server_default="0"),
     UniqueConstraint("order_id", "position"),
 )
 Index("jobs_by_state", jobs.c.state, jobs.c.seq)
@@ -175,6 +176,32 @@ logs = Table(
     UniqueConstraint("job_id", "attempt", "run"),
 )
 Index("logs_by_order", logs.c.order_id, logs.c.seq)
+
+# How far an attempt came: a row before each effect, its outcome after it.
+steps = Table(
+    "steps",
+    metadata,
+    Column("job_id", Text, ForeignKey("jobs.id"), primary_key=True),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("name", Text, primary_key=True),
+    Column("tries", Integer, nullable=False),
+    Column("begun_at", Moment, nullable=False),
+    Column("ended_at", Moment),
+    Column("outcome", LargeBinary),
+    sqlite_with_rowid=False,
+)
+
+# One row, or none while nobody said anything: what the host does as a whole.
+control = Table(
+    "control",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("mode", Text, nullable=False),
+    Column("since", Moment),
+    Column("until", Moment),
+    Column("reason", Text),
+    Column("uid", BigInteger),
+)
 
 # What the operator decided on images: rows are only ever added, the last one of an image counts.
 rulings = Table(

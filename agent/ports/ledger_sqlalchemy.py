@@ -43,6 +43,8 @@ from agent.ports.ledger_schema import (
     probe,
     receipts,
 )
+from agent.ports.ledger_sqlalchemy_attempts import AttemptRecords
+from agent.ports.ledger_sqlalchemy_disk import Keeping
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
 from agent.ports.ledger_sqlalchemy_rows import Plain, delivery_of, event_of, job_of, order_of, receipt_of
@@ -55,7 +57,7 @@ def open_ledger(path: Path, *, before_commit: Callable[[], None] | None = None) 
     return SqlAlchemyLedger(open_file(path, before_commit))
 
 
-class SqlAlchemyLedger(ImageRecords):
+class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping):
     """See `ledger.Ledger`. Threads and processes share it freely."""
 
     # ---- intake
@@ -196,7 +198,7 @@ class SqlAlchemyLedger(ImageRecords):
     ) -> Job:
         if job.state is not JobState.QUEUED:
             raise LostRace(f"job {job.id} is {job.state}")
-        columns = {"attempt": job.attempt + 1, "not_before": None}
+        columns = {"attempt": job.attempt + 1, "claim": job.claim + 1, "not_before": None}
         with self._file.writing() as tx:
             current = writes.read_job(tx, job.id)
             if current.not_before is not None and current.not_before > now:
@@ -237,11 +239,8 @@ class SqlAlchemyLedger(ImageRecords):
     # ---- logs of jobs
 
     def keep_log(self, job: Job, run: str, log: bytes) -> None:
-        here = (logs.c.job_id == job.id, logs.c.attempt == job.attempt, logs.c.run == run)
-        row = {"job_id": job.id, "attempt": job.attempt, "run": run, "order_id": job.order_id, "log": log}
         with self._file.writing() as tx:
-            if tx.execute(update(logs).where(*here).values(log=log)).rowcount == 0:
-                tx.execute(insert(logs), row)
+            writes.put_log(tx, job, run, log)
 
     def logs(self, order_id: OrderId) -> tuple[tuple[JobId, int, str, bytes], ...]:
         query = select(logs).where(logs.c.order_id == order_id).order_by(logs.c.seq)
@@ -313,9 +312,10 @@ class SqlAlchemyLedger(ImageRecords):
 
     def correct_clock(self, now: datetime, *, lease: timedelta, rest: timedelta) -> int:
         running, queued = jobs.c.state == JobState.RUNNING, jobs.c.state == JobState.QUEUED
-        pending = text(IS_PENDING)
+        has_worker, pending = jobs.c.worker.is_not(None), text(IS_PENDING)
         corrections = (
-            update(jobs).where(running, jobs.c.lease_until > now + lease).values(lease_until=now),
+            update(jobs).where(running, has_worker, jobs.c.lease_until > now + lease).values(lease_until=now),
+            update(jobs).where(running, jobs.c.lease_until > now + max(lease, rest)).values(lease_until=now),
             update(jobs).where(queued, jobs.c.not_before > now + rest).values(not_before=now),
             update(deliveries).where(pending, deliveries.c.next_try_at > now + rest).values(next_try_at=now),
             update(deliveries).where(pending, deliveries.c.lease_until > now + lease).values(lease_until=now),

@@ -37,6 +37,7 @@ def job_of(row: RowMapping) -> Job:
         next_agent=row["next_agent"],
         reason=row["reason"],
         score=row["score"],
+        claim=row["claim"],
     )
 
 

@@ -12,7 +12,7 @@ from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
 from agent.domain.receipts import SignedReceipt
 from agent.errors import HandoffConflict, LostRace, NotFound, OrderConflict, QueueFull
 from agent.ports.ledger import Arrival, DeliveryId, DeliveryKind, DeliveryState, NewDelivery, Successor
-from agent.ports.ledger_schema import IS_PENDING, bodies, deliveries, events, jobs, orders, receipts
+from agent.ports.ledger_schema import IS_PENDING, bodies, deliveries, events, jobs, logs, orders, receipts
 from agent.ports.ledger_sqlalchemy_rows import (
     Plain,
     job_of,
@@ -49,18 +49,31 @@ def transit(tx: Connection, seen: Job, event: JobEvent, now: datetime, **columns
 def change(tx: Connection, seen: Job, **columns: Any) -> Job:
     """Compare and set: the job is as the caller saw it, or LostRace.
 
-    Beside (state, attempt) a recorded hand-off fences too: a job that is on its way to another host must not be queued here
-    by a worker that read it before.
+    Beside (state, attempt, claim) a recorded hand-off fences too: a job that is on its way to another host must not be
+    queued here by a worker that read it before.
     """
     fence = (
         jobs.c.id == seen.id,
         jobs.c.state == seen.state,
         jobs.c.attempt == seen.attempt,
+        jobs.c.claim == seen.claim,
         jobs.c.next_agent.is_not_distinct_from(seen.next_agent),
     )
     if tx.execute(update(jobs).where(*fence).values(**columns)).rowcount != 1:
         raise LostRace(f"job {seen.id} is no longer {seen.state} in attempt {seen.attempt}")
     return read_job(tx, seen.id)
+
+
+def require_claim(tx: Connection, seen: Job) -> None:
+    """Raises: LostRace when the job is not RUNNING under the claim that the caller has."""
+    fence = (
+        jobs.c.id == seen.id,
+        jobs.c.state == JobState.RUNNING,
+        jobs.c.attempt == seen.attempt,
+        jobs.c.claim == seen.claim,
+    )
+    if tx.execute(select(jobs.c.seq).where(*fence)).first() is None:
+        raise LostRace(f"attempt {seen.attempt} of job {seen.id} was given to another worker, or given up")
 
 
 def send_to(tx: Connection, seen: Job, next_agent: KeyId, now: datetime) -> Job:
@@ -293,6 +306,14 @@ def tell(
 ) -> None:
     """One line more in the log of events."""
     tx.execute(insert(events), row_of_event(name, now, order_id, position, values))
+
+
+def put_log(tx: Connection, job: Job, run: str, log: bytes) -> None:
+    """A run's output, in the place of an earlier one of the same name."""
+    here = (logs.c.job_id == job.id, logs.c.attempt == job.attempt, logs.c.run == run)
+    row = {"job_id": job.id, "attempt": job.attempt, "run": run, "order_id": job.order_id, "log": log}
+    if tx.execute(update(logs).where(*here).values(log=log)).rowcount == 0:
+        tx.execute(insert(logs), row)
 
 
 def _of_place(job: Job) -> tuple[Any, Any]:

@@ -152,6 +152,14 @@ class Runtime(Protocol):
         """
         ...
 
+    def adopt(self, spec: RunSpec) -> AbstractContextManager["Run"]:
+        """The container of this spec's name that an earlier worker started, running or ended by now, as if this worker had
+        started it. Leaving the context kills and removes it.
+
+        Raises: ContainerLost when there is none, or its program never began: what exists of it is removed.
+        """
+        ...
+
     def leftovers(self) -> tuple[Leftover, ...]:
         """Every container of ours on this host, running or not."""
         ...
@@ -177,6 +185,10 @@ class Run(Protocol):
 
     def kill(self) -> None:
         """Kill it now; `wait` then returns with `signal:9`. Callable from another thread."""
+        ...
+
+    def leave(self) -> None:
+        """It is another worker's by now: leaving its context lets go of it, and touches nothing."""
         ...
 
     def progress(self) -> float | None:

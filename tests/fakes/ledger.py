@@ -12,12 +12,14 @@ from msgspec.structs import replace
 
 from agent.domain.approvals import Ruling, Verdict
 from agent.domain.chain import TaskKind
+from agent.domain.control import Control
 from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
 from agent.domain.images import PAGE_ENTRIES, ImageDescription, ImageEntry
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
 from agent.domain.receipts import SignedReceipt
 from agent.errors import HandoffConflict, LedgerUnavailable, LostRace, NotFound, OrderConflict, QueueFull
 from agent.ports.ledger import (
+    ATTEMPT_FAILED,
     Admission,
     Arrival,
     Delivery,
@@ -31,6 +33,7 @@ from agent.ports.ledger import (
     Successor,
     Unrung,
 )
+from agent.ports.ledger_attempts import Step
 
 Plain = str | int | float | None
 
@@ -49,6 +52,8 @@ class _Books:
     nonces: dict[tuple[KeyId, str], datetime] = field(default_factory=dict)
     events: list[EventRecord] = field(default_factory=list)
     logs: dict[tuple[JobId, int, str], bytes] = field(default_factory=dict)
+    steps: dict[tuple[JobId, int, str], Step] = field(default_factory=dict)
+    control: list[Control] = field(default_factory=list)
     rulings: list[Ruling] = field(default_factory=list)
     descriptions: dict[Digest, tuple[ImageDescription, tuple[ImageEntry, ...]]] = field(default_factory=dict)
 
@@ -209,9 +214,76 @@ class MemoryLedger:
                 raise LostRace(f"{job.id} rests")
             attempt = job.attempt + 1
             columns = {"attempt": attempt, "worker": worker, "lease_until": lease_until, "not_before": None}
+            columns["claim"] = job.claim + 1
             started = _transit(books, job, JobEvent.START, now, **columns)
             _put_deliveries(books, started, deliveries, now)
             return started
+
+    def adopt(self, job: Job, now: datetime, *, worker: str, lease_until: datetime) -> Job:
+        with self._writing() as books:
+            _require_running(job)
+            current = _job(books, job.id)
+            if current.lease_until is not None and current.lease_until > now:
+                raise LostRace(f"{job.id} is leased")
+            columns = {"worker": worker, "lease_until": lease_until, "claim": job.claim + 1, "reason": None}
+            adopted = _change(books, job, **columns)
+            _tell(books, "job.adopted", now, job.order_id, job.position, _told_of(adopted))
+            return adopted
+
+    def park(self, job: Job, now: datetime, *, until: datetime, reason: str) -> Job:
+        with self._writing() as books:
+            _require_running(job)
+            columns = {"worker": None, "lease_until": until, "claim": job.claim + 1, "reason": reason}
+            parked = _change(books, job, **columns)
+            for key, step in tuple(books.steps.items()):
+                if key[:2] == (job.id, job.attempt) and step.ended_at is None:
+                    books.steps[key] = replace(step, tries=0)
+            _tell(books, "job.parked", now, job.order_id, job.position, _told_of(parked))
+            return parked
+
+    def release(self, process: str, now: datetime) -> int:
+        with self._writing() as books:
+            released = 0
+            for job in tuple(books.jobs.values()):
+                is_mine = f"{job.worker}-".startswith(f"{process}-")
+                if job.state is JobState.RUNNING and is_mine and job.lease_until and job.lease_until > now:
+                    books.jobs[job.id] = replace(job, lease_until=now)
+                    released += 1
+            return released
+
+    def begin_step(self, job: Job, name: str, now: datetime) -> Step:
+        with self._writing() as books:
+            _require_claim(books, job)
+            before = books.steps.get((job.id, job.attempt, name))
+            step = Step(name=name, tries=1 + (before.tries if before else 0), begun_at=now)
+            books.steps[job.id, job.attempt, name] = step
+            return step
+
+    def end_step(
+        self, job: Job, name: str, now: datetime, outcome: bytes, *, log: tuple[str, bytes] | None = None
+    ) -> None:
+        with self._writing() as books:
+            _require_claim(books, job)
+            key = (job.id, job.attempt, name)
+            begun = books.steps.get(key) or Step(name=name, tries=1, begun_at=now)
+            books.steps[key] = replace(begun, ended_at=now, outcome=outcome)
+            if log is not None:
+                books.logs[job.id, job.attempt, log[0]] = log[1]
+
+    def steps(self, job: Job) -> tuple[Step, ...]:
+        with self._reading() as books:
+            own = [step for key, step in books.steps.items() if key[:2] == (job.id, job.attempt)]
+            return tuple(sorted(own, key=lambda step: (step.begun_at, step.name)))
+
+    def control(self) -> Control:
+        with self._reading() as books:
+            return books.control[-1] if books.control else Control()
+
+    def set_control(self, control: Control, now: datetime) -> None:
+        with self._writing() as books:
+            books.control.append(control)
+            values: dict[str, Plain] = {"reason": control.reason, "uid": control.uid}
+            _tell(books, f"host.{control.mode}", now, None, None, values)
 
     def renew(self, worker: str, lease_until: datetime) -> None:
         with self._writing() as books:
@@ -295,6 +367,14 @@ class MemoryLedger:
             kept = books.logs.items()
             return tuple((*key, log) for key, log in kept if books.jobs[key[0]].order_id == order_id)
 
+    # ---- attempts
+
+    def codes_before(self, job: Job) -> tuple[str, ...]:
+        told = [e for e in self.events(order_id=job.order_id, limit=1 << 30) if e.name == ATTEMPT_FAILED]
+        here: list[dict[str, Any]] = [event.values for event in told if event.position == job.position]
+        codes = {values["attempt"]: str(values["code"]) for values in here}
+        return tuple(code for attempt, code in codes.items() if attempt < job.attempt)
+
     # ---- outbox
 
     def lease_delivery(self, delivery: DeliveryId, now: datetime, lease_until: datetime) -> Delivery | None:
@@ -362,7 +442,8 @@ class MemoryLedger:
         with self._writing() as books:
             corrected = 0
             for job in tuple(books.jobs.values()):
-                if job.state is JobState.RUNNING and job.lease_until and job.lease_until > now + lease:
+                most = lease if job.worker is not None else max(lease, rest)
+                if job.state is JobState.RUNNING and job.lease_until and job.lease_until > now + most:
                     books.jobs[job.id] = replace(job, lease_until=now)
                     corrected += 1
                 if job.state is JobState.QUEUED and job.not_before and job.not_before > now + rest:
@@ -436,10 +517,29 @@ def _transit(books: _Books, seen: Job, event: JobEvent, now: datetime, **columns
 
 def _change(books: _Books, seen: Job, **columns: Any) -> Job:
     job = books.jobs.get(seen.id)
-    if job is None or (job.state, job.attempt, job.next_agent) != (seen.state, seen.attempt, seen.next_agent):
+    if job is None or _fence(job) != _fence(seen):
         raise LostRace(f"{seen.id} was moved")
     books.jobs[seen.id] = replace(job, **columns)
     return books.jobs[seen.id]
+
+
+def _fence(job: Job) -> tuple[JobState, int, int, KeyId | None]:
+    return job.state, job.attempt, job.claim, job.next_agent
+
+
+def _require_running(job: Job) -> None:
+    if job.state is not JobState.RUNNING:
+        raise LostRace(f"{job.id} is {job.state}")
+
+
+def _require_claim(books: _Books, seen: Job) -> None:
+    job = books.jobs.get(seen.id)
+    if (
+        job is None
+        or job.state is not JobState.RUNNING
+        or (job.attempt, job.claim) != (seen.attempt, seen.claim)
+    ):
+        raise LostRace(f"{seen.id} was given away")
 
 
 def _send_to(books: _Books, seen: Job, next_agent: KeyId, now: datetime) -> Job:

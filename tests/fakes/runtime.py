@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from agent.domain.ceilings import Ceilings
 from agent.domain.ids import Digest, digest_of, hex_of
-from agent.errors import BadImage, BadOutput, CageNotApplied, RuntimeUnavailable
+from agent.errors import BadImage, BadOutput, CageNotApplied, ContainerLost, RuntimeUnavailable
 from agent.ports.image_archive import inspect
 from agent.ports.run_log import RunLog
 from agent.ports.runtime import Cage, Enforcement, ImageInfo, Leftover, RunKind, RunOutcome, RunSpec
@@ -102,6 +102,7 @@ class MemoryRun:
         self._log = RunLog(spec.ceilings.log_bytes)
         self._guest = Guest(spec.args, spec.kind, spec, self._log)
         self._code = 0
+        self.is_left = False
         self._began_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -116,6 +117,9 @@ class MemoryRun:
             log=self._log.kept(),
             wall_s=time.monotonic() - self._began_s,
         )
+
+    def leave(self) -> None:
+        self.is_left = True
 
     def kill(self) -> None:
         self._guest._killed.set()
@@ -211,10 +215,24 @@ class MemoryRuntime:
         self._runs[spec.name] = (spec, None)  # before its program begins, as with a real engine
         run = MemoryRun(spec, program, self._cage(spec))
         self._runs[spec.name] = (spec, run)
+        yield from self._until_left(run, spec.name)
+
+    @contextmanager
+    def adopt(self, spec: RunSpec) -> Iterator[MemoryRun]:
+        self._check_up()
+        known, run = self._runs.get(spec.name, (None, None))
+        if known is None or run is None or dict(known.labels) != dict(spec.labels):
+            self._runs.pop(spec.name, None)
+            raise ContainerLost(f"no container named {spec.name} goes on")
+        yield from self._until_left(run, spec.name)
+
+    def _until_left(self, run: MemoryRun, name: str) -> Iterator[MemoryRun]:
+        run.is_left = False
         try:
             yield run
         finally:
-            self.remove(spec.name)
+            if not run.is_left:
+                self.remove(name)
 
     def leftovers(self) -> tuple[Leftover, ...]:
         self._check_up()

@@ -18,10 +18,9 @@ from agent.domain.jobs import JobState
 from agent.domain.orders import ImageRef, Limits, ModelRef
 from agent.domain.receipts import Outcome, Receipt
 from agent.domain.reports import ReportState, envelope_bytes
-from agent.errors import LedgerUnavailable
+from agent.errors import BadAnswer, LedgerUnavailable
 from agent.pipeline.advance import advance
 from agent.pipeline.execute import execute
-from agent.pipeline.resume import sweep
 from agent.pipeline.space import reserved_bytes
 from agent.ports.broker import Queue
 from agent.ports.ledger import DeliveryKind, DeliveryState
@@ -34,11 +33,9 @@ from agent.trust.handoff import parse_handoff
 from agent.trust.job_log import open_log
 from tests.builders import DAY, NOW, changed, dataset, digest_named, key_of, policy_text, preduplet, uuid_of
 from tests.fakes.broker import Ring
-from tests.fakes.ledger import MemoryLedger
 from tests.fakes.runtime import Guest
 from tests.pipeline.world import (
     ALGO,
-    LEASE,
     POLICY,
     PROBLEM,
     SCORE,
@@ -47,6 +44,7 @@ from tests.pipeline.world import (
     World,
     append_what_it_sees,
     data_files,
+    die,
     hide_and_score,
     once,
     plaintext,
@@ -116,7 +114,7 @@ def test_the_receipt_tells_what_ran_on_what_and_links_to_the_order(world: World)
     assert told.sandbox is not None
     assert told.sandbox.runtime == "memory"
     assert set(told.sandbox.seccomp) == {"train"}
-    assert list(told.usage.phases) == ["ask", "fetch", "run", "publish"]
+    assert list(told.usage.phases) == ["ask", "fetch", "run", "pack", "publish"]
     assert (told.usage.cpu_s, told.usage.max_memory_bytes) == (
         None,
         None,
@@ -766,14 +764,24 @@ def model_upload_fails(world: World) -> None:
     )
 
 
+def upload_is_answered_by_a_stranger(world: World) -> None:
+    def answer() -> None:
+        raise BadAnswer("not signed by that storage")
+
+    world.a.ports(storage=Tapped(world.a.host.ports.storage, after=once("put_blob", answer)))
+
+
 OUTSIDE_FAULTS = {
-    storage_down: "storage-unavailable",
-    orchestrator_down: "orchestrator-unavailable",
     engine_down: "runtime-unavailable",
     next_dataset_unknown: "dataset-missing",
     image_nowhere: "blob-missing",
     disk_full: "no-space",
+}
+PASSING_FAULTS = {
+    storage_down: "storage-unavailable",
+    orchestrator_down: "orchestrator-unavailable",
     model_upload_fails: "storage-unavailable",
+    upload_is_answered_by_a_stranger: "bad-answer",
 }
 
 outside_faults = pytest.mark.parametrize(
@@ -830,17 +838,85 @@ def test_a_fault_that_passes_costs_an_attempt_and_nothing_else(
     assert world.has_result(order)
 
 
+passing_faults = pytest.mark.parametrize(
+    ("fault", "reason"), PASSING_FAULTS.items(), ids=[fault.__name__ for fault in PASSING_FAULTS]
+)
+
+
+@passing_faults
+def test_while_somebody_on_the_network_is_away_the_task_waits_and_nothing_is_spent(
+    fault: Callable[[World], None], reason: str, world: World
+) -> None:
+    order = world.order(train=("a1", "b1"), test=(), max_attempts=1)
+    world.post(order, world.a)
+    world.a.work(Queue.LEARNUPLETS)
+    alive = world.a.host
+    fault(world)
+
+    world.a.work(Queue.LEARN_TASKS)
+    job = world.a.job(order, 0)
+    world.a.host = alive
+    world.storages.down.clear()
+    world.orchestrators.down.clear()
+    world.settle()
+
+    assert (job.state, job.attempt, job.worker, job.reason) == (JobState.RUNNING, 1, None, reason)
+    assert job.lease_until is not None
+    assert 1 <= (job.lease_until - NOW).total_seconds() <= 2
+    assert world.a.job(order, 0).state is JobState.DONE
+    assert world.a.runs() == ["train"]  # never again because of an upload
+    assert [told.attempt for told in world.told(order, ReportState.DONE)] == [1, 1]
+    assert world.told(order, ReportState.ATTEMPT) == []
+    assert world.a.leftovers() == []
+
+
+def test_it_waits_longer_and_longer_and_never_longer_than_five_minutes(world: World) -> None:
+    order = world.order(train=("a1",), test=(), max_attempts=1)
+    world.post(order, world.a)
+    world.a.work(Queue.LEARNUPLETS)
+    world.storages.down.add(world.a.storage)
+
+    rests = []
+    for _ in range(12):
+        world.a.work(Queue.LEARN_TASKS)
+        rests.append(world.a.rung(Queue.LEARN_TASKS)[-1].delay_s)
+        world.pass_time(rests[-1])
+
+    ceilings = [min(300.0, 2.0 * 2**n) for n in range(12)]
+    assert all(c / 2 <= rest <= c for c, rest in zip(ceilings, rests, strict=True)), rests
+    assert world.a.job(order, 0).attempt == 1
+
+
+@pytest.mark.parametrize("fault", [storage_down, orchestrator_down, model_upload_fails])
+def test_it_waits_no_longer_than_the_order_lives(fault: Callable[[World], None], world: World) -> None:
+    order = world.order(train=("a1",), test=(), max_attempts=3)
+    world.post(order, world.a)
+    world.a.work(Queue.LEARNUPLETS)
+    fault(world)
+    world.a.work(Queue.LEARN_TASKS)
+
+    world.pass_time((order.order.expires - NOW).total_seconds() + 100)
+    world.settle()
+
+    job, receipt = world.a.job(order, 0), receipt_of(world.a)
+    assert job.state is JobState.FAILED
+    assert job.reason in {"order-expired", "storage-unavailable"}
+    assert (receipt.outcome, receipt.attempt) == (Outcome.FAILED, 1)
+    assert len(world.told(order, ReportState.FAILED)) == 1
+    assert world.a.leftovers() == []
+
+
 @pytest.mark.parametrize("allowed", [1, 2, 3])
 def test_attempts_are_bounded_by_what_the_order_allows(allowed: int, world: World) -> None:
     order = world.order(train=("a1",), test=(), max_attempts=allowed)
     world.post(order, world.a)
     world.a.work(Queue.LEARNUPLETS)
-    world.storages.down.add(world.a.storage)
+    image_nowhere(world)
 
     world.settle()
 
     job, receipt = world.a.job(order, 0), receipt_of(world.a)
-    assert (job.state, job.attempt, job.reason) == (JobState.FAILED, allowed, "storage-unavailable")
+    assert (job.state, job.attempt, job.reason) == (JobState.FAILED, allowed, "blob-missing")
     assert (receipt.outcome, receipt.attempt, receipt.sandbox) == (Outcome.FAILED, allowed, None)
     assert [r.attempt for r in world.told(order, ReportState.STARTED)] == list(range(1, allowed + 1))
     assert len(world.told(order, ReportState.ATTEMPT)) == allowed - 1
@@ -851,7 +927,7 @@ def test_it_rests_longer_after_each_attempt(world: World) -> None:
     order = world.order(train=("a1",), test=(), max_attempts=5)
     world.post(order, world.a)
     world.a.work(Queue.LEARNUPLETS)
-    world.storages.down.add(world.a.storage)
+    image_nowhere(world)
 
     rests = []
     for _ in range(4):
@@ -1162,34 +1238,6 @@ def test_a_worker_that_saw_the_job_before_another_took_it_stops(world: World) ->
     assert len(world.a.ledger.receipts(order.digest)) == 1
 
 
-@pytest.mark.parametrize("late_at", ["put_blob", "move"], ids=["before its upload", "before its receipt"])
-def test_a_worker_that_comes_too_late_records_nothing(late_at: str, world: World) -> None:
-    order = world.order(train=("a1",), test=())
-    world.post(order, world.a)
-    world.a.work(Queue.LEARNUPLETS)
-    before = world.a.host
-
-    def be_given_up() -> None:
-        world.pass_time(LEASE.total_seconds() + 1)
-        sweep(before)
-
-    late = once(late_at, be_given_up)
-    world.a.ports(
-        storage=Tapped(before.ports.storage, before=late), ledger=Tapped(before.ports.ledger, before=late)
-    )
-    advance(world.a.job(order, 0).id, world.a.host, "late worker")
-    given_up = world.a.job(order, 0)
-    receipts, results = world.a.ledger.receipts(order.digest), world.a.deliveries(DeliveryKind.RESULT)
-    world.a.host = before
-    world.settle()
-
-    assert (given_up.state, given_up.attempt, given_up.reason) == (JobState.QUEUED, 1, "worker-lost")
-    assert (receipts, results) == ((), ())
-    assert receipt_of(world.a).attempt == 2
-    assert len(world.told(order, ReportState.DONE)) == 1
-    assert world.a.leftovers() == []
-
-
 def test_another_receipt_for_the_place_that_came_meanwhile_ends_the_task_and_is_told(world: World) -> None:
     order = world.order(train=("a1", "b1", "a2"), test=())
     world.post(order, world.a)
@@ -1216,31 +1264,20 @@ def test_another_receipt_for_the_place_that_came_meanwhile_ends_the_task_and_is_
 # ------------------------------------------------------------------ the ledger is away
 
 
-@pytest.mark.parametrize("at", ["start", "keep_log", "move", "record_event"])
-def test_a_ledger_that_is_away_costs_at_most_the_attempt(at: str, world: World) -> None:
-    order = world.order(train=("a1",), test=())
+AWAY = [("start", 1), ("end_step", 1), ("begin_step", 1), ("end_step", 2), ("end_step", 3), ("move", 1)]
+
+
+@pytest.mark.parametrize(("at", "nth"), AWAY)
+def test_a_ledger_that_is_away_costs_nothing(at: str, nth: int, world: World) -> None:
+    order = world.order(train=("a1",), test=(), max_attempts=1)
     world.post(order, world.a)
     world.a.work(Queue.LEARNUPLETS)
-    before = world.a.host
 
-    ledger = world.a.ledger
-    assert isinstance(ledger, MemoryLedger)
-
-    def go_away() -> None:
-        ledger.is_broken = True
-
-    if at == "record_event":
-        world.storages.down.add(world.a.storage)
-    world.a.ports(ledger=Tapped(before.ports.ledger, before=once(at, go_away)))
-    with pytest.raises(LedgerUnavailable):
-        advance(world.a.job(order, 0).id, world.a.host, "worker")
-    ledger.is_broken = False
-    world.a.host = before
-    world.storages.down.clear()
+    die(world.a, at, nth)
     world.settle()
 
     assert world.a.job(order, 0).state is JobState.DONE
-    assert world.a.job(order, 0).attempt == (1 if at == "start" else 2)
+    assert world.a.runs() == ["train"]
     assert len(world.a.ledger.receipts(order.digest)) == 1
     assert world.has_result(order)
 
@@ -1255,7 +1292,8 @@ def test_a_receipt_whose_recording_seemed_to_fail_is_not_made_twice(world: World
         raise LedgerUnavailable("the disk was slow")
 
     world.a.ports(ledger=Tapped(before.ports.ledger, after=once("move", the_answer_is_lost)))
-    advance(world.a.job(order, 0).id, world.a.host, "worker")
+    with pytest.raises(LedgerUnavailable):
+        advance(world.a.job(order, 0).id, world.a.host, "worker")
     world.a.host = before
     world.settle()
 

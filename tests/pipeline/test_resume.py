@@ -1,19 +1,22 @@
 """What a crash or a lost bell left behind is taken up again by the next sweep, and what is at work is let alone."""
 
 import os
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from agent.domain.ceilings import DEFAULT_CEILINGS
-from agent.domain.jobs import Job, JobState
+from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import SignedOrder
-from agent.domain.receipts import Outcome
+from agent.domain.receipts import Outcome, Receipt
 from agent.domain.reports import ReportState
 from agent.errors import RuntimeUnavailable
-from agent.pipeline.execute import execute
+from agent.pipeline.advance import advance
+from agent.pipeline.journal import MOST_TRIES
 from agent.pipeline.run import ATTEMPT_LABEL, JOB_LABEL
 from agent.pipeline.workspace import folder_name
 from agent.ports.broker import Queue
@@ -22,7 +25,7 @@ from agent.ports.runtime import Leftover, RunKind, RunSpec
 from tests.builders import NOW
 from tests.fakes.broker import Ring
 from tests.fakes.runtime import Guest
-from tests.pipeline.world import ALGO, LEASE, Hospital, World, append_what_it_sees
+from tests.pipeline.world import ALGO, LEASE, POLICY, Hospital, Tapped, World, append_what_it_sees, die
 
 LEASE_S = LEASE.total_seconds()
 
@@ -51,7 +54,9 @@ def running_at_a(world: World, **changes: Any) -> SignedOrder:
     return order
 
 
-def leave_behind(hospital: Hospital, job: Job) -> None:
+def leave_behind(hospital: Hospital, job: Job, *, attempt: int | None = None) -> None:
+    """A container and folders of an attempt that nobody has in hand."""
+    job = replace(job, attempt=job.attempt if attempt is None else attempt)
     hospital.runtime.leave_behind(container_of(job))
     for root in (hospital.workspaces, hospital.spool):
         folder = root / folder_name(job.id, job.attempt)
@@ -162,46 +167,128 @@ def test_a_sweep_of_nothing_rings_nothing(world: World) -> None:
 # ------------------------------------------------------------------ a worker that died
 
 
-def test_a_task_whose_worker_died_is_taken_over_as_the_next_attempt(world: World) -> None:
-    order = running_at_a(world)
+def placed_at_a(world: World, train: tuple[str, ...] = ("a1", "b1"), **changes: Any) -> SignedOrder:
+    """An order whose first task waits for a worker at a."""
+    order = world.order(train=train, test=(), **changes)
+    world.post(order, world.a)
+    world.a.work(Queue.LEARNUPLETS)
+    return order
 
-    world.pass_time(LEASE_S)
-    world.a.sweep()
-    taken_over = world.a.job(order, 0)
-    world.work()
-    told = world.told(order)
+
+DEATHS = (
+    ("job", 2),  # before anything
+    ("start", 1),
+    ("end_step", 1),  # with its inputs in the workspace
+    ("begin_step", 1),
+    ("end_step", 2),  # while it waits for the container
+    ("end_step", 3),  # with its output packed
+    ("move", 1),  # with its output sent
+)
+
+
+@pytest.mark.parametrize(("at", "nth"), DEATHS)
+def test_a_worker_that_dies_costs_neither_an_attempt_nor_a_training(at: str, nth: int, world: World) -> None:
+    order = placed_at_a(world)
+    die(world.a, at, nth)
+
     world.settle()
 
-    assert (taken_over.state, taken_over.attempt, taken_over.reason) == (JobState.QUEUED, 1, "worker-lost")
-    assert [(report.state, report.reason) for report in told] == [("attempt", "worker-lost")]  # at once
     (receipt, _) = world.b.ledger.receipts(order.digest)
-    assert receipt.receipt.attempt == 2
-    assert [told.reason for told in world.told(order, ReportState.ATTEMPT)] == ["worker-lost"]
+    assert receipt.receipt.attempt == 1
+    assert world.a.runs() == ["train"]
+    assert [told.attempt for told in world.told(order, ReportState.DONE)] == [1, 1]
+    assert world.told(order, ReportState.ATTEMPT) == []
     assert world.a.job(order, 0).state is JobState.DONE
     assert world.has_result(order)
-
-
-def test_the_dead_workers_container_and_folders_are_removed(world: World) -> None:
-    running_at_a(world)
-
-    world.pass_time(LEASE_S)
-    world.a.sweep()
-
     assert world.a.leftovers() == []
 
 
-def test_the_last_attempt_that_loses_its_worker_fails_with_a_receipt(world: World) -> None:
-    order = running_at_a(world, max_attempts=1)
+@pytest.mark.parametrize("nth", range(1, 6), ids="end_step {}".format)
+def test_a_test_of_three_runs_goes_on_after_the_last_that_ended(nth: int, world: World) -> None:
+    order = world.order(train=(), test=("c2",))
+    world.post(order, world.c)
+    world.c.work(Queue.LEARNUPLETS)
+    die(world.c, "end_step", nth)
+
+    world.settle()
+
+    (receipt,) = world.c.ledger.receipts(order.digest)
+    assert world.c.runs() == ["detarget", "predict", "perf"]
+    assert receipt.receipt.attempt == 1
+    assert receipt.receipt.sandbox is not None
+    assert set(receipt.receipt.sandbox.seccomp) == {"detarget", "predict", "perf"}
+    assert world.has_result(order)
+    assert world.c.leftovers() == []
+
+
+def test_workers_that_die_one_after_the_other_share_one_attempt(world: World) -> None:
+    order = placed_at_a(world)
+    for at, nth in (("end_step", 1), ("end_step", 1), ("end_step", 1), ("move", 1)):
+        die(world.a, at, nth)
+        world.pass_time(LEASE_S)
+
+    world.settle()
+
+    assert world.a.runs() == ["train"]
+    assert world.a.job(order, 0).attempt == 1
+    assert world.has_result(order)
+
+
+def test_a_container_that_nobody_finds_again_costs_the_attempt(world: World) -> None:
+    order = placed_at_a(world)
+    die(world.a, "run")  # the step is begun, the container is not there yet
 
     world.pass_time(LEASE_S)
+    world.a.sweep()
+    world.a.work(Queue.LEARN_TASKS)
+    lost = world.a.job(order, 0)
+    world.settle()
+
+    assert (lost.state, lost.attempt, lost.reason) == (JobState.QUEUED, 1, "container-lost")
+    assert [told.reason for told in world.told(order, ReportState.ATTEMPT)] == ["container-lost"]
+    assert world.a.runs() == ["train"]
+    assert receipt_at_b(world, order).attempt == 2
+
+
+def receipt_at_b(world: World, order: SignedOrder) -> Receipt:
+    return world.b.ledger.receipts(order.digest)[0].receipt
+
+
+@pytest.mark.parametrize("at", [("end_step", 2), ("end_step", 3), ("move", 1)], ids=str)
+def test_a_host_that_was_restarted_has_lost_the_workspace_and_costs_the_attempt(
+    at: tuple[str, int], world: World
+) -> None:
+    order = placed_at_a(world)
+    die(world.a, *at)
+    for left in world.a.runtime.leftovers():
+        world.a.runtime.remove(left.name)
+    for folder in world.a.workspaces.iterdir():
+        shutil.rmtree(folder)
+
+    world.pass_time(LEASE_S)
+    world.a.sweep()
+    world.a.work(Queue.LEARN_TASKS)
+    lost = world.a.job(order, 0)
+    world.settle()
+
+    assert (lost.state, lost.attempt, lost.reason) == (JobState.QUEUED, 1, "worker-lost")
+    assert world.a.runs() == ["train", "train"]
+    assert receipt_at_b(world, order).attempt == 2
+    assert world.a.leftovers() == []
+
+
+def test_the_last_attempt_that_is_lost_fails_with_a_receipt(world: World) -> None:
+    order = placed_at_a(world, max_attempts=1)
+    die(world.a, "run")
+
     world.settle()
 
     (receipt,) = world.a.ledger.receipts(order.digest)
     (told,) = world.told(order, ReportState.FAILED)
-    assert (world.a.job(order, 0).state, world.a.job(order, 0).reason) == (JobState.FAILED, "unknown")
+    assert (world.a.job(order, 0).state, world.a.job(order, 0).reason) == (JobState.FAILED, "container-lost")
     assert (receipt.receipt.outcome, receipt.receipt.reason, receipt.receipt.attempt) == (
         Outcome.FAILED,
-        "unknown",
+        "container-lost",
         1,
     )
     assert told.receipt is not None
@@ -209,21 +296,105 @@ def test_the_last_attempt_that_loses_its_worker_fails_with_a_receipt(world: Worl
     assert world.a.runs() == []
 
 
-def test_workers_that_die_again_and_again_end_the_order_at_its_last_attempt(world: World) -> None:
-    order = running_at_a(world, max_attempts=3)
+def test_a_step_that_takes_every_worker_with_it_costs_the_attempt_in_the_end(world: World) -> None:
+    order = placed_at_a(world, max_attempts=1)
+    die(world.a, "end_step", 1)
+    for _ in range(MOST_TRIES):
+        world.pass_time(LEASE_S)
+        die(world.a, "end_step", 1)
 
-    for _ in range(10):
-        world.pass_time(LEASE_S + 1)
-        world.a.sweep()
-        job = world.a.job(order, 0)
-        if job.state is JobState.QUEUED and (job.not_before is None or job.not_before <= world.clock()):
-            job = world.a.ledger.start(
-                job, world.clock(), worker="dead too", lease_until=world.clock() + LEASE
-            )
-            leave_behind(world.a, job)
+    world.settle()
 
-    assert (world.a.job(order, 0).state, world.a.job(order, 0).attempt) == (JobState.FAILED, 3)
+    assert (world.a.job(order, 0).state, world.a.job(order, 0).reason) == (JobState.FAILED, "worker-lost")
     assert world.a.leftovers() == []
+
+
+def test_an_order_that_expired_before_its_task_had_its_inputs_begins_nothing_more(world: World) -> None:
+    order = placed_at_a(world)
+    die(world.a, "end_step", 1)
+    world.pass_time((order.order.expires - world.clock()).total_seconds() + 100)
+
+    world.settle()
+
+    assert (world.a.job(order, 0).state, world.a.job(order, 0).reason) == (JobState.FAILED, "order-expired")
+    assert world.a.runs() == []
+    assert world.a.leftovers() == []
+
+
+def test_a_training_that_began_in_time_is_told_of_though_its_worker_died_and_the_order_expired(
+    world: World,
+) -> None:
+    order = placed_at_a(world, train=("a1",))
+    die(world.a, "end_step", 2)
+    world.pass_time((order.order.expires - world.clock()).total_seconds() + 100)
+
+    world.settle()
+
+    assert world.a.job(order, 0).state is JobState.DONE
+    assert world.a.runs() == ["train"]
+    assert world.has_result(order)
+
+
+def test_an_image_that_was_denied_since_starts_no_further_container(world: World) -> None:
+    order = placed_at_a(world)
+    die(world.a, "begin_step", 1)
+    world.a.allows(POLICY.replace('"learn", ', ""))
+
+    world.settle()
+
+    assert (world.a.job(order, 0).state, world.a.job(order, 0).reason) == (JobState.FAILED, "policy-refused")
+    assert world.a.runs() == []
+
+
+# ------------------------------------------------------------------ a worker that was only slow
+
+
+@pytest.mark.parametrize(("at", "nth"), [("end_step", 2), ("end_step", 3), ("move", 1)])
+def test_a_worker_that_wakes_up_late_takes_nothing_from_the_one_that_took_over(
+    at: str, nth: int, world: World
+) -> None:
+    order = placed_at_a(world, train=("a1",))
+    alive, left, seen = world.a.host, [nth], list[list[str]]()
+
+    def sleep(called: str) -> None:
+        left[0] -= called == at
+        if called == at and left[0] == 0:
+            world.pass_time(LEASE_S)
+            adopted = world.a.ledger.adopt(
+                world.a.job(order, 0), world.clock(), worker="next", lease_until=world.clock() + LEASE
+            )
+            assert adopted.claim == 2
+            seen.append(world.a.leftovers())
+
+    world.a.ports(ledger=Tapped(alive.ports.ledger, before=sleep))
+    advance(world.a.job(order, 0).id, world.a.host, "slow")
+    world.a.host = alive
+    left_by_the_slow = world.a.leftovers()
+    world.settle()
+
+    assert left_by_the_slow == seen[0] != []
+    assert world.a.runs() == ["train"]
+    assert (world.a.job(order, 0).state, world.a.job(order, 0).attempt) == (JobState.DONE, 1)
+    assert len(world.told(order, ReportState.DONE)) == 1
+    assert world.a.leftovers() == []
+
+
+@pytest.mark.parametrize(("at", "nth"), [("end_step", 2), ("end_step", 3), ("move", 1)])
+def test_a_worker_whose_job_was_cancelled_leaves_nothing(at: str, nth: int, world: World) -> None:
+    order = placed_at_a(world, train=("a1",))
+    alive, left = world.a.host, [nth]
+
+    def cancel(called: str) -> None:
+        left[0] -= called == at
+        if called == at and left[0] == 0:
+            alive.ports.ledger.move(world.a.job(order, 0), JobEvent.CANCEL, world.clock())
+
+    world.a.ports(ledger=Tapped(alive.ports.ledger, before=cancel))
+    advance(world.a.job(order, 0).id, world.a.host, "worker")
+
+    assert world.a.job(order, 0).state is JobState.CANCELLED
+    assert world.a.leftovers() == []
+    assert world.a.ledger.receipts(order.digest) == ()
 
 
 def test_a_task_under_a_lease_is_let_alone(world: World) -> None:
@@ -257,13 +428,9 @@ def test_a_task_at_work_keeps_its_container_and_workspace_through_a_sweep(world:
 
 
 def test_an_older_attempts_leftovers_go_while_the_next_attempt_is_at_work(world: World) -> None:
-    order = running_at_a(world)
-    world.a.runtime.is_down = True  # so that the take-over cannot clean
-    world.pass_time(LEASE_S)
-    with pytest.raises(RuntimeUnavailable):
-        world.a.sweep()
-    world.a.runtime.is_down = False
-    world.pass_time(10)
+    order = placed_at_a(world)
+    die(world.a, "run")
+    leave_behind(world.a, world.a.job(order, 0), attempt=7)
     there: list[list[str]] = []
 
     def sweep_meanwhile(guest: Guest) -> None:
@@ -272,30 +439,33 @@ def test_an_older_attempts_leftovers_go_while_the_next_attempt_is_at_work(world:
         append_what_it_sees(guest)
 
     world.algo = sweep_meanwhile
-    execute(world.a.job(order, 0), world.a.host, "worker")
+    world.settle()
 
     job = world.a.job(order, 0)
-    assert there == [sorted([folder_name(job.id, 2), f"dc-{job.id}-2-train"])]
+    assert there[0] == sorted([folder_name(job.id, 2), f"dc-{job.id}-2-train"])
 
 
-def test_two_sweeps_at_once_take_over_once(world: World) -> None:
-    order = running_at_a(world)
+def test_two_bells_for_an_orphan_take_it_over_once(world: World) -> None:
+    order = placed_at_a(world)
+    die(world.a, "end_step", 2)
     world.pass_time(LEASE_S)
 
     world.a.sweep()
     world.a.sweep()
+    world.a.work(Queue.LEARN_TASKS)
 
-    assert world.a.events().count("job.queued") == 2  # by its placing, and by the take-over
+    assert world.a.events().count("job.adopted") == 1
+    assert world.a.runs() == ["train"]
     assert world.a.job(order, 0).attempt == 1
 
 
 def test_a_clock_that_was_set_back_keeps_no_sweep_from_ending_a_task(world: World) -> None:
-    order = running_at_a(world, max_attempts=1)
+    order = placed_at_a(world, max_attempts=1)
+    die(world.a, "run")
     job = world.a.job(order, 0)
-    world.a.ledger.renew("dead", NOW - timedelta(hours=2))
     world.clock.moment = NOW - timedelta(minutes=30)
 
-    world.a.sweep()
+    world.settle()
 
     (receipt,) = world.a.ledger.receipts(order.digest)
     assert receipt.receipt.started == receipt.receipt.finished == job.changed_at
@@ -303,14 +473,16 @@ def test_a_clock_that_was_set_back_keeps_no_sweep_from_ending_a_task(world: Worl
 
 
 def test_a_lease_from_before_the_clock_was_set_back_does_not_last_for_ever(world: World) -> None:
-    order = running_at_a(world)
+    order = placed_at_a(world)
+    die(world.a, "end_step", 2)
     world.clock.moment = NOW - timedelta(minutes=30)
 
     world.a.sweep()
     world.pass_time(LEASE_S + 1)
     world.a.sweep()
+    world.a.work(Queue.LEARN_TASKS)
 
-    assert world.a.job(order, 0).reason == "worker-lost"
+    assert world.a.job(order, 0).state is JobState.ATTESTED
     assert world.a.leftovers() == []
 
 
@@ -336,18 +508,17 @@ def test_a_rest_from_before_the_clock_was_set_back_does_not_last_for_ever(world:
 
 
 def test_a_container_engine_that_is_away_keeps_no_bell_from_ringing(world: World) -> None:
-    order = running_at_a(world)
+    order = placed_at_a(world)
+    leave_behind(world.a, world.a.job(order, 0), attempt=1)
     other = world.order(id="11111111-2222-3333-4444-555555555555")
     job = world.post(other, world.a).job
     world.a.forget_bells()
     world.a.runtime.is_down = True
-    world.pass_time(LEASE_S)
 
     with pytest.raises(RuntimeUnavailable):
         world.a.sweep()
 
     assert list(world.a.workspaces.iterdir()) == []  # plaintext goes all the same
-    assert world.a.job(order, 0).state is JobState.QUEUED
     assert Ring(Queue.LEARNUPLETS, job.id, 0.0) in world.a.broker.rings[2:]
 
 

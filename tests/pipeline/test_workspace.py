@@ -5,6 +5,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,12 @@ import pytest
 from agent.domain.chain import TaskKind
 from agent.domain.ids import OrderId, job_id
 from agent.domain.jobs import Job, JobState
-from agent.errors import JobFailed, LostRace, NoSpace
+from agent.errors import JobFailed, LedgerUnavailable, LostRace, NoSpace, StorageUnavailable, WorkerLost
+from agent.pipeline.space import reserved_bytes
 from agent.pipeline.workspace import (
+    PutOff,
     folder_name,
+    kept_workspace,
     parse_folder_name,
     remove_folder,
     set_modes,
@@ -114,12 +118,48 @@ def test_private_paths_lie_where_no_guest_looks(root: Path, runtime: MemoryRunti
         assert not one.exists()
 
 
-def test_a_folder_is_made_once(root: Path, runtime: MemoryRuntime) -> None:
+def test_a_folder_that_a_worker_before_made_is_the_same_one(root: Path, runtime: MemoryRuntime) -> None:
     with workspace(JOB, root, runtime, reserve_bytes=0) as space:
-        space.writable("model")
+        (space.writable("model") / "weights").write_text("w")
 
-        with pytest.raises(FileExistsError):
-            space.readable("model")
+        assert (space.writable("model") / "weights").read_text() == "w"
+
+
+def test_an_attempts_folder_is_kept_when_it_is_put_off_and_found_again(
+    root: Path, runtime: MemoryRuntime
+) -> None:
+    def put_off() -> None:
+        with workspace(JOB, root, runtime, reserve_bytes=4096) as space:
+            space.private("model_out.tar").write_text("packed")
+            raise PutOff(StorageUnavailable("it does not answer"))
+
+    with pytest.raises(PutOff):
+        put_off()
+    with kept_workspace(JOB, root, runtime, is_anothers=lambda: False) as space:
+        kept = space.private("model_out.tar").read_text(), reserved_bytes(space.root)
+
+    assert kept == ("packed", 4096)
+    assert list(root.iterdir()) == []
+
+
+def test_a_folder_that_is_gone_is_not_made_anew(root: Path, runtime: MemoryRuntime) -> None:
+    with pytest.raises(WorkerLost), kept_workspace(JOB, root, runtime, is_anothers=lambda: False):
+        pass
+
+
+@pytest.mark.parametrize("error", [None, LostRace("another has it"), LedgerUnavailable("it is away")])
+def test_what_is_anothers_by_now_is_left_to_it(
+    error: BaseException | None, root: Path, runtime: MemoryRuntime
+) -> None:
+    with (
+        suppress(LostRace, LedgerUnavailable),
+        workspace(JOB, root, runtime, reserve_bytes=0, is_anothers=lambda: True) as space,
+    ):
+        (space.writable("model") / "weights").write_text("w")
+        if error is not None:
+            raise error
+
+    assert (root / folder_name(JOB.id, JOB.attempt) / "model" / "weights").exists()
 
 
 def test_two_attempts_do_not_share_a_folder(root: Path, runtime: MemoryRuntime) -> None:

@@ -15,7 +15,7 @@ which datasets were used, in which order, and how often. A test gives another gu
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache, partial
@@ -27,6 +27,7 @@ from agent.domain.ids import Digest, JobId, KeyId, job_id
 from agent.domain.jobs import Job
 from agent.domain.orders import DatasetRef, ModelRef, Order, SignedOrder
 from agent.domain.reports import ReportBody, ReportState, ResultBody
+from agent.errors import LedgerUnavailable
 from agent.pipeline.advance import advance
 from agent.pipeline.deliver import deliver
 from agent.pipeline.host import Host, Rules
@@ -451,17 +452,17 @@ class Tapped:
         def call(*args: Any, **named: Any) -> Any:
             self._before(name)
             told = behind(*args, **named)
-            if name == "run":
-                return self._tapped_run(told)
+            if isinstance(told, AbstractContextManager):
+                return self._tapped_run(name, told)
             self._after(name)
             return told
 
         return call
 
     @contextmanager
-    def _tapped_run(self, run: Any) -> Iterator[Any]:
+    def _tapped_run(self, name: str, run: Any) -> Iterator[Any]:
         with run as started:
-            self._after("run")
+            self._after(name)
             yield Tapped(started, before=self._before, after=self._after)
 
 
@@ -474,6 +475,32 @@ def once(name: str, happen: Callable[[], object]) -> Callable[[str], None]:
             left.pop()()
 
     return tap
+
+
+def die(hospital: Hospital, at: str, nth: int = 1) -> None:
+    """Run what waits here with a worker that is gone at the nth call of this name, of the ledger or the engine.
+
+    The ledger hears no more of it from there on, and nothing it had is taken away: its container, its folders. What it
+    rang is lost too.
+    """
+    alive, ledger, left = hospital.host, hospital.ledger, [nth]
+    assert isinstance(ledger, MemoryLedger)
+
+    def tap(called: str) -> None:
+        left[0] -= called == at
+        if left[0] == 0 and called == at:
+            ledger.is_broken = True
+            raise LedgerUnavailable("its worker is gone")
+
+    ports = hospital.host.ports
+    hospital.ports(ledger=Tapped(ports.ledger, before=tap), runtime=Tapped(ports.runtime, before=tap))
+    for job in hospital.jobs():
+        with suppress(LedgerUnavailable):
+            advance(job.id, hospital.host, "dead")
+    assert left[0] <= 0, f"{at} was called fewer than {nth} times"
+    ledger.is_broken = False
+    hospital.host = alive
+    hospital.forget_bells()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 
 from agent.domain.approvals import Ruling, Verdict
 from agent.domain.chain import TaskKind
+from agent.domain.control import Control, Mode
 from agent.domain.ids import Digest, JobId, OrderId, digest_of, job_id
 from agent.domain.images import PAGE_ENTRIES, ImageAbout, ImageDescription, ImageEntry, ImageLayer
 from agent.domain.jobs import FINAL, TRANSITIONS, IllegalMove, Job, JobEvent, JobState
@@ -566,6 +567,164 @@ def test_a_renewed_lease_does_not_fence_its_own_worker(ledger: Ledger) -> None:
     assert ledger.move(job, JobEvent.RETRY, at(1)).state is JobState.QUEUED
 
 
+# ------------------------------------------------------------------ attempts that outlive their worker
+
+
+def test_every_time_a_worker_takes_a_job_in_hand_is_a_claim_of_its_own(ledger: Ledger) -> None:
+    job = running(ledger)
+    adopted = ledger.adopt(job, at(60), worker="w2", lease_until=at(120))
+    again = ledger.start(
+        ledger.move(adopted, JobEvent.RETRY, at(61)), at(62), worker="w3", lease_until=at(99)
+    )
+
+    assert (job.attempt, job.claim) == (1, 1)
+    assert (adopted.attempt, adopted.claim, adopted.worker) == (1, 2, "w2")
+    assert (again.attempt, again.claim) == (2, 3)
+    assert adopted.changed_at == job.changed_at
+    assert event_names(ledger).count("job.adopted") == 1
+
+
+def test_a_job_under_a_lease_is_nobody_elses(ledger: Ledger) -> None:
+    job = running(ledger)
+    with pytest.raises(LostRace):
+        ledger.adopt(job, at(59), worker="w2", lease_until=at(120))
+
+    ledger.renew("w1", at(100))
+    with pytest.raises(LostRace):
+        ledger.adopt(job, at(60), worker="w2", lease_until=at(120))
+
+
+def test_only_one_adopts(ledger: Ledger) -> None:
+    job = running(ledger)
+    ledger.adopt(job, at(60), worker="w2", lease_until=at(120))
+
+    with pytest.raises(LostRace):
+        ledger.adopt(job, at(200), worker="w3", lease_until=at(260))
+
+
+def test_a_queued_job_is_not_adopted(ledger: Ledger) -> None:
+    job = queued(ledger)
+
+    with pytest.raises(LostRace):
+        ledger.adopt(job, at(60), worker="w2", lease_until=at(120))
+    with pytest.raises(LostRace):
+        ledger.park(job, at(60), until=at(70), reason="storage-unavailable")
+
+
+@pytest.mark.parametrize("event", [JobEvent.ATTEST, JobEvent.RETRY, JobEvent.FAIL, JobEvent.CANCEL])
+def test_a_worker_whose_job_was_adopted_moves_nothing_any_more(ledger: Ledger, event: JobEvent) -> None:
+    job = running(ledger)
+    adopted = ledger.adopt(job, at(60), worker="w2", lease_until=at(120))
+    receipt = chain_of(order_named("order"), 1)[0]
+
+    with pytest.raises(LostRace):
+        ledger.move(job, event, at(61), receipt=receipt if event is JobEvent.ATTEST else None)
+    with pytest.raises(LostRace):
+        ledger.park(job, at(61), until=at(70), reason="storage-unavailable")
+    with pytest.raises(LostRace):
+        ledger.begin_step(job, "run.train", at(61))
+    with pytest.raises(LostRace):
+        ledger.end_step(job, "run.train", at(61), b"{}", log=("train", b"sealed"))
+    ledger.renew("w1", at(1000))
+
+    assert ledger.job(job.id) == adopted
+    assert ledger.steps(job) == ()
+    assert ledger.logs(job.order_id) == ()
+
+
+def test_a_parked_job_is_nobodys_until_its_time(ledger: Ledger) -> None:
+    parked = ledger.park(running(ledger), at(1), until=at(200), reason="storage-unavailable")
+
+    assert (parked.state, parked.attempt, parked.worker) == (JobState.RUNNING, 1, None)
+    assert parked.reason == "storage-unavailable"
+    assert ledger.unrung(at(199), 10).orphans == ()
+    assert ledger.unrung(at(200), 10).orphans == (parked,)
+    with pytest.raises(LostRace):
+        ledger.adopt(parked, at(199), worker="w2", lease_until=at(260))
+    assert ledger.adopt(parked, at(200), worker="w2", lease_until=at(260)).reason is None
+
+
+def test_who_parked_a_job_has_let_go_of_it(ledger: Ledger) -> None:
+    job = running(ledger)
+    ledger.park(job, at(1), until=at(200), reason="storage-unavailable")
+
+    with pytest.raises(LostRace):
+        ledger.move(job, JobEvent.RETRY, at(2))
+
+
+def test_a_process_that_leaves_ends_the_leases_of_its_workers_alone(ledger: Ledger) -> None:
+    mine = running(ledger, "one", worker="host-7-ab-1")
+    also_mine = running(ledger, "two", worker="host-7-ab-2")
+    theirs = running(ledger, "three", worker="host-7-abc-1")
+
+    assert ledger.release("host-7-ab", at(5)) == 2
+    assert ledger.release("host-7-ab", at(5)) == 0
+    assert {job.id for job in ledger.unrung(at(5), 10).orphans} == {mine.id, also_mine.id}
+    assert ledger.job(theirs.id).lease_until == NOW + LEASE
+
+
+def test_a_step_is_there_before_its_effect_and_with_its_outcome_after(ledger: Ledger) -> None:
+    job = running(ledger)
+    begun = ledger.begin_step(job, "run.train", at(1))
+    seen = ledger.steps(job)
+    ledger.end_step(job, "run.train", at(9), b'{"cause":null}', log=("train", b"sealed"))
+    ledger.end_step(job, "output", at(10), b"{}")
+    run, output = ledger.steps(job)
+
+    assert seen == (begun,)
+    assert (begun.tries, begun.begun_at, begun.ended_at, begun.outcome) == (1, at(1), None, None)
+    assert (run.name, run.begun_at, run.ended_at, run.outcome) == (
+        "run.train",
+        at(1),
+        at(9),
+        b'{"cause":null}',
+    )
+    assert (output.name, output.tries, output.outcome) == ("output", 1, b"{}")
+    assert ledger.logs(job.order_id) == ((job.id, 1, "train", b"sealed"),)
+
+
+def test_a_step_that_is_begun_again_is_counted_until_the_job_is_parked(ledger: Ledger) -> None:
+    job = running(ledger)
+    ledger.begin_step(job, "output", at(1))
+    ledger.end_step(job, "output", at(2), b"{}")
+    again = ledger.begin_step(job, "output", at(3))
+    parked = ledger.park(job, at(4), until=at(5), reason="storage-unavailable")
+    adopted = ledger.adopt(parked, at(5), worker="w2", lease_until=at(65))
+
+    assert (again.tries, again.outcome) == (2, None)
+    assert ledger.begin_step(adopted, "output", at(6)).tries == 1
+
+
+def test_each_attempt_has_steps_of_its_own(ledger: Ledger) -> None:
+    first = running(ledger)
+    ledger.begin_step(first, "run.train", at(1))
+    second = ledger.start(ledger.move(first, JobEvent.RETRY, at(2)), at(3), worker="w1", lease_until=at(63))
+
+    assert ledger.steps(second) == ()
+    assert [step.name for step in ledger.steps(first)] == ["run.train"]
+
+
+# ------------------------------------------------------------------ what the host does
+
+
+def test_a_new_ledger_lets_tasks_start(ledger: Ledger) -> None:
+    assert ledger.control() == Control()
+    assert ledger.control().may_start
+
+
+@pytest.mark.parametrize("mode", [Mode.PAUSED, Mode.DRAINING, Mode.RESTORED])
+def test_the_last_word_on_what_the_host_does_counts(ledger: Ledger, mode: Mode) -> None:
+    said = Control(mode=mode, since=at(1), until=at(9), reason="a new disk", uid=1000)
+    ledger.set_control(said, at(1))
+    heard = ledger.control()
+    ledger.set_control(Control(since=at(2)), at(2))
+
+    assert heard == said
+    assert not heard.may_start
+    assert ledger.control() == Control(since=at(2))
+    assert event_names(ledger) == [f"host.{mode}", "host.running"]
+
+
 # ------------------------------------------------------------------ handing on at once
 
 
@@ -814,6 +973,15 @@ def test_a_clock_that_was_set_back_ends_leases_and_rests_that_nobody_gave(ledger
     assert corrected == 2
     assert {job.id for job in ledger.unrung(at(0), 10).jobs} == {resting.id}
     assert {job.id for job in ledger.unrung(at(0), 10).orphans} == {busy.id}
+
+
+def test_a_parked_job_rests_longer_than_a_lease_and_no_clock_is_to_blame(ledger: Ledger) -> None:
+    parked = ledger.park(running(ledger), NOW, until=at(300), reason="storage-unavailable")
+    lease, rest = timedelta(seconds=60), timedelta(seconds=300)
+
+    assert ledger.correct_clock(NOW, lease=lease, rest=rest) == 0
+    assert ledger.correct_clock(at(-1), lease=lease, rest=rest) == 1
+    assert [job.id for job in ledger.unrung(at(-1), 10).orphans] == [parked.id]
 
 
 def test_the_sweep_leaves_leased_and_resting_deliveries_alone(ledger: Ledger) -> None:
