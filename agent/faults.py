@@ -188,12 +188,14 @@ class _Entered:
 
 
 def _make(path: Path, content: bytes) -> bool:
-    """Make this file; whether it was not there before."""
+    """Make this file, whole at once; whether it was not there before."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    beside.write_bytes(content)
     try:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        path.hardlink_to(beside)
     except FileExistsError:
         return False
-    with os.fdopen(file, "wb") as target:
-        target.write(content)
+    finally:
+        beside.unlink()
     return True

@@ -12,9 +12,9 @@ from typing import Any, assert_never
 
 from tests.chaos.plan import HOSPITALS, Act, Kind, Plan
 from tests.chaos.processes import containers, kill_conmon, kill_first
-from tests.chaos.stage import DISK_BYTES, Service, Stage, write_whole
+from tests.chaos.stage import Service, Stage, write_whole
 
-ARMED_AT_ONCE = 2  # points, for each hospital
+ARMED_AT_ONCE = 6  # points, for each hospital
 POINT_S = 20.0  # how long a point stays armed for somebody to come by
 TICK_S = 0.1
 KILLED = {  # what an order's failure may say after that: a killed guest looks like one that died of itself
@@ -53,6 +53,7 @@ class Nemesis:
     _points: list[tuple[str, str, int]] = field(default_factory=list)
     _armed: dict[str, dict[str, tuple[dict[str, Any], float]]] = field(default_factory=dict)
     _clocks: dict[str, float] = field(default_factory=dict)
+    _killed: set[int] = field(default_factory=set)  # processes that ended at a fault point
     _numbers: int = 0
 
     def rage(self) -> None:
@@ -86,9 +87,10 @@ class Nemesis:
         self.journal.note("healed", "everybody")
 
     def keep_alive(self) -> None:
-        """Start again whoever ended. To be called while nothing else is done."""
-        for name in self.stage.revive():
-            self.journal.note("ended by itself", name)
+        """Start again whoever ended."""
+        for service in self.stage.revive():
+            if service.child is not None and service.child.pid not in self._killed:
+                self.journal.note("ended by itself", service.name, said=service.said()[-300:])
 
     # ---- time passes
 
@@ -209,13 +211,13 @@ class Nemesis:
 
     def _fill(self, act: Act) -> None:
         """The whole disk where the agent has one of its own, else the fault that its writes would meet."""
-        if not self.stage.hosts.are_apart:
+        if not self.stage.have_disks:
             self._arm(act.target, "ledger.commit", "full", skip=0, stays_s=act.values["s"])
             return
-        heavy = self.stage.data(act.target) / "filler"
-        with suppress(OSError), heavy.open("wb") as file:
-            for _ in range(DISK_BYTES >> 16):
-                file.write(bytes(1 << 16))
+        heavy = self.stage.data(act.target) / "heavy"
+        with suppress(OSError), heavy.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 20))
         self._after(act.values["s"], lambda: heavy.unlink(missing_ok=True))
         self.journal.note("fill", act.target, s=act.values["s"])
 
@@ -227,7 +229,9 @@ class Nemesis:
             armed = self._armed.setdefault(hospital, {})
             marks = self.stage.faults(hospital)
             for point, (told, until) in list(armed.items()):
-                if (marks.with_name(f"{marks.name}.fired") / told["id"]).exists():
+                mark = marks.with_name(f"{marks.name}.fired") / told["id"]
+                if mark.exists():
+                    self._killed.add(json.loads(mark.read_bytes())["pid"])
                     self.fired[f"{point} {told['act']}"] += 1
                     self.journal.note(f"fault {told['act']}", f"{point} at {hospital}")
                     del armed[point]

@@ -77,7 +77,7 @@ MANGLES = ("drop", "lose", "after500", "garbage", "half", "slow", "repeat", "lat
 
 
 def make_plan(
-    seed: int, duration_s: float, points: Sequence[str], *, every_s: float = 4.0, order_every_s: float = 8.0
+    seed: int, duration_s: float, points: Sequence[str], *, every_s: float = 3.0, order_every_s: float = 6.0
 ) -> Plan:
     """The plan of this seed: the same for the same arguments."""
     dice = random.Random(f"acts of {seed}")

@@ -34,7 +34,7 @@ from tests.chaos.plan import HOSPITALS, ORCHESTRATORS
 START_S = 60.0
 TERM_S = 30.0
 LEASE_S = 8
-DISK_BYTES = 96 << 20
+DISK_BYTES = 1 << 30
 LOW_DISK_BYTES = 8 << 20
 TIMEOUTS = {"connect_s": 2.0, "read_s": 5.0, "total_s": 10.0, "transfer_s": 60.0}
 GAPS = ("memory_bytes", "cpu_millis", "pids")
@@ -81,6 +81,7 @@ class Stage:
     memory: Path
     engines: Mapping[str, str]  # by hospital: runc or podman
     podman_socket: Path
+    have_disks: bool = False  # each agent a small one of its own
     services: dict[str, Service] = field(default_factory=dict)
 
     # ---- places
@@ -124,14 +125,14 @@ class Stage:
                     raise NotStarted(f"{service.name} does not answer: {' / '.join(words)}")
                 time.sleep(0.05)
 
-    def revive(self) -> Iterator[str]:
-        """Start again whoever is gone and whose rest is over; the names of those that had gone unasked."""
+    def revive(self) -> Iterator[Service]:
+        """Start again whoever is gone and whose rest is over; those that had gone without being told to."""
         now = time.monotonic()
         for service in self.services.values():
             if service.child is None or not service.child.has_ended:
                 continue
             if service.back_at is None:
-                yield service.name
+                yield service
                 service.back_at = now + 0.3
             elif service.back_at <= now:
                 service.start(self.hosts)
@@ -243,6 +244,8 @@ def _settle(stage: Stage, hospital: str) -> None:
     told["workers"] = {"grace_s": 3.0}
     file.write_bytes(msgspec.toml.encode(told))
     (stage.memory / hospital).mkdir(mode=0o700, exist_ok=True)
+    stage.data(hospital).mkdir(mode=0o700)
+    stage.have_disks = stage.hosts.mount(stage.data(hospital), DISK_BYTES)
     write_whole(stage.faults(hospital), {"clock_s": 0.0, "armed": {}})
 
 
