@@ -5,7 +5,7 @@ A point is `<port>.<method>.before`, `.after`, or `ledger.commit`. The file is J
 
     {"clock_s": -3600.0, "armed": {"ledger.move.after": {"id": "17", "act": "kill", "skip": 0}}}
 
-`act`: kill (SIGKILL to this process), raise (the port's own error), full (ENOSPC), sleep (`sleep_s`). `skip`: passages that are
+`act`: kill (SIGKILL to this process), raise (the port's own error), full (NoSpace; ENOSPC at the commit), sleep (`sleep_s`). `skip`: passages that are
 let by first. What is armed happens once in all processes that share the file: whoever makes FILE.fired/ID first does it.
 FILE.hits/POINT says that a point was reached.
 """
@@ -25,6 +25,7 @@ from typing import Any, TypeVar, cast
 
 from agent.errors import (
     LedgerUnavailable,
+    NoSpace,
     OrchestratorUnavailable,
     OutsideError,
     PeerUnavailable,
@@ -37,6 +38,7 @@ from agent.ports import Ports
 log = get_logger(__name__)
 
 VARIABLE = "DC_COMPUTE_FAULTS"
+COMMIT = "ledger.commit"
 UNAVAILABLE: Mapping[str, type[OutsideError]] = {  # by port: what it raises when it cannot
     "ledger": LedgerUnavailable,
     "broker": OutsideError,
@@ -80,7 +82,7 @@ class Faults:
 
     def before_commit(self) -> None:
         """Pass the point between a transaction's last write and its COMMIT."""
-        self.point("ledger.commit", LedgerUnavailable)
+        self.point(COMMIT, LedgerUnavailable)
 
     def ports(self, ports: Ports) -> Ports:
         """These ports with points around every method."""
@@ -127,8 +129,10 @@ class Faults:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "raise":
                 raise unavailable(f"a fault was armed at {name}")
-            case "full":
+            case "full" if name == COMMIT:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            case "full":
+                raise NoSpace(f"a full disk was armed at {name}")
             case "sleep":
                 time.sleep(armed["sleep_s"])
             case unknown:

@@ -73,6 +73,12 @@ PARTIES = (
     *(f"storage-{hospital}" for hospital in HOSPITALS),
     *(f"orchestrator-{number + 1}" for number in range(ORCHESTRATORS)),
 )
+WRITES = (
+    "ledger.commit",
+    "storage.fetch_blob.",
+    "storage.open_dataset.",
+    "runtime.load.",
+)  # where a disk may be full
 MANGLES = ("drop", "lose", "after500", "garbage", "half", "slow", "repeat", "late", "hold", "forbid")
 
 
@@ -161,6 +167,7 @@ def _points(dice: random.Random, points: Sequence[str]) -> Iterator[tuple[str, s
     tried = [(point, "kill") for point in points]
     for point in points:
         if dice.random() < 0.3:
-            tried.append((point, dice.choice(("raise", "raise", "full", "sleep"))))
+            may = ("raise", "raise", "sleep", *(("full", "full") if point.startswith(WRITES) else ()))
+            tried.append((point, dice.choice(may)))
     dice.shuffle(tried)
     yield from tried

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from agent.faults import COMMIT
 from agent.ports.broker import Broker
 from agent.ports.images import Images
 from agent.ports.ledger import Ledger
@@ -20,7 +21,6 @@ PORTS: Mapping[str, type] = {
     "runtime.run": Run,
     "images": Images,
 }
-COMMIT = "ledger.commit"
 
 
 def points() -> tuple[str, ...]:

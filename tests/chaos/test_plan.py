@@ -3,8 +3,9 @@
 import subprocess
 import sys
 
+from agent.faults import COMMIT
 from tests.chaos.plan import Kind, make_plan
-from tests.chaos.points import COMMIT, PORTS, points
+from tests.chaos.points import PORTS, points
 from tests.host.podman import ROOT
 
 
@@ -19,7 +20,8 @@ def test_the_same_seed_gives_the_same_plan_and_another_seed_another() -> None:
 
 def test_it_does_not_change_with_the_process_that_makes_it() -> None:
     program = (
-        "from tests.chaos.plan import make_plan; from tests.chaos.points import points;"
+        "from agent.faults import COMMIT
+from tests.chaos.plan import make_plan; from tests.chaos.points import points;"
         "print(make_plan(7, 60.0, points()))"
     )
 
