@@ -5,9 +5,9 @@ A point is `<port>.<method>.before`, `.after`, or `ledger.commit`. The file is J
 
     {"clock_s": -3600.0, "armed": {"ledger.move.after": {"id": "17", "act": "kill", "skip": 0}}}
 
-`act`: kill (SIGKILL to this process), raise (the port's own error), full (NoSpace; ENOSPC at the commit), sleep (`sleep_s`). `skip`: passages that are
-let by first. What is armed happens once in all processes that share the file: whoever makes FILE.fired/ID first does it.
-FILE.hits/POINT says that a point was reached.
+`act`: kill (SIGKILL to this process), raise (the port's own error), full (NoSpace; ENOSPC at the commit), sleep (`sleep_s`).
+`skip`: passages that are let by first. What is armed happens once in all processes that share the file: whoever makes
+FILE.fired/ID first does it. FILE.hits/POINT says that a point was reached.
 """
 
 import errno

@@ -144,6 +144,6 @@ def _mounts(stage: Stage) -> Iterator[str]:
             continue
         for line in lines:
             where = line.split(" ")[4]
-            if where.startswith(f"{stage.memory}/") and "/work/" in where:
+            if where.startswith(f"{stage.memory}/") and "work" in Path(where).parts:
                 seen.add(where)
     yield from sorted(seen)

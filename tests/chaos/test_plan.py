@@ -20,8 +20,7 @@ def test_the_same_seed_gives_the_same_plan_and_another_seed_another() -> None:
 
 def test_it_does_not_change_with_the_process_that_makes_it() -> None:
     program = (
-        "from agent.faults import COMMIT
-from tests.chaos.plan import make_plan; from tests.chaos.points import points;"
+        "from tests.chaos.plan import make_plan; from tests.chaos.points import points;"
         "print(make_plan(7, 60.0, points()))"
     )
 
