@@ -36,6 +36,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--folder", type=Path, default=Path("build/chaos"))
     parser.add_argument("--settle", type=float, default=SETTLE_S, metavar="SECONDS", help="to come to rest")
     parser.add_argument("--lax", action="store_true", help="an order may fail once its attempts are spent")
+    parser.add_argument(
+        "--without", metavar="GUARD", help="agents lack it: sweep, outbox, compare-and-set or dedup"
+    )
     parser.add_argument("--keep", action="store_true", help="keep ledgers and shelves too")
     parser.add_argument("--points", action="store_true", help="list the fault points and end")
     told = parser.parse_args(arguments)
@@ -57,6 +60,7 @@ def main(arguments: list[str]) -> int:
             folder=folder,
             memory=memory,
             is_strict=not told.lax,
+            without=told.without,
             say=lambda line: print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True),
         )
     except (AgentError, NoPodman, NotStarted, OSError) as error:

@@ -2,15 +2,16 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from agent.devkit.podman_service import checkout_folders
 from agent.domain.ids import Digest, KeyId, OrderId, digest_from_hex
 from agent.domain.orders import DatasetRef
 from agent.domain.receipts import MAX_RECEIPT_BYTES, parse_receipt
-from agent.domain.reports import envelope_bytes, parse_result
+from agent.domain.reports import ReportState, envelope_bytes, parse_report, parse_result
 from agent.trust.envelope import parse_envelope
 from tests.chain.inside import search
 from tests.chain.test_canary import forms
@@ -19,7 +20,10 @@ from tests.chaos.plan import HOSPITALS
 from tests.chaos.processes import guests
 from tests.chaos.stage import Stage, workspaces
 from tests.chaos.town import Town
-from tests.checker import Issued, Seen, Taken, Told, ToldResult
+from tests.checker import Issued, Seen, Taken, Told, ToldResult, Violation
+
+# What may cost an attempt: the engine or a container gone wrong, a full disk. Never a worker's death, never the network.
+SPENT_BY = frozenset({"unknown", "runtime-unavailable", "no-space", "cage-not-applied"})
 
 
 def look(stage: Stage, desk: Desk, may_fail: frozenset[str], excused: dict[str, frozenset[str]]) -> Seen:
@@ -54,13 +58,27 @@ def left(stage: Stage) -> Iterator[str]:
         yield f"mounted: {where}"
 
 
-def secrets_left(stage: Stage, canaries: tuple[bytes, ...], since_s: float) -> Iterator[str]:
-    """Files on disks that hold a canary of a dataset."""
-    needles = {f"canary {n}": [form.hex() for form in forms(canary)] for n, canary in enumerate(canaries)}
-    for folder in (stage.folder, Path.home()):
+def secrets_left(stage: Stage, canary: bytes, since_s: float) -> Iterator[str]:
+    """Files on disks that hold the canary of the datasets: all that the run wrote but images as they are unpacked."""
+    needles = {"the data's canary": [form.hex() for form in forms(canary)]}
+    folders = [stage.folder / "logs", checkout_folders()[1].parent, *(stage.folder / "t").iterdir()]
+    for hospital in HOSPITALS:
+        folders.remove(stage.consortium.hospital(hospital).agent.folder)
+        folders += [path for path in stage.data(hospital).iterdir() if path.name not in {"roots", "selftest"}]
+    for folder in folders:
         told = search({"search": str(folder), "needles": needles, "since": since_s, "anywhere": True})
         for path, name in told["found"]:
             yield f"{name} lies in {path}"
+
+
+def attempts_spent(stage: Stage, excused: Mapping[str, frozenset[str]]) -> Iterator[Violation]:
+    """Attempts that were counted though nothing was wrong with a container, an engine or a disk."""
+    for n in range(len(stage.consortium.orchestrators)):
+        for row in stage.consortium.book(n).database.rows("SELECT order_id, body FROM reports"):
+            told = parse_report(row["body"])
+            words = SPENT_BY | excused.get(row["order_id"], frozenset())
+            if told.state is ReportState.ATTEMPT and not any(word in (told.reason or "") for word in words):
+                yield Violation("attempt-spent", row["order_id"], f"at {told.position}: {told.reason}")
 
 
 def _named(desk: Desk) -> list[tuple[str, Issued]]:

@@ -62,7 +62,7 @@ class Plan:
     points: tuple[tuple[str, str], ...]
 
 
-SERVICES = tuple(f"{service}-{hospital}" for hospital in HOSPITALS for service in ("serve", "work"))
+SERVICES = (*(f"{service}-{hospital}" for hospital in HOSPITALS for service in ("serve", "work")), "second-A")
 OTHERS = (
     *(f"storage-{hospital}" for hospital in HOSPITALS),
     *(f"orchestrator-{number + 1}" for number in range(ORCHESTRATORS)),

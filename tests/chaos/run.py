@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.chaos.desk import Desk
 from tests.chaos.hosts import find_hosts
 from tests.chaos.nemesis import Journal, Nemesis, raging
-from tests.chaos.outside import left, look, secrets_left
+from tests.chaos.outside import attempts_spent, left, look, secrets_left
 from tests.chaos.plan import HOSPITALS, make_plan
 from tests.chaos.points import points
 from tests.chaos.stage import Stage, find_engines, open_stage
@@ -66,9 +66,13 @@ def run(
     folder: Path,
     memory: Path,
     is_strict: bool,
+    without: str | None = None,
     say: Callable[[str], None],
 ) -> Outcome:
-    """The run of this seed. Raises: NotStarted when somebody cannot be started at all."""
+    """The run of this seed; `without`: a guard of `maimed.py` that the agents lack.
+
+    Raises: NotStarted when somebody cannot be started at all.
+    """
     since_s = time.time() - 1
     hosts = find_hosts(HOSPITALS)
     if hosts.are_apart:
@@ -78,7 +82,8 @@ def run(
     engines, images = find_engines(runtime), guest_images()
     plan = make_plan(seed, duration_s, points())
     journal = Journal(folder / "journal.jsonl")
-    with open_stage(hosts, folder, memory, [digest for _, digest in images.values()], engines) as stage:
+    digests = [digest for _, digest in images.values()]
+    with open_stage(hosts, folder, memory, digests, engines, without) as stage:
         stage.start_all()
         town = Town(stage.consortium, seed, images)
         town.settle_in()
@@ -95,9 +100,17 @@ def run(
         ends = _ends(stage, desk)
         hit, fired = nemesis.points_hit(), nemesis.fired
         say("everybody ends")
-    lying = [Violation("clean", "", what) for what in secrets_left(stage, town.canaries, since_s)]
+    lying = [Violation("clean", "", what) for what in secrets_left(stage, town.canary, since_s)]
+    spent = attempts_spent(stage, nemesis.excused) if is_strict else ()
     return Outcome(
-        seed, (*violations, *lying), journal.counts, ends, len(points()), frozenset(hit), fired, duration_s
+        seed,
+        (*violations, *lying, *spent),
+        journal.counts,
+        ends,
+        len(points()),
+        frozenset(hit),
+        fired,
+        duration_s,
     )
 
 

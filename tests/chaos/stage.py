@@ -8,7 +8,7 @@ import ssl
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +26,11 @@ from agent.devkit.podman_service import (
     why_no_runc,
     why_not,
 )
+from agent.domain.ids import Digest
 from agent.faults import VARIABLE
 from agent.pipeline.workspace import parse_folder_name
 from tests.chaos.hosts import DESK, Child, Hosts
-from tests.chaos.plan import HOSPITALS, ORCHESTRATORS
+from tests.chaos.plan import HOSPITALS, ORCHESTRATORS, SERVICES
 
 START_S = 60.0
 TERM_S = 30.0
@@ -37,6 +38,7 @@ LEASE_S = 8
 DISK_BYTES = 1 << 30
 LOW_DISK_BYTES = 8 << 20
 TIMEOUTS = {"connect_s": 2.0, "read_s": 5.0, "total_s": 10.0, "transfer_s": 60.0}
+COMMANDS = {"second": "work"}  # a hospital may have several workers
 GAPS = ("memory_bytes", "cpu_millis", "pids")
 
 
@@ -150,7 +152,7 @@ class Stage:
         match kind:
             case "podman":
                 return answers(self.podman_socket)
-            case "work":
+            case "work" | "second":
                 return '"worker.started"' in service.said()
             case "proxy":
                 return all(
@@ -164,11 +166,17 @@ class Stage:
 
 @contextmanager
 def open_stage(
-    hosts: Hosts, folder: Path, memory: Path, images: list[str], engines: Mapping[str, str]
+    hosts: Hosts,
+    folder: Path,
+    memory: Path,
+    images: Sequence[Digest],
+    engines: Mapping[str, str],
+    without: str | None = None,
 ) -> Iterator[Stage]:
     """A consortium on these hosts, its processes not started; whatever still runs is killed at the end.
 
-    `folder`: for what lies on a disk, and the logs. `memory`: for workspaces and sockets, on tmpfs.
+    `folder`: for what lies on a disk, and the logs. `memory`: for workspaces and sockets, on tmpfs. `without`: a guard that the
+    agents lack.
     """
     runtime_dir, root = checkout_folders()
     podman_socket = runtime_dir / "chaos.sock"
@@ -180,7 +188,7 @@ def open_stage(
         orchestrators=ORCHESTRATORS,
         hosts=hosts.addresses,
     )
-    consortium.admit(images, accept_missing=GAPS)  # type: ignore[arg-type]
+    consortium.admit(images, accept_missing=GAPS)
     stage = Stage(hosts, consortium, folder, memory, engines, podman_socket)
     (folder / "logs").mkdir()
     with ExitStack() as stack:
@@ -199,12 +207,12 @@ def open_stage(
         for party in consortium.parties:
             if not party.name.startswith("agent-"):
                 _add(stage, party.name, stage.host_of(party), list(party.command), _environment())
-        for hospital in HOSPITALS:
+        program = ["agent"] if without is None else ["tests.chaos.maimed", without]
+        for name in SERVICES:
+            service, _, hospital = name.partition("-")
             home = consortium.hospital(hospital).agent.folder
-            for service in ("serve", "work"):
-                command = [sys.executable, "-m", "agent", "--home", str(home), service]
-                env = _environment() | {VARIABLE: str(stage.faults(hospital))}
-                _add(stage, f"{service}-{hospital}", hospital, command, env)
+            command = [sys.executable, "-m", *program, "--home", str(home), COMMANDS.get(service, service)]
+            _add(stage, name, hospital, command, _environment() | {VARIABLE: str(stage.faults(hospital))})
         yield stage
 
 

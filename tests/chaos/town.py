@@ -1,6 +1,7 @@
 """What a run works on: images, sealed datasets with canaries, orders, and what their models must be when nothing fails."""
 
 import hashlib
+import os
 import random
 import tempfile
 from collections.abc import Mapping
@@ -39,9 +40,9 @@ class Town:
     contents: dict[Key, bytes] = field(default_factory=dict)
 
     @property
-    def canaries(self) -> tuple[bytes, ...]:
-        """A string of each dataset that must lie on no disk."""
-        return tuple(content.split(b"\n")[1] for content in self.contents.values())
+    def canary(self) -> bytes:
+        """What stands in every dataset and must lie on no disk."""
+        return _line(b"a canary", str(self.seed).encode())
 
     @property
     def start_model(self) -> bytes:
@@ -69,13 +70,11 @@ class Town:
     def _seal(self, key: Key, dice: random.Random) -> None:
         use, name, number = key
         ref = DatasetRef(str(UUID(int=dice.getrandbits(128), version=4)), "1")
-        content = f"{use} {number} of {name}\ncanary-{dice.getrandbits(160):040x}\n".encode()
-        plain = self.consortium.folder.parent / f"{ref.id}.plain"
-        plain.write_bytes(content)
-        try:
+        content = f"{use} {number} of {name}\n".encode() + self.canary + f"\n{number}\n".encode()
+        with tempfile.TemporaryDirectory(dir=os.environ["XDG_RUNTIME_DIR"]) as memory:
+            plain = Path(memory, "plain")
+            plain.write_bytes(content)
             self.consortium.seal(plain, ref, self.consortium.hospital(name), [use])
-        finally:
-            plain.unlink()
         self.refs[key], self.contents[key] = ref, content
 
     def order(self, wish: Wish) -> Order:
