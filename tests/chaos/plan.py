@@ -83,7 +83,7 @@ MANGLES = ("drop", "lose", "after500", "garbage", "half", "slow", "repeat", "lat
 
 
 def make_plan(
-    seed: int, duration_s: float, points: Sequence[str], *, every_s: float = 3.0, order_every_s: float = 6.0
+    seed: int, duration_s: float, points: Sequence[str], *, every_s: float = 1.5, order_every_s: float = 5.0
 ) -> Plan:
     """The plan of this seed: the same for the same arguments."""
     dice = random.Random(f"acts of {seed}")
@@ -134,7 +134,7 @@ def _act(dice: random.Random, at_s: float) -> Act:
         case _:
             told = {
                 "act": dice.choice(MANGLES),
-                "count": dice.randint(1, 3),
+                "count": dice.randint(1, 5),
                 "s": dice.choice((0.5, 2.0, 6.0)),
             }
             return Act(at_s, Kind.MANGLE, dice.choice(PARTIES), told)
