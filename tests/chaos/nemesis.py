@@ -83,7 +83,7 @@ class Nemesis:
             service.send(signal.SIGCONT)
             if service.child is not None and service.child.has_ended:
                 service.start(self.stage.hosts)
-        self.stage.wait_until_ready()
+        self.stage.wait_until_ready(lives=4)  # one may still be on its way out
         self.journal.note("healed", "everybody")
 
     def keep_alive(self) -> None:

@@ -73,6 +73,9 @@ PARTIES = (
     *(f"storage-{hospital}" for hospital in HOSPITALS),
     *(f"orchestrator-{number + 1}" for number in range(ORCHESTRATORS)),
 )
+CALLED = [
+    2 if name.startswith("agent-") else 1 if name.startswith("storage-") else 3 for name in PARTIES
+]  # how often mangled
 WRITES = (
     "ledger.commit",
     "storage.fetch_blob.",
@@ -101,7 +104,7 @@ def _acts(dice: random.Random, duration_s: float, every_s: float) -> Iterator[Ac
 
 def _act(dice: random.Random, at_s: float) -> Act:
     kinds = {
-        "worker": 5, "api": 3, "conmon": 2, "guest": 1, "other": 3, "stall": 2, "term": 2, "cut": 3, "mangle": 6, "clock": 1,
+        "worker": 5, "api": 3, "conmon": 2, "guest": 1, "other": 3, "stall": 2, "term": 2, "cut": 4, "mangle": 9, "clock": 1,
         "fill": 1,
     }  # fmt: skip
     hospital = dice.choice(HOSPITALS)
@@ -123,9 +126,7 @@ def _act(dice: random.Random, at_s: float) -> Act:
         case "term":
             return Act(at_s, Kind.TERM, dice.choice((*SERVICES, *OTHERS)), {"s": down_s})
         case "cut":
-            source, target = dice.sample((*HOSPITALS, "desk"), 2)
-            ways = [(source, target)] + ([(target, source)] if dice.random() < 0.5 else [])
-            return Act(at_s, Kind.CUT, source, {"ways": ways, "s": dice.choice((3.0, 10.0))})
+            return Act(at_s, Kind.CUT, *_cut(dice))
         case "clock":
             moved_s = dice.choice((-7200.0, -600.0, -45.0, 45.0, 600.0, 2400.0))
             return Act(at_s, Kind.CLOCK, hospital, {"s_moved": moved_s, "s": dice.choice((3.0, 10.0))})
@@ -134,10 +135,24 @@ def _act(dice: random.Random, at_s: float) -> Act:
         case _:
             told = {
                 "act": dice.choice(MANGLES),
-                "count": dice.randint(1, 5),
+                "count": dice.randint(2, 8),
                 "s": dice.choice((0.5, 2.0, 6.0)),
             }
-            return Act(at_s, Kind.MANGLE, dice.choice(PARTIES), told)
+            return Act(at_s, Kind.MANGLE, dice.choices(PARTIES, CALLED)[0], told)
+
+
+def _cut(dice: random.Random) -> tuple[str, dict[str, Any]]:
+    """One link one way, one link both ways, or a host off the network; for how long."""
+    hosts = (*HOSPITALS, "desk")
+    source, target = dice.sample(hosts, 2)
+    match dice.choice(("one way", "both ways", "off")):
+        case "one way":
+            ways = [(source, target)]
+        case "both ways":
+            ways = [(source, target), (target, source)]
+        case _:
+            ways = [pair for other in hosts if other != source for pair in ((source, other), (other, source))]
+    return source, {"ways": ways, "s": dice.choice((3.0, 10.0))}
 
 
 def _wishes(dice: random.Random, duration_s: float, every_s: float) -> Iterator[Wish]:

@@ -117,12 +117,16 @@ class Stage:
             service.start(self.hosts)
         self.wait_until_ready()
 
-    def wait_until_ready(self) -> None:
-        """Return when everybody answers. Raises: NotStarted."""
+    def wait_until_ready(self, *, lives: int = 1) -> None:
+        """Return when everybody answers; one that ends is started again so often. Raises: NotStarted."""
         for service in self.services.values():
-            deadline = time.monotonic() + START_S
+            deadline, left = time.monotonic() + START_S, lives
             while not self._is_ready(service):
-                if service.child is None or service.child.has_ended or time.monotonic() > deadline:
+                has_ended = service.child is None or service.child.has_ended
+                left -= has_ended
+                if has_ended and left > 0:
+                    service.start(self.hosts)
+                elif has_ended or time.monotonic() > deadline:
                     words = service.said().strip().splitlines()[-5:]
                     raise NotStarted(f"{service.name} does not answer: {' / '.join(words)}")
                 time.sleep(0.05)
