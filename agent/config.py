@@ -82,9 +82,9 @@ class Paths(Struct, frozen=True, kw_only=True):
         return self.data / "queues.sqlite"
 
     @property
-    def workers(self) -> Path:
-        """A lock for each worker process, held while it lives."""
-        return self.data / "workers"
+    def hands(self) -> Path:
+        """A lock for each job that a worker has in hand."""
+        return self.data / "hands"
 
     @property
     def images(self) -> Path:

@@ -316,6 +316,7 @@ def make_folders(settings: Settings) -> None:
 @contextmanager
 def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
     from agent.ports.broker_huey import HueyBroker
+    from agent.ports.hands_flock import FlockHands
     from agent.ports.images_tar import TarImages
     from agent.ports.ledger_sqlalchemy import open_ledger
     from agent.ports.orchestrators_https import HttpsOrchestrators
@@ -342,7 +343,17 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
         peers = HttpsPeers(identity, timeouts)
         doors.callback(peers.close)
         runtime = make_runtime(settings, key.keyid)
-        ports = Ports(ledger, broker, storage, orchestrators, peers, runtime, TarImages(), clock)
+        ports = Ports(
+            ledger,
+            broker,
+            storage,
+            orchestrators,
+            peers,
+            runtime,
+            TarImages(),
+            clock,
+            FlockHands(settings.paths.hands),
+        )
         if faults is not None:
             ports = faults.ports(ports)
         yield Host(key, roster, policy, ports, _rules(settings, runtime)), broker
@@ -369,7 +380,6 @@ def _rules(settings: Settings, runtime: Runtime) -> Rules:
         queue_limit=limits.queue_limit,
         workspace_root=settings.workspace.root,
         spool=settings.paths.spool,
-        workers=settings.paths.workers,
         low_disk_bytes=limits.low_disk_bytes,
         max_model_bytes=limits.max_model_bytes,
         max_image_bytes=limits.max_image_bytes,

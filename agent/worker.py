@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
@@ -21,7 +21,6 @@ from agent.domain.control import Mode
 from agent.domain.ids import JobId
 from agent.domain.jobs import JobState
 from agent.errors import AgentError, RuntimeUnavailable
-from agent.lives import bury_the_dead, forget, living
 from agent.log import get_logger
 from agent.pipeline.advance import advance
 from agent.pipeline.deliver import deliver
@@ -37,6 +36,7 @@ log = get_logger(__name__)
 
 SWEEP_EVERY_S = 60.0
 LOOK_EVERY_S = 0.5
+IN_HAND = JobQuery(states=frozenset({JobState.RUNNING}), limit=1000)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 MakeConsumer = Callable[[Mapping[Queue, Handler]], Consumer]
@@ -67,12 +67,6 @@ class Leases:
         finally:
             with self._lock:
                 self._held.discard(name)
-
-    @contextmanager
-    def living(self) -> Iterator[None]:
-        """Be known on this host as a worker that lives, until the process ends in whatever way."""
-        with living(self._host.rules.workers, self.process) if self._host.rules.workers else nullcontext():
-            yield
 
     def held(self) -> tuple[str, ...]:
         """The names in use now."""
@@ -142,7 +136,7 @@ def work(
     check_start(host)
     gate = Gate(host, prove)
     consumer = make_consumer(handlers(host, leases, gate))
-    with leases.living(), leases.beating(host.rules.lease / 3):
+    with leases.beating(host.rules.lease / 3):
         consumer.start()
         log.info("worker.started", worker=leases.process)
         while not stop.asked.is_set():
@@ -190,17 +184,15 @@ def run_sweep(host: Host) -> None:
 
 
 def take_from_the_dead(host: Host) -> None:
-    """End the leases of workers of this host that died, so that the sweep finds their tasks at once."""
-    folder = host.rules.workers
-    if folder is None:
-        return
+    """End the lease of every job that no process of this host has in hand: its worker died, and the sweep finds it at once."""
     try:
-        for name in bury_the_dead(folder):
-            tasks = host.ports.ledger.release(name, host.ports.now())
-            forget(folder, name)
-            log.warning("worker.died", worker=name, tasks=tasks)
-    except (AgentError, OSError) as error:  # their leases run out anyway
-        log.error("worker.not_buried", detail=str(error))
+        for job in host.ports.ledger.jobs(IN_HAND):
+            with host.ports.hands.hold(job.id) as is_free:
+                if is_free and job.worker is not None and host.ports.ledger.job(job.id).worker == job.worker:
+                    host.ports.ledger.release(job.worker, host.ports.now())
+                    log.warning("worker.died", worker=job.worker, job=job.id)
+    except AgentError as error:  # its lease runs out anyway
+        log.error("worker.not_buried", code=error.code, detail=error.detail)
 
 
 def try_gate(gate: Gate) -> bool:
@@ -277,8 +269,7 @@ def _waits_for_containers(host: Host, leases: Leases) -> bool:
     """Whether every task in hand has a container that runs."""
     try:
         held = set(leases.held())
-        query = JobQuery(states=frozenset({JobState.RUNNING}), limit=1000)
-        mine = {job.id for job in host.ports.ledger.jobs(query) if job.worker in held}
+        mine = {job.id for job in host.ports.ledger.jobs(IN_HAND) if job.worker in held}
         running = {left.labels.get(JOB_LABEL) for left in host.ports.runtime.leftovers() if left.is_running}
     except AgentError:
         return False

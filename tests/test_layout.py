@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A room is the first part of a path below agent/. Imports point down a rank, never up, never sideways.
 RANKS = {
-    "__init__": 0, "errors": 0, "log": 0, "process": 0, "lives": 0,
+    "__init__": 0, "errors": 0, "log": 0, "process": 0,
     "domain": 1,
     "trust": 2,
     "ports": 3,
@@ -34,6 +34,7 @@ ROOM_OF = {"cli_*": "cli", "__main__": "cli"}
 
 # In ports/, `X.py` is a port, `X_lib.py` (or X_lib_part.py) an adapter of it; adapters share these.
 PLUMBING = {
+    "alone",
     "cage",
     "cage_check",
     "cage_seen",
@@ -49,8 +50,12 @@ PLUMBING = {
     "ledger_schema",
     "memory_events",
     "migrations",
+    "process_times",
     "run_end",
+    "run_ended",
+    "run_kept",
     "run_log",
+    "run_stack",
     "run_watch",
     "user_namespace",
     "user_namespace_inner",
@@ -58,6 +63,8 @@ PLUMBING = {
 PLUMBING_OF = {
     "cage": "runtime",
     "container_run": "runtime",
+    "run_ended": "runtime",
+    "run_kept": "runtime",
     "run_watch": "runtime",
 }  # what the adapters of one port share may speak of that port's values
 # A port that is too long for one page has parts of its own, by the port they belong to.

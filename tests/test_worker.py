@@ -78,6 +78,7 @@ def house(tmp_path: Path, memory: Path) -> House:
         runtime,
         ports.images,
         ports.now,
+        ports.hands,
     )
     host = made.host
     made.host = Host(host.key, host.roster, host.policy, with_runtime, host.rules)
@@ -442,7 +443,7 @@ def hold_advance(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, thre
     """(has begun, may end) of a task that takes its time."""
     has_begun, may_end = threading.Event(), threading.Event()
 
-    def advance(job: JobId, host: Host, name: str, *, may_run: bool) -> None:
+    def advance(job: JobId, host: Host, name: str, *, may_run: bool, may_start: bool) -> None:
         has_begun.set()
         may_end.wait(60)
 

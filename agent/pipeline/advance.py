@@ -1,5 +1,7 @@
 """A bell rang for a job: do whatever its state in the ledger asks for now. A bell for nothing is harmless."""
 
+from collections.abc import Callable
+
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job, JobState
 from agent.errors import LostRace, OutsideError, TrustError
@@ -28,9 +30,9 @@ def advance(job_id: JobId, host: Host, worker: str, *, may_run: bool = True, may
     elif job.state is JobState.HELD:
         _look_again(job, host)
     elif job.state is JobState.QUEUED and may_run and may_start and not _rests(job, host):
-        execute(job, host, worker)
-    elif job.state is JobState.RUNNING and may_run and not _is_in_hand(job, host):
-        resume(job, host, worker)
+        _run(execute, job, host, worker)
+    elif job.state is JobState.RUNNING and may_run and not _is_leased(job, host):
+        _run(resume, job, host, worker)
 
 
 def _place(job: Job, host: Host) -> None:
@@ -68,7 +70,16 @@ def _rests(job: Job, host: Host) -> bool:
     return job.not_before is not None and host.ports.now() < job.not_before
 
 
-def _is_in_hand(job: Job, host: Host) -> bool:
+def _run(see_through: Callable[[Job, Host, str], None], job: Job, host: Host, worker: str) -> None:
+    """Have the job in hand while it is seen through. Who stalls with a job in hand wakes up to what it left."""
+    with host.ports.hands.hold(job.id) as is_mine:
+        if is_mine:
+            see_through(job, host, worker)
+        elif job.state is JobState.RUNNING:
+            log.warning("task.in_a_stalled_hand", job=job.id, worker=job.worker)
+
+
+def _is_leased(job: Job, host: Host) -> bool:
     return job.lease_until is not None and host.ports.now() < job.lease_until
 
 

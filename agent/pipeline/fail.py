@@ -71,7 +71,7 @@ def _tell(context: Context, error: AgentError, host: Host) -> None:
     job = context.job
     if isinstance(error, BadOutput) and error.seen:
         keep_log(job, REFUSED_OUTPUT, error.seen.encode(errors="backslashreplace"), host)
-    values = {
+    values: dict[str, str | int | float | None] = {
         "attempt": job.attempt,
         "code": error.code,
         "detail": error.detail[:300],

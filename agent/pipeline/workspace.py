@@ -165,7 +165,10 @@ def workspace(
     LostRace when a sweep took it away.
     """
     folder = root / folder_name(job.id, job.attempt)
-    reserve(folder, reserve_bytes)
+    try:
+        reserve(folder, reserve_bytes)
+    except FileExistsError as cause:
+        raise LostRace("another worker has made the workspace of this attempt") from cause
     with _leaving(folder, runtime, is_anothers):
         yield Workspace(folder)
 

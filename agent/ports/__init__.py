@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from agent.ports.broker import Broker
+from agent.ports.hands import Hands
 from agent.ports.images import Images
 from agent.ports.ledger import Ledger
 from agent.ports.orchestrators import Orchestrators
@@ -27,3 +28,4 @@ class Ports:
     runtime: Runtime
     images: Images
     now: Clock
+    hands: Hands

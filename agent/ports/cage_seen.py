@@ -81,8 +81,8 @@ def read_process(pid: int, cgroup_files: Mapping[str, str], proc: Path = Path("/
     own = proc / str(pid)
     return Process(
         status=read_status(own),
-        uid_map=_id_map(own / "uid_map"),
-        gid_map=_id_map(own / "gid_map"),
+        uid_map=id_map(own / "uid_map"),
+        gid_map=id_map(own / "gid_map"),
         mounts=_mounts((own / "mountinfo").read_text()),
         own_devices=frozenset(
             mount.device for mount in _mounts((proc / "self/mountinfo").read_text()).values()
@@ -114,7 +114,8 @@ def _is_shared(one: Path, other: Path, namespace: str) -> bool:
     return os.readlink(one / "ns" / namespace) == os.readlink(other / "ns" / namespace)
 
 
-def _id_map(file: Path) -> tuple[tuple[int, int, int], ...]:
+def id_map(file: Path) -> tuple[tuple[int, int, int], ...]:
+    """The rows of /proc/<pid>/uid_map or gid_map: first id inside, first id outside, count. Raises: OSError."""
     rows = (line.split() for line in file.read_text().splitlines())
     return tuple((int(inside), int(outside), int(count)) for inside, outside, count in rows)
 

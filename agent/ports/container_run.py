@@ -59,6 +59,7 @@ class ContainerRun:
         self._watch: RunWatch | None = None
         self._wall_s = 0
         self._outcome: RunOutcome | None = None
+        self.is_left = False
 
     def start(self, cage: Cage, wall_s: int, watch: RunWatch, release: Callable[[], None]) -> None:
         """Let the image's program begin, by `release`. Raises: what `release` raises."""
@@ -66,6 +67,12 @@ class ContainerRun:
         watch.start()
         release()
         self._began_s = time.monotonic()
+
+    def go_on(self, cage: Cage, wall_s: int, watch: RunWatch, age_s: float) -> None:
+        """Instead of `start`: the image's program began so many seconds ago, under another worker."""
+        self._cage, self._wall_s, self._watch = cage, wall_s, watch
+        self._began_s = time.monotonic() - age_s
+        watch.start()
 
     def wait(self) -> RunOutcome:
         """As the protocol says. Raises: RuntimeUnavailable when the engine is gone; the container may live on."""
@@ -78,6 +85,10 @@ class ContainerRun:
         with self._closing:  # closed, the descriptor's number may be another run's
             if not self._is_closed:
                 kill(self._pidfd)
+
+    def leave(self) -> None:
+        """As the protocol says."""
+        self.is_left = True
 
     def progress(self) -> float | None:
         """As the protocol says."""

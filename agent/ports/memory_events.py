@@ -41,11 +41,15 @@ class MemoryEvents:
     nothing to wait for. `peak_bytes`: most memory it had at once; `cpu_s`: CPU seconds of all its processes; None: unknown.
     """
 
-    def __init__(self, pid: int, *, proc: Path = PROC, cgroups: Path = CGROUPS) -> None:
-        """`pid` is a process of the container, not of the engine. Raises: OSError when it is gone or may not be seen."""
-        found = _accounts(
-            (proc / str(pid) / "cgroup").read_text(), (proc / "self/cgroup").read_text(), cgroups
-        )
+    def __init__(
+        self, pid: int, *, membership: str | None = None, proc: Path = PROC, cgroups: Path = CGROUPS
+    ) -> None:
+        """`pid` is a process of the container, not of the engine; `membership`: what its /proc/<pid>/cgroup said.
+
+        Raises: OSError, without `membership`, when the process is gone or may not be seen.
+        """
+        told = (proc / str(pid) / "cgroup").read_text() if membership is None else membership
+        found = _accounts(told, (proc / "self/cgroup").read_text(), cgroups)
         self._is_v1 = found.is_v1
         self._events = _open(found.memory, "memory.oom_control" if found.is_v1 else "memory.events")
         self._peak = _open(found.memory, "memory.max_usage_in_bytes" if found.is_v1 else "memory.peak")

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.errors import AgentError, RuntimeUnavailable
-from agent.ports.cage import EngineFacts
 from agent.ports.cage_check import PAGE_BYTES
+from agent.ports.run_kept import Kept, Lying
 from agent.ports.runtime import RunSpec
 from agent.ports.user_namespace import Failed, UserNamespace
 
@@ -26,27 +26,18 @@ class RunWatch:
     """One run's watcher, a thread from `start` to `stop`. `cause`: why it killed the run, None when it did not."""
 
     def __init__(
-        self, spec: RunSpec, pid: int, facts: EngineFacts, inside: UserNamespace, kill: Callable[[], None]
+        self, spec: RunSpec, kept: Kept, pid: int, inside: UserNamespace, kill: Callable[[], None]
     ) -> None:
         """`pid`: of the container's first process; `inside`: where the guest's own folders can be looked into."""
         self.cause: str | None = None
-        self._pid, self._ceilings, self._inside, self._kill = pid, spec.ceilings, inside, kill
-        self._folders = [str(mount.source) for mount in spec.mounts if mount.is_writable]
-        self._holds_memory = "memory" in facts.controllers
-        self._before = (0, 0)
+        self._kept, self._pid, self._inside, self._kill = kept, pid, inside, kill
+        self._folders = _folders_of(spec)
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name=f"watch-{pid}", daemon=True)
 
     def start(self) -> None:
-        """Begin, before the guest does: what lies in its folders now, an earlier model, does not count.
-
-        Raises: RuntimeUnavailable.
-        """
-        try:
-            self._before = self._measure(UNCOUNTED)[:2]
-        except Failed as refusal:
-            raise RuntimeUnavailable(f"the run's folders cannot be looked into: {refusal}") from refusal
-        if self._folders or not self._holds_memory:
+        """Begin."""
+        if self._folders or not self._kept.holds_memory:
             self._thread.start()
 
     def stop(self) -> None:
@@ -70,27 +61,50 @@ class RunWatch:
                 return
 
     def _over(self) -> str | None:
-        if self._folders:
-            most_bytes = self._before[0] + self._ceilings.output_bytes
-            most_entries = self._before[1] + self._ceilings.output_files
-            taken, entries, is_deep = self._measure(most_entries + 1)
-            if taken > most_bytes or entries > most_entries:
-                return "disk"
-            if is_deep:  # what cannot be looked into is bounded by nothing, and refused at the harvest anyway
-                return "output"
-        if (
-            not self._holds_memory
-            and memory_of(self._pid, self._ceilings.memory_bytes) > self._ceilings.memory_bytes
-        ):
+        if self._folders and (cause := _over_in(self._folders, self._kept, self._inside, self._pid)):
+            return cause
+        most_bytes = self._kept.ceilings.memory_bytes
+        if not self._kept.holds_memory and memory_of(self._pid, most_bytes) > most_bytes:
             return "oom"
         return None
 
-    def _measure(self, most_entries: int) -> tuple[int, int, bool]:
-        """Bytes taken and entries, counted up to `most_entries`; whether folders lie too deep to be counted."""
-        if not self._folders:
-            return 0, 0, False
-        told = self._inside.ask("measure", self._folders, most_entries, self._pid)
-        return told["bytes"], told["entries"], told["is_deep"]
+
+def lying_before(spec: RunSpec, inside: UserNamespace) -> Lying:
+    """What lies in the run's folders now, before the guest begins. Raises: RuntimeUnavailable."""
+    folders = _folders_of(spec)
+    if not folders:
+        return Lying(0, 0)
+    try:
+        told = inside.ask("measure", folders, UNCOUNTED, 0)
+    except Failed as refusal:
+        raise RuntimeUnavailable(f"the run's folders cannot be looked into: {refusal}") from refusal
+    return Lying(told["bytes"], told["entries"])
+
+
+def over_after(spec: RunSpec, kept: Kept, inside: UserNamespace) -> str | None:
+    """Whether the guest left more in its folders than it may, in a word of the container contract; None when not, or when
+    nobody can look any more.
+    """
+    folders = _folders_of(spec)
+    try:
+        return _over_in(folders, kept, inside, 0) if folders else None
+    except Failed:
+        return None
+
+
+def _folders_of(spec: RunSpec) -> list[str]:
+    return [str(mount.source) for mount in spec.mounts if mount.is_writable]
+
+
+def _over_in(folders: list[str], kept: Kept, inside: UserNamespace, pid: int) -> str | None:
+    most_bytes = kept.before.bytes + kept.ceilings.output_bytes
+    most_entries = kept.before.entries + kept.ceilings.output_files
+    told = inside.ask("measure", folders, most_entries + 1, pid)
+    if told["bytes"] > most_bytes or told["entries"] > most_entries:
+        return "disk"
+    if told["is_deep"]:  # what cannot be looked into is bounded by nothing, and refused at the harvest anyway
+        return "output"
+    return None
 
 
 def memory_of(pid: int, enough: int, proc: Path = Path("/proc")) -> int:

@@ -156,7 +156,9 @@ class Runtime(Protocol):
         """The container of this spec's name that an earlier worker started, running or ended by now, as if this worker had
         started it. Leaving the context kills and removes it.
 
-        Raises: ContainerLost when there is none, or its program never began: what exists of it is removed.
+        Its ceilings and its cage stay those it was made with, its wall clock counts from its begin. Of its log there is what
+        can still be read. Raises: ContainerLost when there is none with these labels, or its program never began or is
+        another one than this spec's (what exists of it is removed first); RuntimeUnavailable.
         """
         ...
 

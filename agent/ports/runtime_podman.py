@@ -6,7 +6,6 @@ the socket's own user.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -17,32 +16,39 @@ from typing import Any
 
 from agent.domain.ceilings import DEFAULT_CEILINGS
 from agent.domain.ids import Digest, hex_of
-from agent.errors import BadImage, CageNotApplied, RuntimeUnavailable
+from agent.errors import BadImage, CageNotApplied, ContainerLost, RuntimeUnavailable
 from agent.ports import cage, cage_check, cage_seen
 from agent.ports import runtime_podman_body as body
+from agent.ports.alone import alone
 from agent.ports.cage import EngineFacts, StoredImage
 from agent.ports.container_run import ContainerRun
 from agent.ports.memory_events import MemoryEvents
-from agent.ports.run_watch import RunWatch
+from agent.ports.run_ended import EndedRun
+from agent.ports.run_kept import Kept, write_kept
+from agent.ports.run_stack import RunStack
+from agent.ports.run_watch import RunWatch, lying_before
 from agent.ports.runtime import Enforcement, ImageInfo, Leftover, RunSpec
+from agent.ports.runtime_podman_adoption import Adoption, why_lost
 from agent.ports.runtime_podman_api import ApiRefusal, PodmanApi
 from agent.ports.runtime_podman_body import Names
+from agent.ports.runtime_podman_found import (
+    GIVEN_LABEL,
+    INSTANCE_LABEL,
+    KEPT_LABEL,
+    MAP_LABEL,
+    NAME_LABEL,
+    await_filter,
+    find,
+    given_labels,
+    not_made,
+    pid_of,
+    recorded_code,
+    refusals,
+)
 from agent.ports.runtime_podman_images import PodmanImages
-from agent.ports.user_namespace import Failed, UserNamespace
-
-LABEL = "dc-compute."
-INSTANCE_LABEL, NAME_LABEL, MAP_LABEL = LABEL + "instance", LABEL + "name", LABEL + "id-map"
-GIVEN_LABEL = LABEL + "given."  # before the labels of a RunSpec
+from agent.ports.user_namespace import UserNamespace
 
 FREE_MAP_WAIT_S = 900.0
-FILTER_WAIT_S = 5.0
-PASSING = "Resource temporarily unavailable"
-NOT_STARTABLE = (
-    "attempted to invoke a command that was not found",
-    "permission denied",
-    "no such file",
-    "exec format",
-)
 
 
 class PodmanRuntime:
@@ -102,8 +108,10 @@ class PodmanRuntime:
         facts = self._facts()
         cage.refuse_missing(facts, spec.accept_missing)
         seccomp, seccomp_digest = cage.read_seccomp(self._seccomp_dir, spec.kind)
-        with contextlib.ExitStack() as stack:
-            container, number = self._create(spec, image, facts, stack)
+        applied = cage.applied(self.name, spec, facts, seccomp_digest)
+        kept = Kept.of(spec, applied, lying_before(spec, self._inside))
+        with RunStack() as stack:
+            container, number = self._create(spec, image, facts, kept, stack)
             asked = self._asked_for(spec, image, number, seccomp, facts)
             pid = self._make(container)
             self._check(container, pid, asked)
@@ -116,38 +124,42 @@ class PodmanRuntime:
                 memory,
                 output=self._api.attach(container),
                 log_bytes=spec.ceilings.log_bytes,
-                engine_code=lambda: self._recorded_code(container),
+                engine_code=lambda: recorded_code(self._api, container),
             )
             stack.callback(run.close)
             self._images.touch(spec.image)
-            watch = RunWatch(spec, pid, facts, self._inside, run.kill)
-            applied = cage.applied(self.name, spec, facts, seccomp_digest)
-            with _refusals(CageNotApplied):
+            watch = RunWatch(spec, kept, pid, self._inside, run.kill)
+            with refusals(CageNotApplied):
                 run.start(applied, spec.ceilings.wall_s, watch, lambda: self._start(container))
-            _await_filter(pid)
-            yield run
+            await_filter(pid)
+            yield stack.gives(run)
+
+    @contextlib.contextmanager
+    def adopt(self, spec: RunSpec) -> Iterator[ContainerRun | EndedRun]:
+        """As the protocol says."""
+        found = find(self._api, self._container_name(spec.name))
+        if found is None:
+            raise ContainerLost(f"there is no container named {spec.name}")
+        named = found.labels.get(INSTANCE_LABEL), found.labels.get(NAME_LABEL)
+        if named != (self._instance, spec.name) or found.given != dict(spec.labels):
+            raise ContainerLost(f"the container named {spec.name} is another agent's, job's or attempt's")
+        with RunStack() as stack:
+            stack.removes(self._destroy, found.id)
+            why, kept = why_lost(found, spec), found.kept
+            if why is not None or kept is None:
+                raise ContainerLost(why or f"nothing is known of {spec.name}")
+            adoption = Adoption(spec, found, kept, self._api, self._inside)
+            yield stack.gives(adoption.living(stack) or adoption.ended())
 
     def _start(self, container: str) -> None:
         self._api.post(f"/containers/{container}/start")
-
-    def _recorded_code(self, container: str) -> int | None:
-        """What Podman recorded, or None when it cannot tell. The process has ended: this answers at once."""
-        try:
-            code = self._api.post(f"/containers/{container}/wait", condition="stopped", interval="10ms")
-        except ApiRefusal:
-            return None
-        return code if isinstance(code, int) else None
 
     def leftovers(self) -> tuple[Leftover, ...]:
         """As the protocol says."""
         return tuple(
             Leftover(
                 name=entry["Labels"].get(NAME_LABEL, ""),
-                labels={
-                    key.removeprefix(GIVEN_LABEL): value
-                    for key, value in entry["Labels"].items()
-                    if key.startswith(GIVEN_LABEL)
-                },
+                labels=given_labels(entry["Labels"]),
                 is_running=entry["State"] in {"running", "paused", "stopping"},
             )
             for entry in self._containers(f"{INSTANCE_LABEL}={self._instance}")
@@ -165,7 +177,7 @@ class PodmanRuntime:
         return self._asked[1]
 
     def _ask(self, service: int) -> EngineFacts:
-        with _refusals(RuntimeUnavailable):
+        with refusals(RuntimeUnavailable):
             info = self._api.get("/info")
         host = info["host"]
         if not host["security"]["rootless"]:
@@ -182,16 +194,16 @@ class PodmanRuntime:
         )
 
     def _create(
-        self, spec: RunSpec, image: StoredImage, facts: EngineFacts, stack: contextlib.ExitStack
+        self, spec: RunSpec, image: StoredImage, facts: EngineFacts, kept: Kept, stack: RunStack
     ) -> tuple[str, int]:
         """(container, number of its id map); `stack` removes it. Raises: CageNotApplied, BadImage, RuntimeUnavailable."""
         deadline_s = time.monotonic() + FREE_MAP_WAIT_S
         pool = cage.map_pool(facts, self._pool_size)
         while True:
-            with self._alone():
+            with alone(self._api.path.parent):  # no two runs choose one id map
                 number = self._free_map(pool)
                 if number is not None:
-                    return self._create_mapped(spec, image, facts, number, stack), number
+                    return self._create_mapped(spec, image, facts, number, kept, stack), number
             if time.monotonic() > deadline_s:
                 raise RuntimeUnavailable(f"all {len(pool)} id maps of this host stay in use")
             time.sleep(0.05)
@@ -202,9 +214,11 @@ class PodmanRuntime:
         image: StoredImage,
         facts: EngineFacts,
         number: int,
-        stack: contextlib.ExitStack,
+        kept: Kept,
+        stack: RunStack,
     ) -> str:
         labels = {INSTANCE_LABEL: self._instance, NAME_LABEL: spec.name, MAP_LABEL: str(number)}
+        labels |= {KEPT_LABEL: write_kept(kept)}
         labels |= {GIVEN_LABEL + key: value for key, value in spec.labels.items()}
         names = Names(self._container_name(spec.name), labels)
         seccomp_path = str((self._seccomp_dir / f"{spec.kind}.json").resolve())
@@ -218,7 +232,7 @@ class PodmanRuntime:
                 raise BadImage(f"image {hex_of(spec.image)[:12]} is gone: {refusal}") from refusal
             raise CageNotApplied(f"Podman did not make the container: {refusal}") from refusal
         container: str = answer["Id"]
-        stack.callback(self._destroy, container)
+        stack.removes(self._destroy, container)
         if answer.get("Warnings"):
             raise CageNotApplied(f"Podman warned: {'; '.join(answer['Warnings'])[:300]}")
         return container
@@ -228,21 +242,15 @@ class PodmanRuntime:
         try:
             self._api.post(f"/containers/{container}/init")
         except ApiRefusal as refusal:
-            if any(words in str(refusal) for words in NOT_STARTABLE):
-                raise BadImage(f"the image cannot start: {refusal}") from refusal
-            if PASSING in str(
-                refusal
-            ):  # processes that were killed a moment ago still count under the same ids
-                raise RuntimeUnavailable(f"Podman could not make the cage now: {refusal}") from refusal
-            raise CageNotApplied(f"Podman did not make the cage: {refusal}") from refusal
-        with _refusals(RuntimeUnavailable):
-            return int(self._api.get(f"/containers/{container}/json")["State"]["Pid"])
+            raise not_made(refusal) from refusal
+        with refusals(RuntimeUnavailable):
+            return pid_of(self._api.get(f"/containers/{container}/json"))
 
     def _check(self, container: str, pid: int, asked: cage_check.Asked) -> None:
         """Compare what was applied with what was asked. Raises: CageNotApplied naming every difference."""
-        with _refusals(RuntimeUnavailable):
+        with refusals(RuntimeUnavailable):
             config_path = self._api.get(f"/containers/{container}/json")["OCIConfigPath"]
-        config = json.loads(self._inside_do("read", config_path)["text"])
+        config = json.loads(self._inside.do("read", config_path)["text"])
         process = cage_seen.read_back(lambda: cage_seen.read_process(pid, asked.cgroup))
         differences = self._differences(config, process, asked)
         if differences:
@@ -281,21 +289,8 @@ class PodmanRuntime:
         taken = {entry["Labels"].get(MAP_LABEL) for entry in self._containers(MAP_LABEL)}
         return next((number for number in pool if str(number) not in taken), None)
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One at a time over all agents on this socket, so that no two runs choose one id map."""
-        try:
-            folder = os.open(self._api.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as cause:
-            raise RuntimeUnavailable(f"the folder of {self._api.path} cannot be opened: {cause}") from cause
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(folder)
-
     def _containers(self, label: str) -> list[dict[str, Any]]:
-        with _refusals(RuntimeUnavailable):
+        with refusals(RuntimeUnavailable):
             found = self._api.get("/containers/json", all="true", filters=json.dumps({"label": [label]}))
         return [entry for entry in found or () if entry.get("Labels")]
 
@@ -317,38 +312,4 @@ class PodmanRuntime:
 
         Raises: BadOutput when a file had a set-id bit (it is cleared) or folders lay too deep (they are lifted out).
         """
-        cage.judge_reclaimed(self._inside_do("reclaim", str(folder)))
-
-    def _inside_do(self, act: str, *arguments: object) -> dict[str, Any]:
-        """The answer from inside Podman's user namespace, where the guests' ids are the agent's to command."""
-        try:
-            return self._inside.ask(act, *arguments)
-        except Failed as refusal:
-            raise RuntimeUnavailable(f"{act} in Podman's user namespace failed: {refusal}") from refusal
-
-
-def _await_filter(pid: int) -> None:
-    """See the seccomp filter on the running process: crun loads it only right before the image's program.
-
-    A process that has ended was the program itself. Raises: CageNotApplied.
-    """
-    deadline_s = time.monotonic() + FILTER_WAIT_S
-    own = Path(f"/proc/{pid}")
-    while time.monotonic() < deadline_s:
-        try:
-            status = cage_seen.read_status(own)
-        except OSError:
-            return
-        if status.get("Seccomp") == "2" or status.get("State", "").startswith(("Z", "X")):
-            return
-        time.sleep(0.001)
-    raise CageNotApplied("the seccomp filter was not loaded")
-
-
-@contextlib.contextmanager
-def _refusals(error: type[CageNotApplied] | type[RuntimeUnavailable]) -> Iterator[None]:
-    """Podman's no, as this error."""
-    try:
-        yield
-    except ApiRefusal as refusal:
-        raise error(f"Podman refused: {refusal}") from refusal
+        cage.judge_reclaimed(self._inside.do("reclaim", str(folder)))

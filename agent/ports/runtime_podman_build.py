@@ -91,7 +91,7 @@ class PodmanStep(PodmanRuntime):
     def _make(self, container: str) -> int:
         """As for a job; and the root is its owner's to write, which rootless Podman makes 0555."""
         pid = super()._make(container)
-        self._inside_do("open_root", pid)
+        self._inside.do("open_root", pid)
         return pid
 
     def _body(

@@ -21,23 +21,27 @@ from msgspec.structs import replace
 
 from agent.domain.ceilings import DEFAULT_CEILINGS
 from agent.domain.ids import Digest, hex_of
-from agent.errors import BadImage, CageNotApplied, RuntimeUnavailable
-from agent.ports import cage, cage_check, cage_seen, run_end, runtime_runc_config
+from agent.errors import BadImage, CageNotApplied, ContainerLost, RuntimeUnavailable
+from agent.ports import cage, cage_check, cage_seen, runtime_runc_config
 from agent.ports.cage import EngineFacts, StoredImage
 from agent.ports.cage_check import Bind
 from agent.ports.container_run import ContainerRun
 from agent.ports.memory_events import MemoryEvents
-from agent.ports.run_watch import RunWatch
+from agent.ports.process_times import began
+from agent.ports.run_ended import EndedRun
+from agent.ports.run_kept import Kept, plan_of
+from agent.ports.run_stack import RunStack
+from agent.ports.run_watch import RunWatch, lying_before
 from agent.ports.runtime import Enforcement, ImageInfo, Leftover, RunSpec
+from agent.ports.runtime_runc_adoption import Adoption
 from agent.ports.runtime_runc_cgroups import Cgroups
 from agent.ports.runtime_runc_images import RuncImages
 from agent.ports.runtime_runc_output import ConmonOutput
 from agent.ports.runtime_runc_programs import Programs
-from agent.ports.runtime_runc_runs import Known, Runs, began, end_unknown
-from agent.ports.user_namespace import PATH, Failed, UserNamespace, own_subordinate_ids
+from agent.ports.runtime_runc_runs import Known, Runs, end_unknown
+from agent.ports.user_namespace import PATH, UserNamespace, own_subordinate_ids
 
 FREE_MAP_WAIT_S = 900.0
-END_GRACE_S = 10.0  # from the end of the container to conmon's own
 
 
 class RuncRuntime:
@@ -108,7 +112,7 @@ class RuncRuntime:
         facts = self._facts()
         cage.refuse_missing(facts, spec.accept_missing)
         seccomp, seccomp_digest = cage.read_seccomp(self._seccomp_dir, spec.kind)
-        with contextlib.ExitStack() as stack:
+        with RunStack() as stack:
             folder, known = self._claim(spec, facts, stack)
             image = self._stored(spec.image)  # once more: from the claim on nobody discards it
             self._images.touch(spec.image)
@@ -117,6 +121,9 @@ class RuncRuntime:
             pidfd = cage_seen.read_back(lambda: os.pidfd_open(known.pid))
             stack.callback(os.close, pidfd)
             self._check(spec, image, known, seccomp, facts, config)
+            applied = cage.applied(self.name, spec, facts, seccomp_digest)
+            kept = Kept.of(spec, applied, lying_before(spec, self._inside))
+            self._runs.remember(folder, replace(known, kept=kept))
             monitor = cage_seen.read_back(lambda: os.pidfd_open(known.monitor))
             stack.callback(os.close, monitor)
             memory = cage_seen.read_back(lambda: MemoryEvents(known.pid))
@@ -126,13 +133,32 @@ class RuncRuntime:
                 memory,
                 output=ConmonOutput(folder),
                 log_bytes=spec.ceilings.log_bytes,
-                engine_code=lambda: _recorded_code(folder, monitor),
+                engine_code=lambda: self._runs.code_of(folder, known, monitor),
             )
             stack.callback(run.close)
-            watch = RunWatch(spec, known.pid, facts, self._inside, run.kill)
-            applied = cage.applied(self.name, spec, facts, seccomp_digest)
-            run.start(applied, spec.ceilings.wall_s, watch, lambda: self._programs.runc("start", folder.name))
-            yield run
+            watch = RunWatch(spec, kept, known.pid, self._inside, run.kill)
+            run.start(applied, spec.ceilings.wall_s, watch, lambda: self._start(folder, known))
+            yield stack.gives(run)
+
+    @contextlib.contextmanager
+    def adopt(self, spec: RunSpec) -> Iterator[ContainerRun | EndedRun]:
+        """As the protocol says."""
+        self._programs.check()
+        folder = self._runs.folder_of(spec.name)
+        known = self._runs.read(folder)
+        if known is None:
+            self._destroy(folder)  # whoever made or removed it may have been interrupted there
+            raise ContainerLost(f"there is no container named {spec.name}")
+        if (known.name, dict(known.labels)) != (spec.name, dict(spec.labels)):
+            raise ContainerLost(f"the container named {spec.name} is another job's or attempt's")
+        with RunStack() as stack:
+            stack.removes(self._destroy, folder, known)
+            if known.kept is None or not self._programs.has_begun(folder.name):
+                raise ContainerLost(f"the program of {spec.name} never began")
+            if known.kept.plan != plan_of(spec):
+                raise ContainerLost(f"the container named {spec.name} runs something else")
+            adoption = Adoption(spec, known, known.kept, folder, self._runs, self._inside)
+            yield stack.gives(adoption.living(stack) or adoption.ended(stack))
 
     def leftovers(self) -> tuple[Leftover, ...]:
         """As the protocol says."""
@@ -146,7 +172,7 @@ class RuncRuntime:
 
     def reclaim(self, folder: Path) -> None:
         """As the protocol says: everything is the agent's even when this raises."""
-        cage.judge_reclaimed(self._inside_do("reclaim", str(folder)))
+        cage.judge_reclaimed(self._inside.do("reclaim", str(folder)))
 
     def _stored(self, digest: Digest) -> StoredImage:
         """Raises: BadImage when it is not loaded."""
@@ -173,7 +199,7 @@ class RuncRuntime:
 
     # -------------------------------------------------------------- one run
 
-    def _claim(self, spec: RunSpec, facts: EngineFacts, stack: contextlib.ExitStack) -> tuple[Path, Known]:
+    def _claim(self, spec: RunSpec, facts: EngineFacts, stack: RunStack) -> tuple[Path, Known]:
         """A folder for the run, and its id map; `stack` takes all of it away again. Raises: RuntimeUnavailable."""
         pool = cage.map_pool(facts, cage.every_map(facts))
         deadline_s = time.monotonic() + FREE_MAP_WAIT_S
@@ -183,7 +209,7 @@ class RuncRuntime:
                 raise RuntimeUnavailable("all places for runs of this host stay in use")
             time.sleep(0.05)
         folder = self._runs.folder_of(spec.name)
-        stack.callback(self._destroy, folder)
+        stack.removes(self._destroy, folder, known)
         return folder, known
 
     def _set_up(
@@ -200,7 +226,7 @@ class RuncRuntime:
         _add_mount_points(root, [mount.target for mount in spec.mounts])
         stage = f"{self._inside.stage}/{folder.name}"
         binds = [(str(root), "root"), *((str(m.source), f"m{n}") for n, m in enumerate(spec.mounts))]
-        self._inside_do("stage_run", stage, binds)
+        self._inside.do("stage_run", stage, binds)
         config = runtime_runc_config.oci_config(
             spec,
             image,
@@ -211,8 +237,9 @@ class RuncRuntime:
             sources=[f"{stage}/m{n}" for n in range(len(spec.mounts))],
             cgroup=self._cgroups.path_of(folder.name),
         )
-        (folder / "config.json").write_text(json.dumps(config))
-        read: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        with _unless_taken_away(spec.name):
+            (folder / "config.json").write_text(json.dumps(config))
+            read: dict[str, Any] = json.loads((folder / "config.json").read_text())
         return read
 
     def _make(self, spec: RunSpec, known: Known, folder: Path) -> Known:
@@ -226,11 +253,27 @@ class RuncRuntime:
         except CageNotApplied as refusal:
             if self._inside.started != started:
                 raise RuntimeUnavailable(f"the helper died while a run was set up: {refusal}") from refusal
+            if not self._runs.is_there(folder, known):
+                raise RuntimeUnavailable(
+                    f"the container {spec.name} was removed by somebody else"
+                ) from refusal
             raise
         monitor = cage_seen.read_back(lambda: int((folder / "conmon.pid").read_text()))
-        made = replace(known, pid=pid, began=began(pid), monitor=monitor, monitor_began=began(monitor))
+        made = replace(
+            known,
+            pid=pid,
+            began=cage_seen.read_back(lambda: began(pid)),
+            monitor=monitor,
+            monitor_began=cage_seen.read_back(lambda: began(monitor)),
+            cgroup=cage_seen.read_back(lambda: Path(f"/proc/{pid}/cgroup").read_text()),
+        )
         self._runs.remember(folder, made)
         return made
+
+    def _start(self, folder: Path, known: Known) -> None:
+        """Let the program begin: that of this very run. Raises: as `Programs.runc`."""
+        with self._runs.holding(folder, known):
+            self._programs.runc("start", folder.name)
 
     def _check(
         self,
@@ -262,40 +305,37 @@ class RuncRuntime:
         if differences:
             raise CageNotApplied("; ".join(differences)[:1000])
 
-    def _destroy(self, folder: Path) -> None:
-        """Kill what runs there, and take everything of it away. Gone already is fine. Raises: RuntimeUnavailable."""
+    def _destroy(self, folder: Path, only: Known | None = None) -> None:
+        """Kill what runs there, and take everything of it away: of `only` this very run, for its name may be another's by now.
+        Gone already is fine. Raises: RuntimeUnavailable.
+        """
         self._programs.check()
         try:
-            self._take_away(folder)
+            self._take_away(folder, only)
         except RuntimeUnavailable:  # the helper died: another one goes on where it was
-            self._take_away(folder)
+            self._take_away(folder, only)
 
-    def _take_away(self, folder: Path) -> None:
+    def _take_away(self, folder: Path, only: Known | None) -> None:
+        if only is not None and not self._runs.is_there(folder, only):
+            return
         known = self._runs.read(folder)
         if known is not None:
             known.end()
         if known is None or known.pid == 0:
             end_unknown(folder.name, self._programs.state_of(folder.name))
-        if self._programs.knows(folder.name):
-            self._programs.runc("delete", "--force", folder.name)
+        self._programs.forget(folder.name)
         self._cgroups.remove(folder.name)
-        self._inside_do("unstage_run", f"{self._inside.stage}/{folder.name}")
+        self._inside.do("unstage_run", f"{self._inside.stage}/{folder.name}")
         self._runs.forget(folder)
 
-    def _inside_do(self, act: str, *arguments: object) -> dict[str, Any]:
-        try:
-            return self._inside.ask(act, *arguments)
-        except Failed as refusal:
-            raise RuntimeUnavailable(f"{act} in the user namespace failed: {refusal}") from refusal
 
-
-def _recorded_code(folder: Path, monitor: int) -> int | None:
-    """What conmon wrote down before it went; None when it died before it could."""
-    run_end.ends_within(monitor, END_GRACE_S)
+@contextlib.contextmanager
+def _unless_taken_away(name: str) -> Iterator[None]:
+    """Somebody else may remove a run while it is set up: who gave this worker up, as it did not answer."""
     try:
-        return int((folder / "exit" / folder.name).read_text())
-    except (OSError, ValueError):
-        return None
+        yield
+    except FileNotFoundError as cause:
+        raise RuntimeUnavailable(f"the container {name} was removed by somebody else") from cause
 
 
 def _add_mount_points(root: Path, targets: list[str]) -> None:

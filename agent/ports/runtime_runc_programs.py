@@ -19,6 +19,7 @@ LOG_FACTOR = 2  # conmon's own copy of the log is a stand-in for a dead agent: i
 LEAST_LOG_BYTES = 1 << 16
 STATFS_BYTES = 256  # more than struct statfs has; its first word is the kind of file system
 IN_MEMORY = {0x01021994, 0x858458F6}  # TMPFS_MAGIC, RAMFS_MAGIC of linux/magic.h
+PASSING = "Resource temporarily unavailable"  # processes that were killed a moment ago still count under the same ids
 NOT_STARTABLE = re.compile(
     r'exec: \\?".*(no such file|permission denied|exec format|not found in|is a directory)'
 )
@@ -72,7 +73,7 @@ class Programs:
             answer = {}
         pid = answer.get("data")
         if not isinstance(pid, int) or pid <= 0:
-            raise _refusal(str(answer.get("message", "conmon said nothing")), "runc did not make the cage")
+            raise refusal_of(str(answer.get("message", "conmon said nothing")), "runc did not make the cage")
         return pid
 
     def runc(self, *words: str) -> None:
@@ -83,11 +84,22 @@ class Programs:
         except Failed as refusal:
             raise RuntimeUnavailable(f"runc does not start: {refusal}") from refusal
         if done["code"] != 0:
-            raise _refusal(done["errors"], f"runc {words[0]} failed")
+            raise refusal_of(done["errors"], f"runc {words[0]} failed")
 
-    def knows(self, name: str) -> bool:
-        """Whether runc has state of a container of this name."""
-        return self.state_of(name).exists()
+    def forget(self, name: str) -> None:
+        """Let runc forget an ended container and take its cgroups away. Gone already is fine. Raises: RuntimeUnavailable."""
+        if not self.state_of(name).exists():
+            return
+        try:
+            self.runc("delete", "--force", name)
+        except (BadImage, CageNotApplied) as refusal:
+            if self.state_of(name).exists():  # else somebody else was quicker
+                raise RuntimeUnavailable(f"runc keeps a container: {refusal}") from refusal
+
+    def has_begun(self, name: str) -> bool:
+        """Whether the image's program was let go: the pipe it waits at is gone, while runc knows the container."""
+        state = self.state_of(name)
+        return (state / "state.json").exists() and not (state / "exec.fifo").exists()
 
     def state_of(self, name: str) -> Path:
         """The folder of runc's state of a container."""
@@ -124,9 +136,11 @@ def _lies_in_memory(folder: Path) -> bool:
     return ctypes.c_long.from_buffer(told).value in IN_MEMORY
 
 
-def _refusal(words: str, what: str) -> BadImage | CageNotApplied:
-    """runc's words as an error: of its own doing, or of what the image names as its program."""
+def refusal_of(words: str, what: str) -> BadImage | CageNotApplied | RuntimeUnavailable:
+    """runc's words as an error: of its own doing, of what the image names as its program, or of what passes by itself."""
     says = " ".join(words.split())[:500]
     if NOT_STARTABLE.search(says):
         return BadImage(f"the image cannot start: {says}")
+    if PASSING.lower() in says.lower():
+        return RuntimeUnavailable(f"{what} now: {says}")
     return CageNotApplied(f"{what}: {says}")

@@ -3,11 +3,11 @@ it is gone. So whoever comes later finds every container of this agent, and no t
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,16 +16,22 @@ from msgspec import Struct
 
 from agent.domain.ids import Digest
 from agent.errors import RuntimeUnavailable
-from agent.ports import cage_seen, run_end
+from agent.ports import process_times, run_end
+from agent.ports.alone import alone
 from agent.ports.container_run import kill
+from agent.ports.run_kept import Kept
 
 GONE_WAIT_S = 30.0
+END_GRACE_S = 10.0  # from the end of the container to conmon's own
 NOTE = "run.json"
 
 
 class Known(Struct, frozen=True, kw_only=True):
     """One run. `number`: of its id map; `image`: whose root it uses. `pid`: the container's first process; `monitor`: conmon; 0
     before they are there. A process is known by when it began too, in the kernel's ticks: another one may get its id later.
+
+    `mark` tells it from a later run of the same name; `cgroup`: what /proc/<pid>/cgroup said. `kept` is there once the cage was
+    looked at and found right, before the image's program may begin.
     """
 
     instance: str
@@ -37,10 +43,13 @@ class Known(Struct, frozen=True, kw_only=True):
     began: int = 0
     monitor: int = 0
     monitor_began: int = 0
+    mark: str = ""
+    cgroup: str = ""
+    kept: Kept | None = None
 
     def is_alive(self) -> bool:
         """Whether the container's first process lives."""
-        return _is_alive(self.pid, self.began)
+        return process_times.is_there(self.pid, self.began)
 
     def end(self) -> None:
         """Kill the container, and wait until it and conmon are gone. Raises: RuntimeUnavailable when one stays."""
@@ -84,11 +93,30 @@ class Runs:
             number = self._free_map(pool)
             if number is None or len(self.own()) >= limit:
                 return None
-            known = Known(instance=self._instance, name=name, labels=dict(labels), number=number, image=image)
+            known = Known(
+                instance=self._instance,
+                name=name,
+                labels=dict(labels),
+                number=number,
+                image=image,
+                mark=uuid.uuid4().hex,
+            )
             folder.mkdir(mode=0o700)
             (folder / "exit").mkdir()
-            self.remember(folder, known)
+            self._write(folder, known)
             return known
+
+    def code_of(self, folder: Path, known: Known, monitor: int | None) -> int | None:
+        """The exit code that conmon wrote down before it went; None when it died before it could, or the run is not there any
+        more. `monitor`: a pidfd of conmon, None when it is gone.
+        """
+        if monitor is not None:
+            run_end.ends_within(monitor, END_GRACE_S)
+        try:
+            code = int((folder / "exit" / folder.name).read_text())
+        except (OSError, ValueError):
+            return None
+        return code if self.is_there(folder, known) else None
 
     def forget(self, folder: Path) -> None:
         """Take a run's folder away, what it is known by last: interrupted, it is found again. Gone already is fine.
@@ -113,8 +141,26 @@ class Runs:
         """Whether a run of any agent uses the image."""
         return any(known.image == image for known in self._every())
 
+    def is_there(self, folder: Path, known: Known) -> bool:
+        """Whether this very run is remembered there still: not taken away, nor followed by one of the same name."""
+        now = self.read(folder)
+        return now is not None and now.mark == known.mark
+
     def remember(self, folder: Path, known: Known) -> None:
-        """Write it down; a reader sees all of it or what was there before."""
+        """Write down what is new of a run. Raises: RuntimeUnavailable when somebody took it away meanwhile."""
+        with self.holding(folder, known):
+            self._write(folder, known)
+
+    @contextlib.contextmanager
+    def holding(self, folder: Path, known: Known) -> Iterator[None]:
+        """While the context lasts the name is this very run's, and no other's. Raises: RuntimeUnavailable when it is not."""
+        with self.alone():
+            if not self.is_there(folder, known):
+                raise RuntimeUnavailable(f"the container {known.name} was removed by somebody else")
+            yield
+
+    def _write(self, folder: Path, known: Known) -> None:
+        """A reader sees all of it or what was there before."""
         part = folder / f"{NOTE}.part"
         part.write_bytes(msgspec.json.encode(known))
         part.replace(folder / NOTE)
@@ -133,12 +179,8 @@ class Runs:
     def alone(self) -> Iterator[None]:
         """One at a time over all agents with this folder."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        with alone(self._folder):
             yield
-        finally:
-            os.close(folder)
 
 
 @contextlib.contextmanager
@@ -166,7 +208,7 @@ def end_unknown(name: str, state: Path) -> None:
     while makers := [pid for pid in _own_processes() if _makes(pid, name)]:
         for pid in makers:
             with contextlib.suppress(OSError):  # it ended meanwhile
-                _end(pid, _began(pid), kills=True)
+                _end(pid, process_times.began(pid), kills=True)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         told = json.loads((state / "state.json").read_bytes())
         _end(int(told["init_process_pid"]), int(told["init_process_start"]), kills=True)
@@ -189,32 +231,11 @@ def _makes(pid: int, name: str) -> bool:
     return program.rpartition("/")[2] in {"conmon", "runc"} and name in words
 
 
-def began(pid: int) -> int:
-    """When a process began, in ticks since the boot. Raises: as `cage_seen.read_back`."""
-    return cage_seen.read_back(lambda: _began(pid))
-
-
-def _began(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-
-
-def _is_alive(pid: int, when: int) -> bool:
-    try:
-        return pid > 0 and _began(pid) == when
-    except OSError:
-        return False
-
-
 def _end(pid: int, when: int, *, kills: bool) -> None:
-    if pid == 0:
+    pidfd = process_times.open_process(pid, when)
+    if pidfd is None:
         return
     try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        if not _is_alive(pid, when):
-            return
         if kills:
             kill(pidfd)
         if not run_end.ends_within(pidfd, GONE_WAIT_S):

@@ -65,6 +65,11 @@ class UserNamespace:
         """
         return cls(lambda: _make(path))
 
+    @classmethod
+    def above(cls, pid: int) -> "UserNamespace":
+        """In the one that the container of this process was made in, whoever made it: from there its processes can be seen."""
+        return cls(lambda: _launch("above", str(pid)))
+
     @property
     def stage(self) -> str:
         """The folder in memory where runs are set up; only processes of the namespace see it. Raises: RuntimeUnavailable."""
@@ -88,6 +93,13 @@ class UserNamespace:
             raise Failed(answer["failed"], answer["errno"])
         done: dict[str, Any] = answer["done"]
         return done
+
+    def do(self, act: str, *arguments: object) -> dict[str, Any]:
+        """The same where a failure is the engine's. Raises: RuntimeUnavailable."""
+        try:
+            return self.ask(act, *arguments)
+        except Failed as refusal:
+            raise RuntimeUnavailable(f"{act} in the user namespace failed: {refusal}") from refusal
 
     def close(self) -> None:
         """End the process. Whatever it started goes on."""

@@ -1,6 +1,7 @@
 """A program of its own: root of a user namespace in which the guests' ids are the agent's to command.
 
     python -I -S user_namespace_inner.py join PID      enter the user namespace of that process (Podman's)
+    python -I -S user_namespace_inner.py above PID     enter the one above it: that process is a container's, made in there
     python -I -S user_namespace_inner.py make          make one, with a mount namespace; the caller writes the id maps
 
 Then one request a line on stdin, one answer a line on stdout, both JSON; it ends with its stdin. Entering needs no set-id
@@ -10,6 +11,7 @@ starts in some 20 ms, and it does one thing at a time.
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import select
@@ -20,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
+NS_GET_PARENT = 0xB702  # of linux/nsfs.h
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_SLAVE = 2, 4, 4096, 16384, 1 << 19
 MNT_DETACH = 2
 STAGES = ("/mnt", "/media", "/srv")  # one of them is on every host, and everybody may pass through it
@@ -50,7 +53,18 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
 
 def join(pid: int) -> None:
     """Enter the user namespace of this process. Raises: OSError."""
-    namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    enter(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC), pid)
+
+
+def join_above(pid: int) -> None:
+    """Enter the user namespace in which that of this process was made. Raises: OSError."""
+    own = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    enter(fcntl.ioctl(own, NS_GET_PARENT), pid)
+    os.close(own)
+
+
+def enter(namespace: int, pid: int) -> None:
+    """Enter this one, and close it. Raises: OSError."""
     check(libc.setns(namespace, CLONE_NEWUSER), f"entering the user namespace of process {pid}")
     os.close(namespace)
 
@@ -318,11 +332,14 @@ def main(how: str, *rest: str) -> None:
     os.umask(
         0o022
     )  # guests pass through what is set up for them; all of it lies below a folder of the agent's alone
+    stage = None
     if how == "join":
         join(int(rest[0]))
-        answer({"stage": None})
+    elif how == "above":
+        join_above(int(rest[0]))
     else:
-        answer({"stage": make()})
+        stage = make()
+    answer({"stage": stage})
     for line in sys.stdin:
         if os.getppid() != caller:  # it died: whoever clears up after it must not find anything begun later
             return

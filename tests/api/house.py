@@ -26,6 +26,7 @@ from agent.trust.http_signatures import HttpRequest, content_digest, sign_reques
 from agent.trust.keys import SigningKey
 from agent.trust.policy import HostPolicy
 from tests.builders import NOW, SKEW, Consortium, consortium, policy_for
+from tests.fakes.hands import MemoryHands
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.orchestrators import MemoryOrchestrators, MemoryOrchestratorsPort
 from tests.fakes.peers import MemoryPeers, MemoryPeersPort
@@ -161,6 +162,7 @@ def open_house(folder: Path, *, hospital: str = "a", policy: HostPolicy | None =
         runtime=cast(Runtime, None),  # the API never asks it, nor the next
         images=cast(Images, None),
         now=clock,
+        hands=MemoryHands(),
     )
     told: dict[str, Any] = {
         "skew": SKEW,

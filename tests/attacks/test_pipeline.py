@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent.domain.ids import digest_of
-from agent.domain.jobs import JobState
+from agent.domain.jobs import JobEvent, JobState
 from agent.domain.receipts import RECEIPT_TYPE
 from agent.errors import AgentError, BadSeal, DigestMismatch, NotYours, OutsideError, RuntimeUnavailable
 from agent.pipeline.intake import take_handoff
@@ -113,8 +113,8 @@ def test_a_run_whose_end_nobody_knows_is_tried_again(world: World) -> None:
             return replace(outcome, cause=next(ends, outcome.cause))
 
     class Runtime(Tapped):
-        def _tapped_run(self, run: Any) -> Any:
-            inner = super()._tapped_run(run)
+        def _tapped_run(self, name: str, run: Any) -> Any:
+            inner = super()._tapped_run(name, run)
             return _Wrapped(inner, Lost)
 
     world.a.ports(runtime=Runtime(world.a.runtime))
@@ -147,7 +147,7 @@ def test_a_container_that_died_before_it_was_looked_at_is_no_missing_cage() -> N
     gone.wait()
     runtime = PodmanRuntime(Path("/nowhere"), Path("/nowhere"), Path("/nowhere"), instance="x")
     runtime._api = SimpleNamespace(get=lambda _path: {"OCIConfigPath": "/nowhere"})  # type: ignore[assignment]
-    runtime._inside = SimpleNamespace(ask=lambda _what, _path: {"text": "{}"})  # type: ignore[assignment]
+    runtime._inside = SimpleNamespace(do=lambda _what, _path: {"text": "{}"})  # type: ignore[assignment]
 
     with pytest.raises(AgentError) as told:
         runtime._check("container", gone.pid, SimpleNamespace(cgroup={}))  # type: ignore[arg-type]
@@ -249,6 +249,7 @@ def test_plaintext_is_removed_though_the_engine_is_away(world: World) -> None:
     folder = world.a.workspaces / folder_name(job.id, job.attempt)
     folder.mkdir(mode=0o700)
     (folder / "dataset.partial").write_text("plaintext")
+    world.a.ledger.move(job, JobEvent.RETRY, world.clock())  # given up: nobody goes on with what lies there
     world.a.runtime.is_down = True
     world.pass_time(LEASE.total_seconds() + 1)
 

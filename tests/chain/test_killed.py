@@ -1,9 +1,10 @@
-"""Everything of an agent is killed in the middle of a task: the order still ends, once, and nothing is left behind."""
+"""Everything of an agent is killed in the middle of a task: the order ends, once, by the same container while that lives."""
 
 import os
 import signal
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,40 +16,86 @@ from agent.domain.reports import ReportState
 from agent.pipeline.workspace import parse_folder_name
 from tests.chain.conftest import ORDER_TIMEOUT_S, Town, make_town
 
+TRAINING = b"-T\0train"
+
 
 @pytest.fixture
 def town(runtime: Mapping[str, str]) -> Iterator[Town]:
-    yield from make_town(runtime, ("A",), ("slow",))
+    yield from make_town(runtime, ("A",), ("slow", "slower"))
 
 
 @pytest.mark.chain
 @pytest.mark.host
 @pytest.mark.xdist_group("chain")
 @pytest.mark.timeout(400)
-def test_an_agent_killed_while_it_trains_ends_the_order_in_a_second_attempt(town: Town) -> None:
+def test_an_agent_killed_while_it_trains_goes_on_with_the_same_container(town: Town) -> None:
     agent = town.consortium.hospital("A").agent
     with running(town.consortium):
-        town.bring("slow")
-        dataset = town.dataset(town.consortium.hospital("A"), b"a canary in the data\n")
-        signed = town.issue("slow", [dataset])
-        wait_for(lambda: _workspaces(town) != [], "a workspace", timeout_s=ORDER_TIMEOUT_S)
+        signed, before = _train(town, "slower")
 
         _kill_all_of(town)
+        while_nobody_watched = _trainings()
         town.consortium.start(agent)
         town.consortium.wait_until_ready([agent])
+        wait_for(
+            lambda: '"task.taken_over"' in agent.log.read_text(), "the take-over", timeout_s=ORDER_TIMEOUT_S
+        )
+        taken_over = _trainings()
         town.wait_for_result(signed)
         wait_for(lambda: _is_told(town, signed), "the report", timeout_s=ORDER_TIMEOUT_S)  # each goes alone
 
-        states = [report.state for report in town.reports(signed)]
-        attempts = {report.attempt for report in town.reports(signed) if report.state is ReportState.DONE}
+        reports = [(report.state, report.attempt) for report in town.reports(signed)]
         left = _workspaces(town)
-    assert states.count(ReportState.DONE) == 1
-    assert attempts == {2}
+    assert before == while_nobody_watched == taken_over != []
+    assert sorted(reports) == [(ReportState.DONE, 1), (ReportState.STARTED, 1)]
     assert left == []
     assert town.consortium.book().alarms() == ()
-    assert (
-        agent.log.read_text().count('"selftest.held"') == 2
-    )  # each worker proved the cage before its first task
+    assert agent.log.read_text().count('"selftest.held"') == 2  # each worker proved the cage first
+
+
+@pytest.mark.chain
+@pytest.mark.host
+@pytest.mark.xdist_group("chain")
+@pytest.mark.timeout(400)
+def test_an_agent_killed_with_its_container_ends_the_order_in_a_second_attempt(town: Town) -> None:
+    agent = town.consortium.hospital("A").agent
+    with running(town.consortium):
+        signed, trainings = _train(town, "slow")
+
+        _kill_all_of(town)
+        for pid, _ in trainings:
+            os.kill(pid, signal.SIGKILL)
+        town.consortium.start(agent)
+        town.consortium.wait_until_ready([agent])
+        town.wait_for_result(signed)
+        wait_for(lambda: _is_told(town, signed), "the report", timeout_s=ORDER_TIMEOUT_S)
+
+        states = [report.state for report in town.reports(signed)]
+        attempts = {report.attempt for report in town.reports(signed) if report.state is ReportState.DONE}
+    assert states.count(ReportState.DONE) == 1
+    assert attempts == {2}
+    assert town.consortium.book().alarms() == ()
+
+
+def _train(town: Town, guest: str) -> tuple[SignedOrder, list[tuple[int, int]]]:
+    """An order, and the processes of its training, which has begun."""
+    town.bring(guest)
+    dataset = town.dataset(town.consortium.hospital("A"), b"a canary in the data\n")
+    signed = town.issue(guest, [dataset])
+    wait_for(lambda: _trainings() != [], "the training", timeout_s=ORDER_TIMEOUT_S)
+    return signed, _trainings()
+
+
+def _trainings() -> list[tuple[int, int]]:
+    """(pid, when it began) of every process of a training guest on this machine."""
+    found = []
+    for path in Path("/proc").iterdir():
+        with suppress(OSError, IndexError, ValueError):
+            if path.name.isdigit() and TRAINING in (path / "cmdline").read_bytes():
+                found.append(
+                    (int(path.name), int((path / "stat").read_text().rpartition(")")[2].split()[19]))
+                )
+    return sorted(found)
 
 
 def _is_told(town: Town, signed: SignedOrder) -> bool:

@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -22,6 +22,7 @@ from agent.domain.ceilings import Ceilings
 from agent.domain.ids import Digest, digest_of, hex_of
 from agent.errors import BadImage, BadOutput, CageNotApplied, ContainerLost, RuntimeUnavailable
 from agent.ports.image_archive import inspect
+from agent.ports.run_kept import plan_of
 from agent.ports.run_log import RunLog
 from agent.ports.runtime import Cage, Enforcement, ImageInfo, Leftover, RunKind, RunOutcome, RunSpec
 
@@ -30,6 +31,10 @@ SIGKILL = 9
 
 class _Killed(BaseException):
     """Raised in the guest's own thread at its next word to the outside."""
+
+
+class WorkerDied(BaseException):
+    """Raised in the `with` of a run: its worker dies there, and removes nothing. The container goes on."""
 
 
 @dataclass(slots=True)
@@ -144,6 +149,41 @@ class MemoryRun:
             self._code = 1
 
 
+class EndedRun:
+    """Implements `Run`: a container that ended while nobody watched, with this code; None: nobody can tell how."""
+
+    def __init__(self, code: int | None, cage: Cage) -> None:
+        self._code, self._cage = code, cage
+        self.is_left = False
+
+    def wait(self) -> RunOutcome:
+        cause = "unknown" if self._code is None else _cause(self._code)
+        return RunOutcome(cause=cause, cage=self._cage, log=b"", wall_s=1.0)
+
+    def leave(self) -> None:
+        self.is_left = True
+
+    def kill(self) -> None:
+        pass
+
+    def progress(self) -> float | None:
+        return None
+
+    def is_running(self) -> bool:
+        return False
+
+    def end(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A container that is there; `run` is None while its program never began."""
+
+    spec: RunSpec
+    run: MemoryRun | EndedRun | None
+
+
 class MemoryRuntime:
     """Implements `Runtime`. `absent`: ceilings this host lacks. `is_down`: the engine does not answer."""
 
@@ -158,7 +198,7 @@ class MemoryRuntime:
     ) -> None:
         self._programs, self._absent, self._now = dict(programs), absent, now
         self._images: dict[Digest, ImageInfo] = {}
-        self._runs: dict[str, tuple[RunSpec, MemoryRun | None]] = {}
+        self._runs: dict[str, _Held] = {}
         self.specs: list[RunSpec] = []  # every run that was begun, in order
         self.is_down = False
 
@@ -166,9 +206,18 @@ class MemoryRuntime:
         """An image that is there already, of this program."""
         self._images[digest] = ImageInfo(digest, 1, (program,), self._now())
 
-    def leave_behind(self, spec: RunSpec) -> None:
-        """A container that ended after its agent had died."""
-        self._runs[spec.name] = (spec, None)
+    def leave_behind(self, spec: RunSpec, code: int | None = None) -> None:
+        """A container that ended after its agent had died; without a code nobody can tell how."""
+        self._runs[spec.name] = _Held(spec, EndedRun(code, self._cage(spec)))
+
+    def leave_running(self, spec: RunSpec) -> None:
+        """A container whose agent dies once its program has begun."""
+        with suppress(WorkerDied), self.run(spec):
+            raise WorkerDied
+
+    def leave_unbegun(self, spec: RunSpec) -> None:
+        """A container whose agent died before it let the program begin."""
+        self._runs[spec.name] = _Held(spec, None)
 
     def enforcement(self) -> Enforcement:
         self._check_up()
@@ -192,7 +241,7 @@ class MemoryRuntime:
 
     def discard(self, digest: Digest) -> bool:
         self._check_up()
-        if any(spec.image == digest for spec, _ in self._runs.values()):
+        if any(held.spec.image == digest for held in self._runs.values()):
             return False
         self._images.pop(digest, None)
         return True
@@ -212,40 +261,56 @@ class MemoryRuntime:
             raise RuntimeUnavailable(f"a container named {spec.name} is still there")
         self.specs.append(spec)
         self._images[spec.image] = replace(self._images[spec.image], used_at=self._now())
-        self._runs[spec.name] = (spec, None)  # before its program begins, as with a real engine
+        self._runs[spec.name] = _Held(spec, None)  # before its program begins, as with a real engine
         run = MemoryRun(spec, program, self._cage(spec))
-        self._runs[spec.name] = (spec, run)
-        yield from self._until_left(run, spec.name)
+        held = self._runs[spec.name] = _Held(spec, run)
+        with self._removing(held):
+            yield run
 
     @contextmanager
-    def adopt(self, spec: RunSpec) -> Iterator[MemoryRun]:
+    def adopt(self, spec: RunSpec) -> Iterator[MemoryRun | EndedRun]:
         self._check_up()
-        known, run = self._runs.get(spec.name, (None, None))
-        if known is None or run is None or dict(known.labels) != dict(spec.labels):
-            self._runs.pop(spec.name, None)
-            raise ContainerLost(f"no container named {spec.name} goes on")
-        yield from self._until_left(run, spec.name)
+        held = self._runs.get(spec.name)
+        if held is None or dict(held.spec.labels) != dict(spec.labels):
+            raise ContainerLost(f"there is no such container named {spec.name}")
+        with self._removing(held):
+            if held.run is None or plan_of(held.spec) != plan_of(spec):
+                raise ContainerLost(f"the program of {spec.name} never began, or is another one")
+            yield held.run
 
-    def _until_left(self, run: MemoryRun, name: str) -> Iterator[MemoryRun]:
-        run.is_left = False
+    @contextmanager
+    def _removing(self, held: _Held) -> Iterator[None]:
+        """Remove this very one, unless it is left to another worker or its own dies."""
+        is_dead = False
+        if held.run is not None:
+            held.run.is_left = False
         try:
-            yield run
+            yield
+        except WorkerDied:
+            is_dead = True
+            raise
         finally:
-            if not run.is_left:
-                self.remove(name)
+            if not is_dead and (held.run is None or not held.run.is_left):
+                self._remove(held)
 
     def leftovers(self) -> tuple[Leftover, ...]:
         self._check_up()
         return tuple(
-            Leftover(name, dict(spec.labels), run is not None and run.is_running())
-            for name, (spec, run) in self._runs.items()
+            Leftover(name, dict(held.spec.labels), held.run is not None and held.run.is_running())
+            for name, held in self._runs.items()
         )
 
     def remove(self, name: str) -> None:
         self._check_up()
-        _, run = self._runs.pop(name, (None, None))
-        if run is not None:
-            run.end()
+        if name in self._runs:
+            self._remove(self._runs[name])
+
+    def _remove(self, held: _Held) -> None:
+        self._check_up()
+        if self._runs.get(held.spec.name) is held:
+            del self._runs[held.spec.name]
+        if held.run is not None:
+            held.run.end()
 
     def reclaim(self, folder: Path) -> None:
         self._check_up()

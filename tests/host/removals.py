@@ -62,7 +62,7 @@ def podman_form(change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = runtime_podman_body.create_body
     monkeypatch.setattr(runtime_podman_body, "create_body", lambda *args: change(honest(*args)))
     monkeypatch.setattr(runtime_podman.PodmanRuntime, "_check", lambda *_: None)
-    monkeypatch.setattr(runtime_podman, "_await_filter", lambda _: None)
+    monkeypatch.setattr(runtime_podman, "await_filter", lambda _: None)
 
 
 def runc_form(change: Change, monkeypatch: pytest.MonkeyPatch) -> None:

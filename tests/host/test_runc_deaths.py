@@ -43,7 +43,7 @@ moment, place, instance, image, root = sys.argv[1:]
 runtime = runc_runtime(Path(place), instance)
 runtime._inside.stage  # it is there
 if moment == "folder made":
-    Runs.remember = die
+    Runs._write = die
 elif moment == "claimed":
     Runs.claim = after(Runs.claim)
 elif moment == "set up":

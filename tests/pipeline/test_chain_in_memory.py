@@ -34,12 +34,14 @@ from agent.ports.broker import Queue
 from agent.ports.ledger import Ledger
 from agent.ports.ledger_sqlalchemy import open_ledger
 from agent.trust.audit import audit_chain
+from tests.fakes.hands import MemoryHands
 from tests.fakes.ledger import MemoryLedger
 from tests.pipeline.world import LEASE, SCORE, Hospital, Tapped, World, plaintext
 
 TRAIN, TEST = ("a1", "b1", "c1", "a2"), ("c2",)
 PARTS = 4  # of the longest test, to run beside each other
 MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+ROUNDS_ASLEEP = 3
 ROUNDS = 150  # of a life at each hospital and a minute: more than all that can go wrong takes
 
 
@@ -92,6 +94,7 @@ class Life:
             threading.Event()
         )  # woken from its stall; or the test is over, and a dead thread may go
         self.is_dead = False
+        self.slept = 0  # rounds
         self.error: BaseException | None = None  # what it ended with: a bug
 
     def gate(self, _call: str) -> None:
@@ -150,6 +153,8 @@ def mortal(hospital: Hospital, life: Life) -> Host:
         return Tapped(port, before=life.gate, after=behind)
 
     real, fate = hospital.host.ports, life.fate
+    hands = real.hands
+    assert isinstance(hands, MemoryHands)
     ports = replace(
         real,
         ledger=gated(real.ledger),
@@ -158,6 +163,7 @@ def mortal(hospital: Hospital, life: Life) -> Host:
         orchestrators=gated(real.orchestrators, lambda _: fate.answer(OrchestratorUnavailable("no answer"))),
         peers=gated(real.peers, lambda _: fate.answer(PeerUnavailable("no answer"))),
         runtime=gated(real.runtime),
+        hands=hands.of_process(lambda: life.is_dead),
     )
     return replace(hospital.host, ports=ports)
 
@@ -213,8 +219,13 @@ def play(world: World, order: SignedOrder, at: Hospital, fate: Fate) -> None:
         if world.is_quiet and not fate.stalled:
             return
         world.pass_time(LEASE.total_seconds() + 1)
-        while len(fate.stalled) > (0 if world.is_quiet else 2):  # who stalled sleeps through a few rounds
-            fate.stalled.pop(0).wake()
+        sleepers, fate.stalled = fate.stalled, []
+        for life in sleepers:  # who stalled sleeps through a few rounds; what it has in hand waits for it
+            life.slept += 1
+            if life.slept % ROUNDS_ASLEEP == 0 or world.is_quiet:
+                life.wake()
+            else:
+                fate.stalled.append(life)
 
 
 def mortal_door(hospital: Hospital, fate: Fate) -> Callable[[bytes, KeyId], object]:

@@ -56,6 +56,7 @@ from tests.builders import (
     preduplet,
 )
 from tests.fakes.broker import MemoryBroker, Ring
+from tests.fakes.hands import MemoryHands
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.orchestrators import MemoryOrchestrators, MemoryOrchestratorsPort
 from tests.fakes.peers import MemoryPeers, MemoryPeersPort
@@ -189,6 +190,7 @@ class Hospital:
                 runtime=self.runtime,
                 images=TarImages(),
                 now=world.clock,
+                hands=MemoryHands(),
             ),
             rules=Rules(
                 skew=SKEW,

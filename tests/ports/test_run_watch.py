@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from agent.domain.ids import digest_of
 from agent.errors import RuntimeUnavailable
 from agent.ports import run_watch
-from agent.ports.run_watch import RunWatch, memory_of
+from agent.ports.cage import applied
+from agent.ports.run_kept import Kept
+from agent.ports.run_watch import RunWatch, lying_before, memory_of
 from agent.ports.user_namespace import Failed
 from tests.ports.test_podman_body import CEILINGS, ON_V1, ON_V2, SPEC
 
 MIB = 1 << 20
+STRANGER = digest_of(b"a seccomp profile")
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +73,8 @@ class Inside:
 def watched(inside: Inside, facts: Any = ON_V2, ceilings: Any = CEILINGS) -> tuple[RunWatch, threading.Event]:
     killed = threading.Event()
     spec = replace(SPEC, ceilings=ceilings)
-    return RunWatch(spec, 1, facts, inside, killed.set), killed  # type: ignore[arg-type]
+    kept = Kept.of(spec, applied("podman", spec, facts, STRANGER), lying_before(spec, inside))  # type: ignore[arg-type]
+    return RunWatch(spec, kept, 1, inside, killed.set), killed  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("over", [(CEILINGS.output_bytes + 1, 1), (1, CEILINGS.output_files + 1)])
@@ -134,10 +139,8 @@ def test_a_run_that_nobody_can_look_after_is_killed_and_blamed_for_nothing() -> 
 
 
 def test_folders_that_cannot_be_looked_into_begin_no_run() -> None:
-    watch, _ = watched(Inside(Failed("Permission denied", 13)))
-
     with pytest.raises(RuntimeUnavailable, match="looked into"):
-        watch.start()
+        watched(Inside(Failed("Permission denied", 13)))
 
 
 def test_memory_is_watched_only_where_no_cgroup_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +158,9 @@ def test_memory_is_watched_only_where_no_cgroup_holds_it(monkeypatch: pytest.Mon
 
 
 def test_a_run_without_anything_to_watch_has_no_thread() -> None:
-    watch = RunWatch(replace(SPEC, mounts=()), 1, ON_V2, SimpleNamespace(), lambda: None)  # type: ignore[arg-type]
+    spec = replace(SPEC, mounts=())
+    kept = Kept.of(spec, applied("podman", spec, ON_V2, STRANGER), lying_before(spec, SimpleNamespace()))  # type: ignore[arg-type]
+    watch = RunWatch(spec, kept, 1, SimpleNamespace(), lambda: None)  # type: ignore[arg-type]
 
     watch.start()
 

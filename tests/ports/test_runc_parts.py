@@ -1,8 +1,11 @@
-"""runc's parts that ask no kernel: the bundle's config, where runs get a cgroup, and whose ids a host gives."""
+"""runc's parts without a container: the bundle's config, cgroups, ids, what is remembered of runs, words and logs."""
 
 import fcntl
 import os
 import socket
+import subprocess
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,13 @@ import pytest
 from msgspec.structs import replace
 
 from agent.domain.ids import digest_of
-from agent.errors import BadSettings, CageNotApplied, RuntimeUnavailable
-from agent.ports import cage, cage_check
+from agent.errors import BadImage, BadSettings, CageNotApplied, RuntimeUnavailable
+from agent.ports import alone, cage, cage_check
 from agent.ports.runtime_runc_cgroups import Cgroups, find_cgroups
 from agent.ports.runtime_runc_config import oci_config
 from agent.ports.runtime_runc_images import RuncImages
+from agent.ports.runtime_runc_output import ConmonLog
+from agent.ports.runtime_runc_programs import refusal_of
 from agent.ports.runtime_runc_runs import Known, Runs
 from agent.ports.user_namespace import IdRange, subordinate_ids
 from tests.ports.test_image_tree import image_of
@@ -259,3 +264,133 @@ def test_a_cgroup_that_runc_left_is_removed(tmp_path: Path) -> None:
     Cgroups(version=2, parent="/memory/given").remove("dc-2", tmp_path)
 
     assert [path.name for path in sorted(tmp_path.glob("*/given/*"))] == ["dc-2"]
+
+
+def test_a_run_that_somebody_else_took_away_is_not_written_down_again(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "runs", "one")
+    folder = runs.folder_of("a")
+    first = runs.claim("a", {}, ROOT, range(1, 9), 4)
+    assert first is not None
+    runs.forget(folder)
+
+    with pytest.raises(RuntimeUnavailable, match="removed by somebody else"):
+        runs.remember(folder, replace(first, pid=7))
+    second = runs.claim("a", {}, ROOT, range(1, 9), 4)
+    with pytest.raises(RuntimeUnavailable, match="removed by somebody else"):
+        runs.remember(folder, replace(first, pid=7))
+
+    assert runs.read(folder) == second
+
+
+def test_the_code_of_a_later_run_of_the_same_name_is_not_that_of_the_earlier_one(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "runs", "one")
+    folder = runs.folder_of("a")
+    first = runs.claim("a", {}, ROOT, range(1, 9), 4)
+    runs.forget(folder)
+    second = runs.claim("a", {}, ROOT, range(1, 9), 4)
+    assert first is not None and second is not None  # noqa: PT018
+    (folder / "exit" / folder.name).write_text("0")
+
+    assert runs.code_of(folder, first, None) is None
+    assert runs.code_of(folder, second, None) == 0
+
+
+def test_a_process_that_is_stopped_with_the_lock_keeps_nobody_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alone, "LOCK_WAIT_S", 0.05)
+
+    with (
+        alone.alone(tmp_path),
+        pytest.raises(RuntimeUnavailable, match="is it stopped"),
+        alone.alone(tmp_path),
+    ):
+        pass
+
+
+# ------------------------------------------------------------------ what runc says
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (
+            "unable to start container process: fork/exec: resource temporarily unavailable",
+            RuntimeUnavailable,
+        ),
+        ("nsexec: clone: Resource temporarily unavailable", RuntimeUnavailable),
+        ('exec: "/no": stat /no: no such file or directory', BadImage),
+        ("error mounting proc: operation not permitted", CageNotApplied),
+    ],
+)
+def test_what_runc_says_is_the_image_s_fault_the_host_s_or_passes(words: str, kind: type[Exception]) -> None:
+    assert type(refusal_of(words, "runc did not make the cage")) is kind
+
+
+# ------------------------------------------------------------------ conmon's log
+
+
+def line(words: str, stream: str = "stdout", kind: str = "F") -> bytes:
+    return f"2026-11-26T07:12:09.098560137+00:00 {stream} {kind} {words}\n".encode()
+
+
+class Listener:
+    """Takes what a log hands on."""
+
+    def __init__(self) -> None:
+        self.out = self.err = b""
+
+    def take(self, block: bytes, is_stdout: bool) -> None:
+        if is_stdout:
+            self.out += block
+        else:
+            self.err += block
+
+
+def test_conmon_s_log_gives_what_was_said_by_stream(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(
+        line("one two") + line("no end", kind="P") + line("") + line("bad", "stderr") + b"2026 half a li"
+    )
+    heard = Listener()
+
+    ConmonLog(tmp_path, None).read(heard.take)
+
+    assert (heard.out, heard.err) == (b"one two\nno end\n", b"bad\n")
+
+
+def test_no_log_is_nothing_said(tmp_path: Path) -> None:
+    heard = Listener()
+
+    ConmonLog(tmp_path, None).read(heard.take)
+
+    assert heard.out == b""
+
+
+def test_conmon_s_log_is_followed_to_conmon_s_end_also_when_it_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(line("first"))
+    heard = Listener()
+    with subprocess.Popen(["/bin/sleep", "60"]) as conmon:
+        monitor = os.pidfd_open(conmon.pid)
+        log = ConmonLog(tmp_path, monitor)
+        reader = threading.Thread(target=log.read, args=[heard.take])
+        reader.start()
+        await_said(heard, b"first\n")
+
+        (tmp_path / "new").write_bytes(line("second"))
+        (tmp_path / "new").replace(tmp_path / "log")
+        await_said(heard, b"first\nsecond\n")
+        with (tmp_path / "log").open("ab") as file:
+            file.write(line("third"))
+        conmon.kill()
+        reader.join(10)
+        os.close(monitor)
+
+    assert heard.out == b"first\nsecond\nthird\n"
+    assert not reader.is_alive()
+
+
+def await_said(heard: Listener, words: bytes) -> None:
+    deadline_s = time.monotonic() + 10
+    while heard.out != words:
+        assert time.monotonic() < deadline_s, heard.out
+        time.sleep(0.01)

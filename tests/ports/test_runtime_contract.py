@@ -3,8 +3,10 @@
 import shutil
 import tarfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +16,7 @@ from msgspec.structs import replace
 
 from agent.domain.ceilings import Ceilings
 from agent.domain.ids import Digest, digest_of
-from agent.errors import BadImage, BadOutput, CageNotApplied, RuntimeUnavailable
+from agent.errors import BadImage, BadOutput, CageNotApplied, ContainerLost, RuntimeUnavailable
 from agent.pipeline.outputs import file_digest
 from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec, Runtime
 from agent.ports.runtime_podman import PodmanRuntime
@@ -22,8 +24,9 @@ from agent.ports.runtime_runc import RuncRuntime
 from agent.ports.runtime_runc_cgroups import Cgroups
 from agent.selftest import images
 from agent.selftest.images import build_image, program_layer
-from tests.fakes.runtime import Guest, MemoryRuntime
+from tests.fakes.runtime import Guest, MemoryRuntime, WorkerDied
 from tests.host.podman import CEILINGS, SECCOMP, Desk, open_desk, open_engine, open_runc, probe_archive
+from tests.host.worker import die_at, worker
 
 PROBE = Path(__file__).parents[2] / "agent/devkit/demo_images/probe.py"
 STRANGER = digest_of(b"an image that nobody loaded")
@@ -65,10 +68,42 @@ class Stage:
         folder.chmod(0o777 if is_writable else 0o755)
         return Mount(folder, target, is_writable)
 
+    def abandon(self, spec: RunSpec) -> None:
+        """Leave a container whose worker died once its program had begun."""
+        if isinstance(self.runtime, MemoryRuntime):
+            self.runtime.leave_running(spec)
+        else:
+            die_at(self.runtime, spec)
+
+    def abandon_unbegun(self, spec: RunSpec) -> None:
+        """Leave a container whose worker died before it let the program begin."""
+        if isinstance(self.runtime, MemoryRuntime):
+            self.runtime.leave_unbegun(spec)
+        else:
+            die_at(self.runtime, spec, "checked")
+
+    def adopted(self, spec: RunSpec) -> RunOutcome:
+        with self.runtime.adopt(spec) as run:
+            return run.wait()
+
+    def await_end(self) -> None:
+        """Until no container of ours runs."""
+        while any(found.is_running for found in self.runtime.leftovers()):
+            time.sleep(0.02)
+
 
 def probe(guest: Guest) -> int | None:
     """`demo_images/probe.py` for the fake: the words that this suite says."""
-    word, *rest = guest.args
+    acts: list[list[str]] = [[]]
+    for word in guest.args:
+        if word == "+":
+            acts.append([])
+        else:
+            acts[-1].append(word)
+    return next((code for code in (_act(guest, *act) for act in acts) if code), 0)
+
+
+def _act(guest: Guest, word: str, *rest: str) -> int:
     match word:
         case "exit":
             return int(rest[0])
@@ -448,6 +483,188 @@ def test_two_containers_run_at_once(stage: Stage) -> None:
         assert {found.name for found in stage.runtime.leftovers()} == {"one", "two"}
 
 
+# ------------------------------------------------------------------ a worker died, another one goes on
+
+
+def outlast(began_s: float, seconds: float) -> None:
+    """Until so much time has passed on the clock that ceilings count by."""
+    threading.Event().wait(max(0.0, began_s + seconds - time.monotonic()))
+
+
+@pytest.mark.parametrize(
+    ("act", "cause"), [(("exit", "0"), None), (("exit", "7"), "exit:7"), (("segfault",), "signal:11")]
+)
+def test_a_run_goes_on_under_another_worker_to_its_true_end(
+    stage: Stage, act: tuple[str, ...], cause: str | None
+) -> None:
+    spec = stage.spec("sleep", "1", "+", *act)
+    stage.abandon(spec)
+
+    outcome = stage.adopted(spec)
+
+    assert outcome.cause == cause
+    assert 1 <= outcome.wall_s < 30
+    assert stage.runtime.leftovers() == ()
+
+
+@pytest.mark.parametrize(
+    ("act", "cause"), [(("exit", "0"), None), (("exit", "7"), "exit:7"), (("segfault",), "signal:11")]
+)
+def test_a_run_that_ended_while_nobody_watched_gives_its_true_end(
+    stage: Stage, act: tuple[str, ...], cause: str | None
+) -> None:
+    spec = stage.spec("sleep", "0.5", "+", *act)
+    stage.abandon(spec)
+    stage.await_end()
+
+    outcome = stage.adopted(spec)
+
+    assert outcome.cause == cause
+    assert 0.3 <= outcome.wall_s < 30
+    assert stage.runtime.leftovers() == ()
+
+
+def test_the_wall_clock_of_an_adopted_run_counts_from_its_begin(stage: Stage) -> None:
+    spec = stage.spec("sleep", "60", ceilings=replace(CEILINGS, wall_s=4))
+    stage.abandon(spec)
+    began_s = time.monotonic()
+    outlast(began_s, 2)
+
+    adopted_s = time.monotonic()
+    outcome = stage.adopted(spec)
+
+    assert outcome.cause == "timeout"
+    assert outcome.wall_s >= 4
+    assert time.monotonic() - adopted_s < 3.5
+
+
+def test_a_run_that_is_over_its_wall_clock_when_it_is_adopted_ends_at_once(stage: Stage) -> None:
+    spec = stage.spec("sleep", "60", ceilings=replace(CEILINGS, wall_s=1))
+    stage.abandon(spec)
+    outlast(time.monotonic(), 1.5)
+
+    outcome = stage.adopted(spec)
+
+    assert outcome.cause == "timeout"
+    assert 1.5 <= outcome.wall_s < 20
+
+
+def test_an_adopted_run_keeps_the_ceilings_that_it_was_made_with(stage: Stage) -> None:
+    spec = stage.spec("sleep", "1", "+", "exit", "3")
+    stage.abandon(spec)
+
+    outcome = stage.adopted(replace(spec, ceilings=replace(CEILINGS, wall_s=600)))
+
+    assert outcome.cage.ceilings["wall_s"].startswith(f"{CEILINGS.wall_s} by ")
+
+
+def test_an_adopted_run_can_be_killed_from_another_thread(stage: Stage) -> None:
+    spec = stage.spec("sleep", "60")
+    stage.abandon(spec)
+
+    with stage.runtime.adopt(spec) as run:
+        killer = threading.Timer(0.2, run.kill)
+        killer.start()
+        outcome = run.wait()
+        killer.join()
+
+    assert outcome.cause == "signal:9"
+
+
+def test_killing_what_ended_long_ago_is_fine(stage: Stage) -> None:
+    spec = stage.spec("exit", "3")
+    stage.abandon(spec)
+    stage.await_end()
+
+    with stage.runtime.adopt(spec) as run:
+        run.kill()
+
+        assert run.wait().cause == "exit:3"
+        assert run.wait().cause == "exit:3"
+
+
+def test_an_adopted_run_tells_its_progress(stage: Stage) -> None:
+    spec = stage.spec("sleep", "1", "+", "progress")
+    stage.abandon(spec)
+
+    with stage.runtime.adopt(spec) as run:
+        run.wait()
+
+        assert run.progress() == 0.4
+
+
+def test_leaving_the_context_of_an_adopted_run_leaves_nothing_behind(stage: Stage) -> None:
+    spec = stage.spec("sleep", "60")
+    stage.abandon(spec)
+
+    with pytest.raises(ZeroDivisionError), stage.runtime.adopt(spec):
+        _ = 1 / 0
+
+    assert stage.runtime.leftovers() == ()
+
+
+def test_an_adopted_run_can_be_abandoned_and_adopted_again(stage: Stage) -> None:
+    output = stage.mount("model", "/data/model", is_writable=True)
+    spec = stage.spec("sleep", "2", "+", "write", "/data/model/x", "y", mounts=(output,))
+    stage.abandon(spec)
+    if isinstance(stage.runtime, MemoryRuntime):
+        with suppress(WorkerDied), stage.runtime.adopt(spec):
+            raise WorkerDied
+    else:
+        with worker(stage.runtime, spec, "adopt") as one:
+            one.says("started")
+            one.kill()
+
+    outcome = stage.adopted(spec)
+    stage.runtime.reclaim(output.source)
+
+    assert outcome.cause is None
+    assert (output.source / "x").read_text() == "y"
+
+
+def test_there_is_nothing_to_adopt_where_nothing_was_run(stage: Stage) -> None:
+    with pytest.raises(ContainerLost, match="a-0"), stage.runtime.adopt(stage.spec("exit", "0")):
+        pass
+
+
+def test_a_container_whose_program_never_began_is_removed_and_lost(stage: Stage) -> None:
+    output = stage.mount("model", "/data/model", is_writable=True)
+    spec = stage.spec("write", "/data/model/x", "y", mounts=(output,))
+    stage.abandon_unbegun(spec)
+    assert [found.name for found in stage.runtime.leftovers()] == ["a-0"]
+
+    with pytest.raises(ContainerLost, match="never began"), stage.runtime.adopt(spec):
+        pass
+
+    assert stage.runtime.leftovers() == ()
+    stage.runtime.reclaim(output.source)
+    assert list(output.source.iterdir()) == []
+    output.source.chmod(0o777)
+    with stage.runtime.run(spec) as run:  # its name is free
+        assert run.wait().cause is None
+
+
+def test_a_container_of_other_labels_is_not_adopted_nor_touched(stage: Stage) -> None:
+    spec = stage.spec("sleep", "60")
+    stage.abandon(spec)
+
+    for labels in ({"job": "a.0", "attempt": "2"}, {"job": "a.0"}, {}):
+        with pytest.raises(ContainerLost), stage.runtime.adopt(replace(spec, labels=labels)):
+            pass
+
+    assert [found.is_running for found in stage.runtime.leftovers()] == [True]
+    stage.runtime.remove("a-0")
+
+
+def test_a_container_that_runs_something_else_is_removed_and_lost(stage: Stage) -> None:
+    stage.abandon(stage.spec("sleep", "60"))
+
+    with pytest.raises(ContainerLost, match="a-0"), stage.runtime.adopt(stage.spec("exit", "0")):
+        pass
+
+    assert stage.runtime.leftovers() == ()
+
+
 # ------------------------------------------------------------------ the cage, as told
 
 
@@ -479,6 +696,8 @@ def test_a_ceiling_that_the_host_lacks_is_refused_unless_accepted(stage: Stage) 
 def test_an_engine_that_is_gone_is_told(stage: Stage, tmp_path: Path) -> None:
     with pytest.raises(RuntimeUnavailable):
         stage.down.leftovers()
+    with pytest.raises(RuntimeUnavailable), stage.down.adopt(stage.spec("exit", "0")):
+        pass
     with pytest.raises(RuntimeUnavailable):
         stage.down.reclaim(tmp_path)
     with pytest.raises(RuntimeUnavailable):

@@ -1,0 +1,86 @@
+"""What Podman tells of a container, read; and its refusals, told apart by whose fault they are."""
+
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from agent.errors import BadImage, CageNotApplied, RuntimeUnavailable
+from agent.ports.runtime_podman_api import ApiRefusal
+from agent.ports.runtime_podman_found import find, is_first_process, not_made, refusals
+
+STATE = {"Status": "exited", "Pid": 0, "ExitCode": 3, "OOMKilled": False}
+BEGAN, ENDED = "2026-11-26T07:12:25.031052264Z", "2026-11-26T08:12:26.072074813+01:00"
+
+
+class Api:
+    """A service that knows one container, or refuses."""
+
+    def __init__(self, told: Any) -> None:
+        self.told = told
+
+    def get(self, _path: str) -> Any:
+        if isinstance(self.told, Exception):
+            raise self.told
+        return self.told
+
+
+def container(**state: Any) -> Any:
+    return {"Id": "abc", "Config": {"Labels": None}, "State": STATE | state}
+
+
+def test_a_container_lasts_from_its_begin_to_its_end() -> None:
+    found = find(Api(container(StartedAt=BEGAN, FinishedAt=ENDED)), "abc")  # type: ignore[arg-type]
+
+    assert found is not None
+    assert found.began_at == datetime(2026, 11, 26, 7, 12, 25, 31052, tzinfo=UTC)
+    assert found.lasted_s() == pytest.approx(1.041, abs=0.001)
+    assert found.kept is None
+
+
+def test_a_time_that_never_came_is_none() -> None:
+    never = "0001-01-01T00:00:00Z"
+    found = find(Api(container(StartedAt=never, FinishedAt=never)), "abc")  # type: ignore[arg-type]
+
+    assert found is not None
+    assert (found.began_at, found.ended_at) == (None, None)
+
+
+def test_a_container_that_is_not_there_is_none_and_another_refusal_is_told() -> None:
+    assert find(Api(ApiRefusal(404, "no such container")), "abc") is None  # type: ignore[arg-type]
+    with pytest.raises(RuntimeUnavailable):
+        find(Api(ApiRefusal(500, "database is locked")), "abc")  # type: ignore[arg-type]
+
+
+def test_a_process_that_only_got_the_id_is_not_the_container_s() -> None:
+    assert not is_first_process(os.getpid(), 1, os.getpid())
+    assert not is_first_process(1 << 22, 1, os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "kind"),
+    [
+        (
+            "runc: fork/exec /proc/self/exe: resource temporarily unavailable: OCI runtime error",
+            500,
+            RuntimeUnavailable,
+        ),
+        ("crun: clone: Resource temporarily unavailable: OCI runtime error", 500, RuntimeUnavailable),
+        ("no container with name or ID abc found: no such container", 404, RuntimeUnavailable),
+        ("cannot init container abc: container state improper", 500, RuntimeUnavailable),
+        ('runc: exec: "/no": stat /no: no such file or directory', 500, BadImage),
+        ("runc: error mounting proc: operation not permitted", 500, CageNotApplied),
+    ],
+)
+def test_why_a_frame_was_not_made_says_whose_fault_it_is(
+    words: str, status: int, kind: type[Exception]
+) -> None:
+    assert type(not_made(ApiRefusal(status, words))) is kind
+
+
+def test_a_container_that_somebody_else_removed_is_no_fault_of_the_cage() -> None:
+    with pytest.raises(RuntimeUnavailable), refusals(CageNotApplied):
+        raise ApiRefusal(404, "no such container")
+    with pytest.raises(CageNotApplied), refusals(CageNotApplied):
+        raise ApiRefusal(500, "something else")
