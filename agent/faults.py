@@ -47,6 +47,7 @@ UNAVAILABLE: Mapping[str, type[OutsideError]] = {  # by port: what it raises whe
     "peers": PeerUnavailable,
     "runtime": RuntimeUnavailable,
     "images": OutsideError,
+    "hands": LedgerUnavailable,
 }
 
 Port = TypeVar("Port")
@@ -95,7 +96,7 @@ class Faults:
         return replace(ports, **doors)
 
     def around(self, name: str, port: Port, unavailable: Callable[[str], Exception]) -> Port:
-        """The port with a point before and after each of its methods, and of the runs that it starts."""
+        """The port with a point before and after each of its methods, and of what it opens: a run."""
         return cast(Port, _Around(self, name, port, unavailable))
 
     def _read(self) -> dict[str, Any]:
@@ -185,7 +186,8 @@ class _Entered:
             entered = undo.enter_context(self._inner)
             self._around._pass(f"{self._attribute}.after")
             undo.pop_all()
-        return self._around._within(self._attribute, entered)
+        is_port = hasattr(entered, "__dict__") or hasattr(entered, "__slots__")
+        return self._around._within(self._attribute, entered) if is_port else entered
 
     def __exit__(self, *told: object) -> bool | None:
         return cast("bool | None", self._inner.__exit__(*told))

@@ -38,6 +38,10 @@ class Door:
         return f"come in, {who}"
 
     @contextmanager
+    def hold(self) -> Iterator[bool]:
+        yield False
+
+    @contextmanager
     def open(self) -> Iterator["Door"]:
         self.passed.append("opened")
         try:
@@ -143,6 +147,13 @@ def test_what_was_opened_is_closed_when_a_fault_follows(faults: Faults) -> None:
         opened.knock("one")
 
     assert door.passed == ["opened", "closed", "opened", "closed"]
+
+
+def test_what_is_opened_and_no_port_stays_what_it_is(faults: Faults) -> None:
+    door = faults.around("hands", Door(), LedgerUnavailable)
+
+    with door.hold() as is_mine:
+        assert is_mine is False
 
 
 def test_a_process_is_killed_at_its_point_and_its_next_life_is_not(faults: Faults) -> None:

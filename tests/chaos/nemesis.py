@@ -16,6 +16,7 @@ from tests.chaos.stage import Service, Stage, write_whole
 
 ARMED_AT_ONCE = 6  # points, for each hospital
 POINT_S = 20.0  # how long a point stays armed for somebody to come by
+REST_S = 4.0  # after a death at a point until the next is armed there: something must be reached
 TICK_S = 0.1
 KILLED = {  # what an order's failure may say after that: a killed guest looks like one that died of itself
     "guest": frozenset({"signal:9", "exit:137"}),
@@ -54,6 +55,7 @@ class Nemesis:
     _armed: dict[str, dict[str, tuple[dict[str, Any], float]]] = field(default_factory=dict)
     _clocks: dict[str, float] = field(default_factory=dict)
     _killed: set[int] = field(default_factory=set)  # processes that ended at a fault point
+    _rests: dict[str, float] = field(default_factory=dict)  # by hospital: when points are armed again
     _numbers: int = 0
 
     def rage(self) -> None:
@@ -234,6 +236,8 @@ class Nemesis:
                     self._killed.add(json.loads(mark.read_bytes())["pid"])
                     self.fired[f"{point} {told['act']}"] += 1
                     self.journal.note(f"fault {told['act']}", f"{point} at {hospital}")
+                    if told["act"] == "kill":
+                        self._rests[hospital] = now + REST_S
                     del armed[point]
                     self._write_faults(hospital)
                 elif until < now:
@@ -241,7 +245,7 @@ class Nemesis:
                     self._write_faults(hospital)
                     if told["tries"] > 1:
                         self._points.append((point, told["act"], told["tries"] - 1))
-            while len(armed) < ARMED_AT_ONCE and self._points:
+            while len(armed) < ARMED_AT_ONCE and self._points and self._rests.get(hospital, 0.0) < now:
                 point, act, tries = self._points.pop(0)
                 if point in armed:
                     self._points.append((point, act, tries))

@@ -86,7 +86,7 @@ MANGLES = ("drop", "lose", "after500", "garbage", "half", "slow", "repeat", "lat
 
 
 def make_plan(
-    seed: int, duration_s: float, points: Sequence[str], *, every_s: float = 1.5, order_every_s: float = 5.0
+    seed: int, duration_s: float, points: Sequence[str], *, every_s: float = 4.0, order_every_s: float = 5.0
 ) -> Plan:
     """The plan of this seed: the same for the same arguments."""
     dice = random.Random(f"acts of {seed}")
@@ -96,15 +96,16 @@ def make_plan(
 
 
 def _acts(dice: random.Random, duration_s: float, every_s: float) -> Iterator[Act]:
-    at_s = 4.0
-    while at_s < duration_s:
-        yield _act(dice, at_s)
-        at_s += dice.uniform(0.4, 1.6) * every_s
+    for first_s, rest_s, make in ((4.0, every_s, _act), (3.0, every_s / 2, _mangle)):
+        at_s = first_s
+        while at_s < duration_s:
+            yield make(dice, at_s)
+            at_s += dice.uniform(0.4, 1.6) * rest_s
 
 
 def _act(dice: random.Random, at_s: float) -> Act:
     kinds = {
-        "worker": 5, "api": 3, "conmon": 2, "guest": 1, "other": 3, "stall": 2, "term": 2, "cut": 4, "mangle": 9, "clock": 1,
+        "worker": 5, "api": 3, "conmon": 2, "guest": 1, "other": 3, "stall": 2, "term": 2, "cut": 4, "clock": 1,
         "fill": 1,
     }  # fmt: skip
     hospital = dice.choice(HOSPITALS)
@@ -130,15 +131,13 @@ def _act(dice: random.Random, at_s: float) -> Act:
         case "clock":
             moved_s = dice.choice((-7200.0, -600.0, -45.0, 45.0, 600.0, 2400.0))
             return Act(at_s, Kind.CLOCK, hospital, {"s_moved": moved_s, "s": dice.choice((3.0, 10.0))})
-        case "fill":
-            return Act(at_s, Kind.FILL, hospital, {"s": dice.choice((3.0, 8.0))})
         case _:
-            told = {
-                "act": dice.choice(MANGLES),
-                "count": dice.randint(2, 8),
-                "s": dice.choice((0.5, 2.0, 6.0)),
-            }
-            return Act(at_s, Kind.MANGLE, dice.choices(PARTIES, CALLED)[0], told)
+            return Act(at_s, Kind.FILL, hospital, {"s": dice.choice((3.0, 8.0))})
+
+
+def _mangle(dice: random.Random, at_s: float) -> Act:
+    told = {"act": dice.choice(MANGLES), "count": dice.randint(1, 4), "s": dice.choice((0.5, 2.0, 6.0))}
+    return Act(at_s, Kind.MANGLE, dice.choices(PARTIES, CALLED)[0], told)
 
 
 def _cut(dice: random.Random) -> tuple[str, dict[str, Any]]:

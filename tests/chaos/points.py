@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from agent.faults import COMMIT
 from agent.ports.broker import Broker
+from agent.ports.hands import Hands
 from agent.ports.images import Images
 from agent.ports.ledger import Ledger
 from agent.ports.orchestrators import Orchestrators
@@ -20,6 +21,7 @@ PORTS: Mapping[str, type] = {
     "runtime": Runtime,
     "runtime.run": Run,
     "images": Images,
+    "hands": Hands,
 }
 
 
