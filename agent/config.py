@@ -161,6 +161,13 @@ class Workers(Struct, frozen=True, kw_only=True):
     grace_s: Seconds = 5.0
 
 
+class Reconcile(Struct, frozen=True, kw_only=True):
+    """When others are asked what a lost message hid: about `first_s` after a start, then about every `every_s`."""
+
+    first_s: Seconds = 60.0
+    every_s: Seconds = 900.0
+
+
 class LogSection(Struct, frozen=True, kw_only=True):
     """How it speaks. `level`: debug, info, warning, error; `format`: auto, json, console."""
 
@@ -181,6 +188,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     limits: Limits
     timeouts: Timeouts
     workers: Workers
+    reconcile: Reconcile
     log: LogSection
 
 

@@ -104,6 +104,14 @@ class RecordConflict(OrderError):
     advice = "Something else is recorded under this name and stays: use another name, or ask whose it is."
 
 
+class DeliveryOver(OrderError):
+    code = "delivery-over"
+    status = 409
+    advice = (
+        "Look with `dc-compute deliveries list`; issue the order anew where a hand-off cannot be sent again."
+    )
+
+
 class OrderExpired(OrderError):
     code = "order-expired"
     advice = "Issue the order anew with a later `expires`; check the clocks when it looks wrong."
@@ -113,6 +121,18 @@ class OrderNotYetValid(OrderError):
     code = "order-not-yet-valid"
     status = 425  # passes by itself: a sender whose clock is a little ahead sends it again
     advice = "Send it after its `not_before`; check the clocks when it looks wrong."
+
+
+class CancellationNotYetValid(OrderError):
+    code = "cancellation-not-yet-valid"
+    status = 425  # as an order: passes by itself
+    advice = "Its `issued` lies in the future: compare both clocks and send it again."
+
+
+class HostRestored(OrderError):
+    code = "host-restored"
+    status = 409
+    advice = "Wait until the orchestrators were asked, which ends it by itself; --force goes on without their word."
 
 
 class BadSettings(OrderError):
@@ -322,7 +342,10 @@ class BadImage(JobError):
 
 
 class OutsideError(AgentError):
+    """`rest_s`: how long the other side asked to be let alone (its Retry-After), in seconds."""
+
     code = "outside-error"
+    rest_s: float | None = None
     status = 503
     is_retried = True
     advice = "It is tried again by itself; look at the named service when it stays."
@@ -421,6 +444,11 @@ class QueueFull(OutsideError):
     code = "queue-full"
     status = 429
     advice = "Send it again after the seconds in Retry-After."
+
+
+class Draining(OutsideError):
+    code = "draining"
+    advice = "The host's operator empties it for a while: send it again after the seconds in Retry-After."
 
 
 class AgentUnreachable(OutsideError):

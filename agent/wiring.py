@@ -385,5 +385,7 @@ def _rules(settings: Settings, runtime: Runtime) -> Rules:
         max_image_bytes=limits.max_image_bytes,
         image_age=timedelta(days=limits.image_days),
         images_bytes=limits.images_bytes,
+        reconcile_first=timedelta(seconds=settings.reconcile.first_s),
+        reconcile_every=timedelta(seconds=settings.reconcile.every_s),
         in_memory=(settings.runtime.run_dir,) if runtime.name == "runc" else (),  # conmon keeps a log there
     )

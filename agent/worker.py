@@ -1,4 +1,4 @@
-"""A worker: consumes the five queues, keeps the leases of what it runs, proves the cage, sweeps, and leaves when told to.
+"""A worker: consumes the six queues, keeps the leases of what it runs, proves the cage, sweeps, and leaves when told to.
 
 Stateless: several on one host share the ledger and the queues. What a bell means is the pipeline's; here is only the life
 around it, and one of the two outermost doors: whatever a handler raises ends here, in the log.
@@ -17,15 +17,16 @@ from datetime import timedelta
 from itertools import count
 from types import FrameType
 
-from agent.domain.control import Mode
 from agent.domain.ids import JobId
 from agent.domain.jobs import JobState
 from agent.errors import AgentError, RuntimeUnavailable
 from agent.log import get_logger
 from agent.pipeline.advance import advance
+from agent.pipeline.cancel import remove_guests
 from agent.pipeline.deliver import deliver
 from agent.pipeline.gate import Gate, Prove
 from agent.pipeline.host import Host
+from agent.pipeline.reconcile import Reconciler
 from agent.pipeline.resume import sweep
 from agent.pipeline.run import JOB_LABEL
 from agent.pipeline.space import require_memory
@@ -136,7 +137,7 @@ def work(
     check_start(host)
     gate = Gate(host, prove)
     consumer = make_consumer(handlers(host, leases, gate))
-    with leases.beating(host.rules.lease / 3):
+    with leases.beating(host.rules.lease / 3), reconciling(host):
         consumer.start()
         log.info("worker.started", worker=leases.process)
         while not stop.asked.is_set():
@@ -161,16 +162,17 @@ def handlers(host: Host, leases: Leases, gate: Gate) -> dict[Queue, Handler]:
     def go_on(item: str) -> None:
         _require_memory(host)  # a mount can vanish; what waits then waits on
         control = host.ports.ledger.control()
-        if control.mode is Mode.RESTORED:
-            return
         with leases.name() as name:
             advance(JobId(item), host, name, may_run=gate.is_open, may_start=control.may_start)
 
     def send(item: str) -> None:
-        if host.ports.ledger.control().mode is not Mode.RESTORED:
-            deliver(DeliveryId(item), host)
+        deliver(DeliveryId(item), host)
 
-    return {queue: _guarded(queue, send if queue is Queue.DELIVERIES else go_on) for queue in Queue}
+    def stop(item: str) -> None:
+        remove_guests(JobId(item), host)
+
+    others = {Queue.DELIVERIES: send, Queue.CANCELLATIONS: stop}
+    return {queue: _guarded(queue, others.get(queue, go_on)) for queue in Queue}
 
 
 def run_sweep(host: Host) -> None:
@@ -181,6 +183,34 @@ def run_sweep(host: Host) -> None:
         log.error("sweep.failed", code=error.code, detail=error.detail, advice=error.advice)
     except Exception:
         log.exception("sweep.crashed")
+
+
+@contextmanager
+def reconciling(host: Host) -> Iterator[None]:
+    """Ask others what a lost message hid, from time to time, in a thread of its own while the context lasts."""
+    reconciler, is_over = Reconciler(host), threading.Event()
+
+    def ask() -> None:
+        while not is_over.wait(reconciler.rest().total_seconds()):
+            run_round(reconciler, host)
+
+    threading.Thread(target=ask, name="reconcile", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()  # a call under way ends by its own timeout, and holds nobody up
+
+
+def run_round(reconciler: Reconciler, host: Host) -> None:
+    """One round of questions. What goes wrong in it is logged: the next one asks again."""
+    try:
+        done = reconciler.run()
+        if done is not None and done.runs_again:
+            run_sweep(host)
+    except AgentError as error:
+        log.error("round.failed", code=error.code, detail=error.detail, advice=error.advice)
+    except Exception:
+        log.exception("round.crashed")
 
 
 def take_from_the_dead(host: Host) -> None:

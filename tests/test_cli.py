@@ -40,7 +40,7 @@ from agent.trust.roster import Role, Roster, RosterEntry, sign_roster
 from tests.api.house import House, open_house
 from tests.builders import NOW, consortium, learnuplet, tamper
 
-OK, FAILED, USAGE, UNREACHABLE, NOT_VERIFIED = range(5)
+OK, FAILED, USAGE, UNREACHABLE, NOT_VERIFIED, NOT_YET = range(6)
 GROUPS = ("keys", "peers", "policy", "data", "image")
 
 
@@ -114,6 +114,11 @@ def test_every_command_of_the_issue_is_there(command: Command) -> None:
         "held",
         "approve",
         "deny",
+        "cancel",
+        "status",
+        "pause",
+        "drain",
+        "resume",
         "verify",
         "doctor",
         "selftest",
@@ -144,6 +149,11 @@ def test_every_command_that_prints_data_can_print_json(command: Command) -> None
         "held",
         "approve",
         "deny",
+        "cancel",
+        "status",
+        "pause",
+        "drain",
+        "resume",
         "data seal",
         "data inspect",
     )

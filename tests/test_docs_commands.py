@@ -32,7 +32,18 @@ MAKE_IS_RUN_BY = {
     "make test": ".ci/run",
 }
 RUN_ELSEWHERE = {"watch"}  # it ends when an order does: tests/test_cli.py
-ASKS_AN_AGENT = {"submit", "orders", "log", "receipts", "held"}
+ASKS_AN_AGENT = {
+    "submit",
+    "orders",
+    "log",
+    "receipts",
+    "held",
+    "status",
+    "pause",
+    "resume",
+    "drain",
+    "cancel",
+}
 
 pages_with_commands = [page for page in documents() if "```sh\n" in page.text]
 

@@ -39,6 +39,7 @@ PLUMBING = {
     "cage_check",
     "cage_seen",
     "container_run",
+    "http_dates",
     "https",
     "image_archive",
     "image_context",
@@ -70,7 +71,9 @@ PLUMBING_OF = {
 # A port that is too long for one page has parts of its own, by the port they belong to.
 PART_OF_PORT = {
     "ledger_attempts": "ledger",
+    "ledger_cancellations": "ledger",
     "ledger_images": "ledger",
+    "ledger_outbox": "ledger",
 }
 ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py"}
 
@@ -125,7 +128,7 @@ MAY_CATCH_EVERYTHING = {"agent/worker.py", "agent/api/problems.py"}
 
 MAX_FUNCTION_LINES = 50  # in pipeline/: a page
 MAX_MODULE_LINES = 400
-LONG_BY_NATURE = {"agent/errors.py": 450}  # one tree, one class after the other
+LONG_BY_NATURE = {"agent/errors.py": 500}  # one tree, one class after the other
 
 
 # ------------------------------------------------------------------ reading the house

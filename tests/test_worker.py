@@ -18,18 +18,21 @@ from structlog.testing import capture_logs
 
 from agent import worker
 from agent.domain.chain import TaskKind
+from agent.domain.control import Control, Mode
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job, JobEvent, JobState
-from agent.domain.orders import Learnuplet
+from agent.domain.orders import Learnuplet, Limits
 from agent.errors import LedgerUnavailable, RuntimeUnavailable, WorkspaceOnDisk
 from agent.pipeline import space
 from agent.pipeline.gate import Breach, Gate, GateState, Prove, standing
 from agent.pipeline.host import Host
+from agent.pipeline.run import ATTEMPT_LABEL, JOB_LABEL
 from agent.ports.broker import Handler, Queue
 from agent.ports.ledger import Arrival
+from agent.ports.runtime import RunKind, RunSpec
 from agent.worker import Leases, Stop, check_start, handlers, work
 from tests.api.house import House, open_house
-from tests.builders import NOW
+from tests.builders import NOW, digest_named
 from tests.fakes.runtime import MemoryRuntime
 
 SOON_S = 10.0  # for what must happen at once, on a busy machine
@@ -110,7 +113,7 @@ def in_thread(run: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
 # ------------------------------------------------------------------ bells
 
 
-def test_there_is_a_handler_for_each_of_the_five_queues(house: House) -> None:
+def test_there_is_a_handler_for_each_of_the_six_queues(house: House) -> None:
     assert set(handlers(house.host, Leases(house.host), proved(house.host))) == set(Queue)
 
 
@@ -136,6 +139,40 @@ def test_a_bug_in_a_handler_does_not_reach_the_consumer(
     monkeypatch.setattr(worker, "advance", burst)
 
     handlers(house.host, Leases(house.host), proved(house.host))[Queue.LEARNUPLETS](job.id)
+
+
+def test_a_bell_for_a_cancelled_job_removes_its_containers_and_no_other(house: House, job: Job) -> None:
+    ended = house.ledger.move(job, JobEvent.CANCEL, NOW, reason="cancelled")
+    runtime = house.host.ports.runtime
+    assert isinstance(runtime, MemoryRuntime)
+    for name, of in (("mine", ended.id), ("other", "another.0")):
+        runtime.leave_behind(spec_of(house, name, of))
+
+    handlers(house.host, Leases(house.host), proved(house.host))[Queue.CANCELLATIONS](ended.id)
+
+    assert [left.name for left in runtime.leftovers()] == ["other"]
+
+
+def spec_of(house: House, name: str, job: str) -> RunSpec:
+    return RunSpec(
+        name=name,
+        image=digest_named("image"),
+        args=(),
+        kind=RunKind.TRAIN,
+        mounts=(),
+        ceilings=house.host.policy.ceilings_for(Limits()),
+        labels={JOB_LABEL: job, ATTEMPT_LABEL: "1"},
+    )
+
+
+@pytest.mark.parametrize("mode", [Mode.PAUSED, Mode.DRAINING])
+def test_no_task_begins_while_the_host_is_paused_or_drained(house: House, job: Job, mode: Mode) -> None:
+    queued = house.ledger.move(job, JobEvent.ENQUEUE, NOW)
+    house.ledger.set_control(Control(mode=mode), NOW)
+
+    handlers(house.host, Leases(house.host), proved(house.host))[Queue.LEARN_TASKS](queued.id)
+
+    assert house.ledger.job(job.id) == queued
 
 
 # ------------------------------------------------------------------ leases

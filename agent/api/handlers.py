@@ -116,11 +116,11 @@ def get_order(ask: Ask, desk: Desk) -> Response:
 
 
 def get_receipts(ask: Ask, desk: Desk) -> Response:
-    """The envelopes of an order and its receipts."""
+    """The envelopes of an order and its receipts; an agent that signed one of them is shown those up to its own last one."""
     no_query(ask)
     record, _, receipts = _order_for(ask, desk.host)
     if ask.signer is not None and ask.signer.keyid != record.signer:
-        raise NotYours("receipts are read by the order's orchestrator and the operator")
+        receipts = _up_to_own(ask.signer.keyid, receipts)
     return Response(view_receipts(record, receipts), 200, {"Cache-Control": "no-store"}, JSON_TYPE)
 
 
@@ -168,6 +168,16 @@ def _order_for(ask: Ask, host: Host) -> tuple[OrderRecord, tuple[Job, ...], tupl
     if signer is not None and not _may_read(signer.keyid, record, jobs, receipts):
         raise NotYours(f"order {record.id} is not of {signer.keyid}, nor is that agent in its chain")
     return record, jobs, receipts
+
+
+def _up_to_own(agent: KeyId, receipts: tuple[SignedReceipt, ...]) -> tuple[SignedReceipt, ...]:
+    """What an agent of the chain had in its hands once. Raises: NotYours when it signed none of them."""
+    own = [place for place, receipt in enumerate(receipts) if receipt.signer == agent]
+    if not own:
+        raise NotYours(
+            "receipts are read by the order's orchestrator, the operator, and who signed one of them"
+        )
+    return receipts[: own[-1] + 1]
 
 
 def _may_read(

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent import __version__
+from agent.domain.control import Mode
 from agent.errors import AgentError
 from agent.pipeline.host import Host
 
@@ -101,11 +102,22 @@ class _HostCollector(Collector):
 
     def _ledger(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("dc_compute_ledger_up", "Whether the ledger could be read just now.")
+        mode = GaugeMetricFamily("dc_compute_mode", "What the host does: 1 at its mode.", labels=("mode",))
         jobs = GaugeMetricFamily("dc_compute_jobs", "Jobs in the ledger, by state.", labels=("state",))
         bells = GaugeMetricFamily("dc_compute_queue_depth", "Bells that wait, by queue.", labels=("queue",))
+        deliveries = GaugeMetricFamily(
+            "dc_compute_deliveries",
+            "What must reach others: pending, or dead until a person decides.",
+            labels=("state",),
+        )
         try:
+            now_it = self._host.ports.ledger.control().mode
+            for each in Mode:
+                mode.add_metric((each,), int(each is now_it))
             for state, count in self._host.ports.ledger.counts().items():
                 jobs.add_metric((state,), count)
+            for standing, count in self._host.ports.ledger.outbox_counts().items():
+                deliveries.add_metric((standing,), count)
             for queue, depth in self._host.ports.broker.depth().items():
                 bells.add_metric((queue,), depth)
         except AgentError:
@@ -114,7 +126,7 @@ class _HostCollector(Collector):
             return
         up.add_metric((), 1)
         limit = self._host.rules.queue_limit
-        yield from (up, jobs, bells)
+        yield from (up, mode, jobs, deliveries, bells)
         yield GaugeMetricFamily(
             "dc_compute_queue_limit", "Waiting jobs above which orders are refused.", value=limit
         )

@@ -11,6 +11,7 @@ from agent import __version__, errors
 from agent.api.problems import PROBLEM_TYPE, Problem
 from agent.api.signed_requests import JSON_TYPE
 from agent.api.table import Row, Who
+from agent.domain.cancellations import Cancellation
 from agent.domain.orders import Learnuplet, Preduplet
 from agent.domain.receipts import Statement
 from agent.errors import AgentError
@@ -24,6 +25,7 @@ PATH_PARAMETERS = {"id": ("The order's id.", UUID), "digest": ("The digest of an
 PAYLOADS: tuple[type[Struct], ...] = (
     Learnuplet,
     Preduplet,
+    Cancellation,
     Statement,
 )  # what the envelopes of the bodies hold
 
@@ -56,10 +58,30 @@ INTAKE = (
     errors.OrderNotYetValid,
     errors.PolicyRefused,
     errors.ImageDenied,
+    errors.Draining,
     errors.QueueFull,
     errors.NoSpace,
 )
-RULING = (errors.BadQuery, errors.BadJson, errors.BadOrder, errors.NotFound, errors.NotYours)
+CANCELLING = (
+    errors.BadQuery,
+    errors.BadJson,
+    errors.BadEnvelope,
+    errors.BadSignature,
+    errors.UnknownPayloadType,
+    errors.BadOrder,
+    errors.NotYours,
+    errors.CancellationNotYetValid,
+    errors.QueueFull,
+)
+RULING = (
+    errors.BadQuery,
+    errors.BadJson,
+    errors.BadOrder,
+    errors.NotFound,
+    errors.NotYours,
+    errors.HostRestored,
+    errors.DeliveryOver,
+)
 HANDOFF = (
     errors.HandoffSender,
     errors.HandoffConflict,
@@ -106,7 +128,7 @@ def errors_of(row: Row) -> tuple[type[AgentError], ...]:
     if row.is_signed:
         may += SIGNED
     if row.takes is not None:
-        may += RULING if row.who is Who.OPERATOR else INTAKE
+        may += {Who.OPERATOR: RULING, Who.CANCELLERS: CANCELLING}.get(row.who, INTAKE)
     elif row.is_signed:
         may += READING
     if row.who is Who.AGENTS:

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from agent.api.views import Check, Readiness
+from agent.domain.control import Mode
 from agent.domain.jobs import JobState
-from agent.errors import AgentError, CageNotApplied, NoSpace, QueueFull
+from agent.errors import AgentError, CageNotApplied, Draining, NoSpace, QueueFull
 from agent.pipeline.gate import GateState, standing
 from agent.pipeline.host import Host
 from agent.ports.broker import Queue
+from agent.ports.ledger import DeliveryState
 from agent.trust.roster import Role
 
 KEPT_S = 3.0  # anybody may ask, so an answer is good for a while
@@ -70,11 +72,32 @@ def look_at_cage(host: Host) -> str:
     return seen.detail
 
 
+def look_at_mode(host: Host) -> str:
+    """Orders are taken. One that waits while the host is paused is taken all the same."""
+    said = host.ports.ledger.control()
+    since = "" if said.since is None else f" since {said.since.isoformat(timespec='seconds')}"
+    by = "" if said.uid is None else f" by user {said.uid}"
+    why = "" if said.reason is None else f": {said.reason}"
+    if said.mode is Mode.DRAINING:
+        raise Draining(f"{said.mode}{since}{by}{why}")
+    return f"{said.mode}{since}{by}{why}"
+
+
+def look_at_outbox(host: Host) -> str:
+    """How much others are still to be told. Nothing of it keeps an order out: what is dead waits for a person."""
+    counts = host.ports.ledger.outbox_counts()
+    dead = counts[DeliveryState.DEAD]
+    told = f"{counts[DeliveryState.PENDING]} pending, {dead} dead"
+    return f"{told}: dc-compute deliveries list --dead" if dead else told
+
+
 LOOKS: dict[str, Look] = {
     "ledger": look_at_ledger,
+    "mode": look_at_mode,
     "queue": look_at_queue,
     "bells": look_at_bells,
     "disk": look_at_disk,
+    "outbox": look_at_outbox,
     "identity": look_at_identity,
     "storage": look_at_storage,
     "cage": look_at_cage,

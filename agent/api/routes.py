@@ -2,7 +2,7 @@
 
 The network's door asks for a signature on every route but those for anybody; the operator's Unix socket serves the same
 routes to whoever may open it. Not here yet, though docs/contracts/http.md names them: server-sent events,
-cancellations, the status page, the routes of the 2017 orchestrators.
+the status page, the routes of the 2017 orchestrators.
 """
 
 from collections.abc import Collection, Iterable
@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from agent.api import handlers, rulings
+from agent.api import cancelling, controlling, deliveries, handlers, rulings
 from agent.api.ask import Ask, Unsigned
 from agent.api.desk import Desk
 from agent.api.metrics import ROUTE, Metered
@@ -23,6 +23,10 @@ from agent.api.problems import problem_app
 from agent.api.signed_requests import Call, Endpoint, Guard, signed
 from agent.api.table import Row, Who, get, post
 from agent.api.views import (
+    CancellationView,
+    ControlView,
+    DeliveryPage,
+    DeliveryView,
     Health,
     HeldPage,
     ImageFiles,
@@ -34,6 +38,7 @@ from agent.api.views import (
     Readiness,
     RulingView,
 )
+from agent.domain.cancellations import MAX_CANCELLATION_BYTES
 from agent.domain.orders import MAX_ORDER_BYTES
 from agent.errors import NotYours
 from agent.pipeline.host import Host
@@ -41,19 +46,30 @@ from agent.trust.envelope import MAX_FRAME_BYTES, WireEnvelope
 from agent.trust.handoff import MAX_HANDOFF_BYTES, HandoffBody
 
 ORDER_BODY = 4 * -(-MAX_ORDER_BYTES // 3) + MAX_FRAME_BYTES  # the envelope of the largest order, in bytes
+CANCELLATION_BODY = 4 * -(-MAX_CANCELLATION_BYTES // 3) + MAX_FRAME_BYTES
 
 TABLE: tuple[Row, ...] = (
     post("/v1/learnuplets", handlers.post_learnuplet, Who.ORCHESTRATORS, WireEnvelope, ORDER_BODY, JobView),
     post("/v1/preduplets", handlers.post_preduplet, Who.ORCHESTRATORS, WireEnvelope, ORDER_BODY, JobView),
     post("/v1/handoffs", handlers.post_handoff, Who.AGENTS, HandoffBody, MAX_HANDOFF_BYTES, JobView, signs_answer=True),
     get("/v1/orders", handlers.get_orders, Who.READERS, JobPage, query=handlers.OrdersQuery),
-    get("/v1/orders/{id}", handlers.get_order, Who.READERS, OrderView),
-    get("/v1/orders/{id}/receipts", handlers.get_receipts, Who.ORCHESTRATORS, HandoffBody),
+    get("/v1/orders/{id}", handlers.get_order, Who.READERS, OrderView, signs_answer=True),
+    get("/v1/orders/{id}/receipts", handlers.get_receipts, Who.READERS, HandoffBody, signs_answer=True),
     get("/v1/orders/{id}/log", handlers.get_log, Who.OPERATOR, LogView),
+    post("/v1/cancellations", cancelling.post_cancellation, Who.CANCELLERS, WireEnvelope, CANCELLATION_BODY,
+         CancellationView, signs_answer=True),
+    post("/v1/orders/{id}/cancel", cancelling.post_cancel, Who.OPERATOR, cancelling.CancelBody, cancelling.MAX_CANCEL_BYTES,
+         CancellationView),
+    get("/v1/control", controlling.get_control, Who.OPERATOR, ControlView),
+    post("/v1/control", controlling.post_control, Who.OPERATOR, controlling.ControlBody, controlling.MAX_CONTROL_BYTES,
+         ControlView),
     get("/v1/held", rulings.get_held, Who.OPERATOR, HeldPage),
     get("/v1/images/{digest}", rulings.get_image, Who.OPERATOR, ImageView),
     get("/v1/images/{digest}/files", rulings.get_image_files, Who.OPERATOR, ImageFiles, query=rulings.FilesQuery),
     post("/v1/rulings", rulings.post_ruling, Who.OPERATOR, rulings.RulingBody, rulings.MAX_RULING_BYTES, RulingView),
+    get("/v1/deliveries", deliveries.get_deliveries, Who.OPERATOR, DeliveryPage, query=deliveries.DeliveriesQuery),
+    post("/v1/deliveries", deliveries.post_decision, Who.OPERATOR, deliveries.DecisionBody, deliveries.MAX_DECISION_BYTES,
+         DeliveryView),
     get("/health", handlers.get_health, Who.ANYBODY, Health),
     get("/ready", handlers.get_ready, Who.ANYBODY, Readiness),
     get("/metrics", handlers.get_metrics, Who.ANYBODY, str),

@@ -35,6 +35,9 @@ HEAD_S = (
 STALL_S = 60.0  # for a reader to take something of its answer
 IDLE_S = 30  # a connection without a request is closed; clients of ours close theirs sooner
 STOP_S = 10  # for requests under way when the service stops
+UPLOAD_STOP_S = (
+    2.0  # then, for a body that is still arriving: nothing of it was acted on, and its sender sends it again
+)
 MAX_HEAD_BYTES = 64 << 10
 MAX_CONNECTIONS = 512
 
@@ -186,6 +189,7 @@ class _ImpatientProtocol(H11Protocol):
     # What handlers find as `request.state.peer_uid`: who the kernel says is at the other end of a Unix socket.
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
+    _stop_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -211,6 +215,7 @@ class _ImpatientProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_timer = _stopped(self._head_timer)
         self._stall_timer = _stopped(self._stall_timer)
+        self._stop_timer = _stopped(self._stop_timer)
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -232,10 +237,19 @@ class _ImpatientProtocol(H11Protocol):
         self.transport.close()
 
     def shutdown(self) -> None:
-        """An idle connection is cut at once: waiting for its peer's goodbye would hold up the stop."""
+        """An idle connection is cut at once, an upload soon: waiting for their peers would hold up the stop."""
         if self.cycle is not None and not self.cycle.response_complete:
             super().shutdown()
+            self._stop_timer = self.loop.call_later(UPLOAD_STOP_S, self._cut_upload)
             return
+        self._cut()
+
+    def _cut_upload(self) -> None:
+        if self.conn.their_state is h11.SEND_BODY:
+            log.info("request.abandoned", advice="Its body had not arrived when the service stopped.")
+            self._cut()
+
+    def _cut(self) -> None:
         with suppress(AttributeError):  # Python 3.11 cannot abort a TLS transport that was closed twice
             self.transport.abort()
 

@@ -20,6 +20,8 @@ class Who(Enum):
 
     ORCHESTRATORS = ("an orchestrator, by a signed request, or the operator", {Role.ORCHESTRATOR})
     AGENTS = ("an agent, by a signed request", {Role.AGENT})
+    CANCELLERS = ("an orchestrator, or an agent that forwards, by a signed request, or the operator",
+                  {Role.ORCHESTRATOR, Role.AGENT})  # fmt: skip
     READERS = ("an orchestrator or an agent of the chain, by a signed request, or the operator",
                {Role.ORCHESTRATOR, Role.AGENT})  # fmt: skip
     OPERATOR = ("the operator, on the Unix socket", set(Role))  # `routes` refuses whoever signs
@@ -50,9 +52,17 @@ class Row:
         return self.who is not Who.ANYBODY
 
 
-def get(path: str, handle: Handle, who: Who, gives: Any, *, query: type[Struct] | None = None) -> Row:
+def get(
+    path: str,
+    handle: Handle,
+    who: Who,
+    gives: Any,
+    *,
+    query: type[Struct] | None = None,
+    signs_answer: bool = False,
+) -> Row:
     """A route that reads."""
-    return Row("GET", path, handle, who, {200: gives}, query=query)
+    return Row("GET", path, handle, who, {200: gives}, query=query, signs_answer=signs_answer)
 
 
 def post(

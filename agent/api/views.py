@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from agent.domain.approvals import Ruling
 from agent.domain.chain import Task, TaskKind, plan
+from agent.domain.control import Mode
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.images import ImageDescription, ImageEntry
 from agent.domain.jobs import Job, JobState
@@ -19,7 +20,7 @@ from agent.domain.orders import DatasetRef, Learnuplet, SignedOrder
 from agent.domain.receipts import Receipt, SignedReceipt
 from agent.domain.strict_json import encode
 from agent.errors import BadSeal
-from agent.ports.ledger import OrderRecord
+from agent.ports.ledger import DeliveryHead, DeliveryId, DeliveryKind, DeliveryState, OrderRecord
 from agent.trust.handoff import HandoffBody
 from agent.trust.job_log import open_log
 from agent.trust.keys import SigningKey
@@ -147,6 +148,53 @@ class RulingView(Struct, frozen=True):
     jobs: dict[JobId, JobState]
 
 
+class CancellationView(Struct, frozen=True, kw_only=True):
+    """A cancellation as it is kept, and the order's jobs here with their states now.
+
+    `id`: of the order, when it is known here. `next_agent`: who went on with it, as far as this host knows.
+    """
+
+    order: Digest
+    id: OrderId | None
+    kept_until: datetime
+    jobs: dict[JobId, JobState]
+    next_agent: KeyId | None
+
+
+class ControlView(Struct, frozen=True, kw_only=True):
+    """What the host does, since when, by whose word (`uid`) and why; and its jobs by state. `until`: of a drain."""
+
+    mode: Mode
+    since: datetime | None
+    until: datetime | None
+    reason: str | None
+    uid: int | None
+    jobs: dict[JobState, int]
+
+
+class DeliveryView(Struct, frozen=True, kw_only=True):
+    """Something that must reach `target`. `attempts`: tried so often in vain, last with `last_error`, next at `next_try_at`."""
+
+    id: DeliveryId
+    order: OrderId
+    position: int
+    kind: DeliveryKind
+    target: KeyId
+    state: DeliveryState
+    attempts: int
+    created_at: datetime
+    next_try_at: datetime
+    expires_at: datetime | None
+    last_error: str | None
+
+
+class DeliveryPage(Struct, frozen=True):
+    """Deliveries, oldest first; and how many are pending and dead in all."""
+
+    deliveries: tuple[DeliveryView, ...]
+    counts: dict[DeliveryState, int]
+
+
 class RunLog(Struct, frozen=True, kw_only=True):
     """The capped output of one container. `text`: as UTF-8, other bytes as \\xNN; written by the guest, so it may lie.
 
@@ -240,6 +288,23 @@ def view_order(
         expires=signed.order.expires,
         chain=chain,
         jobs=tuple(view_job(here[position], receipts) for position in sorted(here)),
+    )
+
+
+def view_delivery(head: DeliveryHead) -> DeliveryView:
+    """The delivery, without what it carries."""
+    return DeliveryView(
+        id=head.id,
+        order=head.order_id,
+        position=head.position,
+        kind=head.kind,
+        target=head.target,
+        state=head.state,
+        attempts=head.attempts,
+        created_at=head.created_at,
+        next_try_at=head.next_try_at,
+        expires_at=head.expires_at,
+        last_error=head.last_error,
     )
 
 

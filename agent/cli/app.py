@@ -11,7 +11,10 @@ import typer
 from agent import __version__
 from agent.cli import (
     audit,
+    cancel,
+    control,
     data,
+    deliveries,
     doctor,
     held,
     image,
@@ -37,11 +40,12 @@ class ExitCode(IntEnum):
     USAGE = 2  # the command line or the settings are wrong
     UNREACHABLE = 3  # the agent does not answer
     NOT_VERIFIED = 4  # a chain, an order or a model does not hold
+    NOT_YET = 5  # what was waited for did not come in time; it goes on by itself
 
 
 EPILOG = (
     "Exit codes: 0 done · 1 failed or refused · 2 wrong usage or settings · 3 the agent does not answer · "
-    "4 verification failed."
+    "4 verification failed · 5 not in time."
 )
 
 app = typer.Typer(
@@ -53,13 +57,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for page in (setup, services, selftest, doctor, orders, held, watch, audit):
+for page in (setup, services, selftest, doctor, orders, held, cancel, control, watch, audit):
     page.register(app)
 for name, group in (
     ("keys", keys.app),
     ("peers", peers.app),
     ("policy", policy.app),
     ("data", data.app),
+    ("deliveries", deliveries.app),
     ("image", image.app),
 ):
     app.add_typer(group, name=name, no_args_is_help=True)

@@ -1,7 +1,7 @@
 """Which agent is meant, and how it is asked: its settings, read once, and its API over the operator's socket."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -80,9 +80,9 @@ def here_of(context: typer.Context) -> Here:
     return Here() if found is None else found
 
 
-def read_answer(answer: ApiAnswer, kind: type[T]) -> T:
-    """The document in the answer. Raises: Refused with the problem that it told."""
-    if answer.is_success:
+def read_answer(answer: ApiAnswer, kind: type[T], *, also: Collection[int] = ()) -> T:
+    """The document in the answer, of a success or of these statuses `also`. Raises: Refused with the problem that it told."""
+    if answer.is_success or answer.status in also:
         try:
             return msgspec.json.decode(answer.body, type=kind)
         except msgspec.MsgspecError as cause:

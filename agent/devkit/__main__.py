@@ -4,6 +4,7 @@ storage      --config FILE                        serve a storage
 orchestrator --config FILE                        serve an orchestrator
 issue        --config FILE ORDER.json [--to K]    sign a learnuplet or preduplet and send it
 send         --config FILE ORDER-ID [--to K]      send a recorded order again
+cancel       --config FILE ORDER-ID [--to K]      sign a cancellation and send it to who has the order
 orders       --config FILE [ORDER-ID]             how orders stand, as JSON
 result       --config FILE ORDER-ID               an order's result as its last agent told it
 keep-share   --config FILE DATASET VERSION SHARE  keep the share in this file (32 bytes, or base64 of them)
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from agent.devkit.issuing import issue, send_again
+from agent.devkit.issuing import cancel, issue, send_again
 from agent.devkit.server import open_book, open_client, run_orchestrator, run_storage
 from agent.devkit.settings import ServerSettings, read_settings
 from agent.domain.ids import parse_keyid
@@ -67,10 +68,15 @@ def _send(settings: ServerSettings, told: argparse.Namespace) -> object:
     return {"id": told.id, "agent": send_again(told.id, open_book(settings), open_client(settings), to=to)}
 
 
+def _cancel(settings: ServerSettings, told: argparse.Namespace) -> object:
+    to = None if told.to is None else parse_keyid(told.to)
+    return {"id": told.id, "agent": cancel(told.id, open_book(settings), open_client(settings), to=to)}
+
+
 def _orders(settings: ServerSettings, told: argparse.Namespace) -> object:
     book = open_book(settings)
     if told.id is None:
-        return book.orders()
+        return tuple(reversed(book.orders()))  # newest first
     order = book.order(told.id)
     if order is None:
         raise NotFound(f"no order {told.id} was issued here")
@@ -112,6 +118,7 @@ _COMMANDS: dict[str, Command] = {
     "orchestrator": _orchestrator,
     "issue": _issue,
     "send": _send,
+    "cancel": _cancel,
     "orders": _orders,
     "result": _result,
     "keep-share": _keep_share,
@@ -124,6 +131,7 @@ _COMMANDS: dict[str, Command] = {
 _POSITIONALS: dict[str, dict[str, Callable[[str], object]]] = {
     "issue": {"order": Path},
     "send": {"id": str},
+    "cancel": {"id": str},
     "result": {"id": str},
     "keep-share": {"dataset": str, "version": str, "share": Path},
     "withhold": {"dataset": str, "reason": str},
@@ -145,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(positional, type=kind)
         if name == "orders":
             command.add_argument("id", nargs="?")
-        if name in {"issue", "send"}:
+        if name in {"issue", "send", "cancel"}:
             command.add_argument("--to", metavar="KEYID")
     return parser
 

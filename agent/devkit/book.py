@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from sqlite3 import Connection, Row
 from typing import assert_never
@@ -13,9 +12,11 @@ from agent.devkit.database import Database
 from agent.domain.chain import plan
 from agent.domain.ids import Digest, KeyId, OrderId, digest_of
 from agent.domain.orders import DatasetRef, SignedOrder
-from agent.domain.receipts import SignedReceipt
-from agent.domain.reports import ReportBody, ReportState
+from agent.domain.receipts import MAX_RECEIPT_BYTES, SignedReceipt
+from agent.domain.reports import ReportBody, ReportState, parse_report
+from agent.domain.standings import OrderState, ReceiptTold, ReportsTold
 from agent.errors import RecordConflict
+from agent.trust.envelope import parse_envelope
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS orders (
@@ -38,17 +39,20 @@ CREATE TABLE IF NOT EXISTS alarms (at TEXT NOT NULL, order_id TEXT NOT NULL, age
 
 
 _KNOWN_REPORT = "SELECT digest FROM reports WHERE order_id = ? AND position = ? AND reporter = ? AND n = ?"
+_COUNTED = """SELECT position, max(n) AS n FROM reports WHERE order_id = ? AND reporter = ? GROUP BY position
+    ORDER BY position"""
 _STARTED = "UPDATE orders SET holder = ? WHERE id = ? AND state = 'open' AND position <= ?"
 _DONE = "UPDATE orders SET position = ?, holder = ? WHERE id = ? AND state = 'open' AND position <= ?"
+_LATER = "SELECT body FROM reports WHERE order_id = ? AND position = ? AND reporter = ? AND n > ?"
+_REOPENED = """UPDATE orders SET state = 'open', reason = NULL, holder = ?, position = max(position, ?)
+    WHERE id = ? AND state IN ('failed', 'open') AND position <= ?"""
 _FAILED = "UPDATE orders SET state = 'failed', reason = ? WHERE id = ? AND state = 'open'"
+_CANCELLED = "UPDATE orders SET state = 'cancelled', reason = ? WHERE id = ? AND state = 'open'"
 
 
-class OrderState(StrEnum):
-    """How an order stands."""
-
-    OPEN = "open"
-    DONE = "done"
-    FAILED = "failed"
+ON_HANDOFFS = frozenset(
+    {ReportState.HANDOFF_REFUSED, ReportState.HANDOFF_EXPIRED, ReportState.HANDOFF_RETRIED}
+)
 
 
 class IssuedOrder(Struct, frozen=True):
@@ -122,11 +126,18 @@ class Book:
         row = self.database.row("SELECT * FROM orders WHERE id = ?", order_id)
         return None if row is None else _issued(row)
 
-    def orders(self, *, agent: str | None = None, state: str | None = None) -> tuple[IssuedOrder, ...]:
-        """Its orders by who has them and how they stand, newest first."""
+    def orders(
+        self,
+        *,
+        agent: str | None = None,
+        state: str | None = None,
+        after: str | None = None,
+        limit: int = -1,
+    ) -> tuple[IssuedOrder, ...]:
+        """Its orders by who has them and how they stand, oldest first. `after`: the last of the page before."""
         query = """SELECT * FROM orders WHERE ifnull(holder, '') = coalesce(?, holder, '') AND state = ifnull(?, state)
-            ORDER BY rowid DESC"""
-        return tuple(_issued(row) for row in self.database.rows(query, agent, state))
+            AND rowid > ifnull((SELECT rowid FROM orders WHERE id = ?), 0) ORDER BY rowid LIMIT ?"""
+        return tuple(_issued(row) for row in self.database.rows(query, agent, state, after, limit))
 
     def is_open(self, order: SignedOrder, position: int) -> bool:
         """Whether, for all this orchestrator knows, nobody has finished that place yet. It knows nothing of others' orders."""
@@ -166,7 +177,7 @@ class Book:
                 (*place, digest_of(body), body, now.isoformat()),
             )
             if counts:
-                _follow(sql, order_id, reporter, told)
+                _follow(sql, order_id, reporter, n, told)
         return True
 
     def take_result(
@@ -205,6 +216,16 @@ class Book:
             "SELECT envelope FROM receipts WHERE order_id = ? ORDER BY position", order_id
         )
         return tuple(row["envelope"] for row in rows)
+
+    def receipts_told(self, order_id: str) -> tuple[tuple[ReceiptTold, bytes], ...]:
+        """The receipts of an order, by position, each with its envelope."""
+        rows = self.database.rows("SELECT * FROM receipts WHERE order_id = ? ORDER BY position", order_id)
+        return tuple((_told(row), row["envelope"]) for row in rows)
+
+    def reports_told(self, order_id: str, reporter: KeyId) -> tuple[ReportsTold, ...]:
+        """How far this agent's reports on each place of an order are counted."""
+        rows = self.database.rows(_COUNTED, order_id, reporter)
+        return tuple(ReportsTold(position=row["position"], n=row["n"]) for row in rows)
 
     def reports(self, order_id: str) -> tuple[bytes, ...]:
         """The bodies of an order's reports, as they came."""
@@ -282,6 +303,11 @@ def _issued(row: Row) -> IssuedOrder:
     )
 
 
+def _told(row: Row) -> ReceiptTold:
+    signer = parse_envelope(row["envelope"], limit_bytes=MAX_RECEIPT_BYTES).keyid
+    return ReceiptTold(position=row["position"], digest=row["digest"], agent=signer)
+
+
 def _require_same(what: str, known: str, told: Digest) -> None:
     if known != told:
         raise RecordConflict(f"another {what} is recorded here: {known}")
@@ -297,16 +323,37 @@ def _keep_receipt(sql: Connection, order_id: str, position: int, receipt: Signed
     _require_same("receipt", known["digest"], receipt.digest)
 
 
-def _follow(sql: Connection, order_id: str, reporter: KeyId, told: ReportBody) -> None:
+def _follow(sql: Connection, order_id: str, reporter: KeyId, n: int, told: ReportBody) -> None:
     """What a report changes in an open order: where it stands, who has it, whether it is over."""
     match told.state:
         case ReportState.STARTED:
             sql.execute(_STARTED, (reporter, order_id, told.position))
         case ReportState.DONE:
             sql.execute(_DONE, (told.position + 1, told.next_agent or reporter, order_id, told.position))
-        case ReportState.FAILED | ReportState.HANDOFF_REFUSED | ReportState.HANDOFF_EXPIRED:
+        case ReportState.FAILED:
             sql.execute(_FAILED, (told.reason or told.state, order_id))
+        case ReportState.CANCELLED:
+            sql.execute(_CANCELLED, (told.reason or told.state, order_id))
+        case ReportState.HANDOFF_REFUSED | ReportState.HANDOFF_EXPIRED:
+            if not _is_overtaken(sql, order_id, reporter, n, told):
+                sql.execute(_FAILED, (told.reason or told.state, order_id))
+        case ReportState.HANDOFF_RETRIED:
+            if not _is_overtaken(sql, order_id, reporter, n, told) and not _has_failed(sql, order_id):
+                place = told.position + 1
+                sql.execute(_REOPENED, (told.next_agent, place, order_id, place))
         case ReportState.ATTEMPT | ReportState.HELD:
             pass
         case _:
             assert_never(told.state)
+
+
+def _is_overtaken(sql: Connection, order_id: str, reporter: KeyId, n: int, told: ReportBody) -> bool:
+    """Whether a later word of this reporter on the same hand-off arrived before this one."""
+    rows = sql.execute(_LATER, (order_id, told.position, reporter, n)).fetchall()
+    return any(parse_report(row["body"]).state in ON_HANDOFFS for row in rows)
+
+
+def _has_failed(sql: Connection, order_id: str) -> bool:
+    """Whether a task of the order failed: no hand-off can mend that."""
+    rows = sql.execute("SELECT body FROM reports WHERE order_id = ?", (order_id,)).fetchall()
+    return any(parse_report(row["body"]).state is ReportState.FAILED for row in rows)

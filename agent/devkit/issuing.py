@@ -1,15 +1,16 @@
-"""Issuing an order: signed, written down, sent to one agent, which places it from there."""
+"""Issuing an order: signed, written down, sent to one agent, which places it from there. And taking it back."""
 
 from agent.devkit.book import Book
 from agent.devkit.client import Client
 from agent.devkit.publishing import holders_of
+from agent.domain.cancellations import Cancellation
 from agent.domain.chain import plan
-from agent.domain.ids import KeyId
+from agent.domain.ids import KeyId, wire_time
 from agent.domain.orders import Learnuplet, Order, SignedOrder
 from agent.errors import DatasetMissing, NotFound
 from agent.log import get_logger
 from agent.trust.roster import Role
-from agent.trust.signed import open_order, sign_order
+from agent.trust.signed import open_order, sign_cancellation, sign_order
 
 log = get_logger(__name__)
 
@@ -43,6 +44,24 @@ def send_again(order_id: str, book: Book, client: Client, *, to: KeyId | None = 
     if issued is None:
         raise NotFound(f"no order {order_id} was issued here")
     return send(open_order(issued.envelope, client.roster(), client.now()), book, client, to=to)
+
+
+def cancel(order_id: str, book: Book, client: Client, *, to: KeyId | None = None) -> KeyId:
+    """Sign that a recorded order is to end, and send that to the agent `to`, else to who is said to have the order; to whom it
+    went. It follows the chain from there; sent again it is the same call. That the order ended is told by a report.
+
+    Raises: NotFound; PeerRefused, PeerUnavailable, DatasetMissing.
+    """
+    issued = book.order(order_id)
+    if issued is None:
+        raise NotFound(f"no order {order_id} was issued here")
+    signed = open_order(issued.envelope, client.roster(), client.now())
+    agent = to or issued.holder or _first_holder(signed, client)
+    entry = client.roster().require(agent, role=Role.AGENT, at=client.now())
+    said = sign_cancellation(Cancellation(signed.digest, wire_time(client.now())), client.key)
+    client.send(entry, "POST", "/v1/cancellations", said.envelope, is_answer_signed=True)
+    log.info("order.cancellation_sent", order=order_id, agent=agent)
+    return agent
 
 
 def _first_holder(signed: SignedOrder, client: Client) -> KeyId:

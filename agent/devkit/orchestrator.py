@@ -5,14 +5,13 @@ What it decides (which order, on which data) is somebody else's: `issuing.py` si
 
 from collections.abc import Callable
 
-from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
 from agent.api.problems import json_answer, problem_app
 from agent.api.signed_requests import JSON_TYPE, Call, Guard, signed
-from agent.devkit.book import Book, IssuedOrder, OrderState
+from agent.devkit.book import Book, IssuedOrder
 from agent.devkit.storage import health
 from agent.domain.chain import plan
 from agent.domain.ids import KeyId
@@ -21,7 +20,6 @@ from agent.domain.receipts import ReceiptTask, SignedReceipt, final_scores
 from agent.domain.reports import (
     MAX_REPORT_BYTES,
     MAX_RESULT_BYTES,
-    Envelope,
     ReportBody,
     ReportState,
     ResultBody,
@@ -32,6 +30,7 @@ from agent.domain.reports import (
     parse_report,
     parse_result,
 )
+from agent.domain.standings import PAGE_ORDERS, Standing, StandingsPage, WholeStanding
 from agent.errors import (
     AgentError,
     BadReport,
@@ -62,19 +61,6 @@ log = get_logger(__name__)
 MAX_N = 1_000_000
 
 
-class OrderView(Struct, frozen=True, kw_only=True):
-    """An order as GET /v1/orders tells it. `envelope` is the order itself, for an agent that lost it."""
-
-    id: str
-    digest: str
-    state: OrderState
-    position: int
-    tasks: int
-    holder: KeyId | None
-    reason: str | None
-    envelope: Envelope
-
-
 def orchestrator_app(book: Book, guard: Guard, *, locate: Locate | None) -> Starlette:
     """An orchestrator with this book, as the holder of `guard.key`.
 
@@ -90,8 +76,8 @@ def orchestrator_app(book: Book, guard: Guard, *, locate: Locate | None) -> Star
         [
             Route("/health", health),
             Route("/v1/shares", share, methods=["POST"]),
-            Route("/v1/orders", signed(desk.get_orders, guard, roles=readers)),
-            Route("/v1/orders/{id}", signed(desk.get_order, guard, roles=readers)),
+            Route("/v1/orders", signed(desk.get_orders, guard, roles=readers, signs_answer=True)),
+            Route("/v1/orders/{id}", signed(desk.get_order, guard, roles=readers, signs_answer=True)),
             Route("/v1/orders/{id}/tasks/{position:int}/reports/{n:int}", report, methods=["PUT"]),
             Route("/v1/orders/{id}/result", result, methods=["PUT"]),
         ]
@@ -257,14 +243,31 @@ class _Desk:
         agent, state = call.query("agent"), call.query("state")
         if call.caller.role is Role.AGENT and agent != call.caller.keyid:
             raise NotYours("an agent asks for the orders that it has itself: ?agent=<its key id>")
-        return json_answer(
-            {"orders": [_view(order) for order in self._book.orders(agent=agent, state=state)]}
-        )
+        after = call.query("after")
+        found = self._book.orders(agent=agent, state=state, after=after, limit=PAGE_ORDERS + 1)
+        page = tuple(self._whole(order, call.caller.keyid).standing for order in found[:PAGE_ORDERS])
+        return json_answer(StandingsPage(orders=page, next=page[-1].id if len(found) > PAGE_ORDERS else None))
 
     def get_order(self, call: Call) -> Response:
-        """GET /v1/orders/{id}: how it stands, and the order itself."""
+        """GET /v1/orders/{id}: how it stands, the order itself and the receipts of it that were acknowledged."""
         issued, _ = self._own_order(call)
-        return json_answer(_view(issued))
+        return json_answer(self._whole(issued, call.caller.keyid))
+
+    def _whole(self, issued: IssuedOrder, asker: KeyId) -> WholeStanding:
+        receipts = self._book.receipts_told(issued.id)
+        standing = Standing(
+            id=issued.id,
+            digest=issued.digest,
+            state=issued.state,
+            position=issued.position,
+            tasks=issued.tasks,
+            holder=issued.holder,
+            reason=issued.reason,
+            receipts=tuple(told for told, _ in receipts),
+            reports=self._book.reports_told(issued.id, asker),
+        )
+        envelopes = tuple(envelope_object(envelope) for _, envelope in receipts)
+        return WholeStanding(standing=standing, envelope=envelope_object(issued.envelope), receipts=envelopes)
 
     # ---- shared
 
@@ -306,16 +309,3 @@ def _check_sums(told: ResultBody, order: SignedOrder, receipts: tuple[SignedRece
     expected = receipts[-1].receipt.model_out if isinstance(order.order, Learnuplet) else None
     if (None if told.model is None else told.model.digest) != expected:
         raise BadReport("the model is not the one that the last receipt leaves")
-
-
-def _view(issued: IssuedOrder) -> OrderView:
-    return OrderView(
-        id=issued.id,
-        digest=issued.digest,
-        state=issued.state,
-        position=issued.position,
-        tasks=issued.tasks,
-        holder=issued.holder,
-        reason=issued.reason,
-        envelope=envelope_object(issued.envelope),
-    )

@@ -38,6 +38,7 @@ class JobEvent(StrEnum):
     START = "start"  # a worker claimed it: one attempt more
     RETRY = "retry"  # the attempt was lost to something outside: back to the queue
     ATTEST = "attest"
+    RECALL = "recall"  # its task was done before the ledger was restored, and the receipt came back
     SETTLE = "settle"  # the last delivery was acknowledged
     FAIL = "fail"
     CANCEL = "cancel"
@@ -51,19 +52,23 @@ TRANSITIONS = MappingProxyType(
         (_S.RECEIVED, _E.HOLD): _S.HELD,
         (_S.RECEIVED, _E.ENQUEUE): _S.QUEUED,
         (_S.RECEIVED, _E.SETTLE): _S.DONE,
+        (_S.RECEIVED, _E.RECALL): _S.ATTESTED,
         (_S.RECEIVED, _E.FAIL): _S.FAILED,
         (_S.RECEIVED, _E.CANCEL): _S.CANCELLED,
         (_S.RECEIVED, _E.EXPIRE): _S.EXPIRED,
         (_S.HELD, _E.APPROVE): _S.RECEIVED,
+        (_S.HELD, _E.RECALL): _S.ATTESTED,
         (_S.HELD, _E.FAIL): _S.FAILED,
         (_S.HELD, _E.CANCEL): _S.CANCELLED,
         (_S.HELD, _E.EXPIRE): _S.EXPIRED,
         (_S.QUEUED, _E.START): _S.RUNNING,
+        (_S.QUEUED, _E.RECALL): _S.ATTESTED,
         (_S.QUEUED, _E.FAIL): _S.FAILED,
         (_S.QUEUED, _E.CANCEL): _S.CANCELLED,
         (_S.QUEUED, _E.EXPIRE): _S.EXPIRED,
         (_S.RUNNING, _E.RETRY): _S.QUEUED,
         (_S.RUNNING, _E.ATTEST): _S.ATTESTED,
+        (_S.RUNNING, _E.RECALL): _S.ATTESTED,
         (_S.RUNNING, _E.FAIL): _S.FAILED,
         (_S.RUNNING, _E.CANCEL): _S.CANCELLED,
         (_S.ATTESTED, _E.SETTLE): _S.DONE,

@@ -36,8 +36,10 @@ class ReportState(StrEnum):
     ATTEMPT = "attempt"  # one was lost to something outside; another follows
     DONE = "done"  # with the receipt
     FAILED = "failed"  # with the receipt when the task ran
+    CANCELLED = "cancelled"  # nothing more comes of the order from here; without a receipt
     HANDOFF_REFUSED = "handoff-refused"
     HANDOFF_EXPIRED = "handoff-expired"
+    HANDOFF_RETRIED = "handoff-retried"  # one that was refused is sent again, by a person's word
 
 
 class SignedRefusal(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

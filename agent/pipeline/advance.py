@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 
+from agent.domain.control import Mode
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job, JobState
 from agent.errors import LostRace, OutsideError, TrustError
 from agent.log import get_logger
 from agent.pipeline.bells import ring_job
+from agent.pipeline.cancel import end_if_cancelled
 from agent.pipeline.execute import execute, resume
 from agent.pipeline.hold import hold, look_again
 from agent.pipeline.host import Host, context_of
@@ -24,6 +26,8 @@ def advance(job_id: JobId, host: Host, worker: str, *, may_run: bool = True, may
     `may_start`: new tasks; `may_run`: containers at all. What may not go on now stays as it is: the sweep rings for it again.
     Raises: LedgerUnavailable, NotFound.
     """
+    if host.ports.ledger.control().mode is Mode.RESTORED:
+        return  # it may have been done already
     job = host.ports.ledger.job(job_id)
     if job.state is JobState.RECEIVED and job.next_agent is None:
         _place(job, host)
@@ -38,7 +42,7 @@ def advance(job_id: JobId, host: Host, worker: str, *, may_run: bool = True, may
 def _place(job: Job, host: Host) -> None:
     try:
         context = context_of(job, host)
-        placed = hold(context, host) or place(context, host)
+        placed = end_if_cancelled(job, host) or hold(context, host) or place(context, host)
         log.info("order.placed", job=placed.id, state=placed.state, next_agent=placed.next_agent)
     except LostRace:
         return

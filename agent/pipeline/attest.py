@@ -63,7 +63,7 @@ def attest(context: Context, work: Work, done: Done, host: Host) -> Job:
     told = [report(context, ReportState.DONE, host, receipt=receipt, next_agent=done.next_agent)]
     successor = None
     if context.next_task is None:
-        told.append(_result(context, receipts))
+        told.append(result(context, receipts))
     elif done.next_agent == host.me:
         successor = Successor(context.next_task.position, context.next_task.kind)
     elif done.next_agent is not None:
@@ -176,7 +176,7 @@ def _usage(work: Work) -> Usage:
     )
 
 
-def _result(context: Context, receipts: Sequence[SignedReceipt]) -> NewDelivery:
+def result(context: Context, receipts: Sequence[SignedReceipt]) -> NewDelivery:
     """The order's result: every receipt, the scores and their mean, the final model and where it lies."""
     scores = final_scores(receipts)
     body = ResultBody(

@@ -1,6 +1,6 @@
 """An attempt that ends badly: put off, tried again within its budget, or failed with a receipt, by the error's class."""
 
-from agent.domain.jobs import Job, JobEvent
+from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import is_expired
 from agent.domain.reports import ReportState
 from agent.domain.retries import backoff, dice, may_retry, rest_between_attempts
@@ -25,6 +25,10 @@ def end_badly(context: Context, work: Work, error: AgentError, host: Host, *, is
     allows another attempt and one is left, else it is FAILED. A job that is another's by now is left as it is.
     """
     job = context.job
+    now = host.ports.ledger.job(job.id)
+    if now.state is JobState.CANCELLED:  # its container was killed, which is no failure of its own
+        log.warning("task.given_up", job=job.id, attempt=job.attempt)
+        return now
     log.warning("task.attempt_failed", job=job.id, attempt=job.attempt, code=error.code, detail=str(error))
     try:
         if (is_kept or error.is_passing) and not _is_over(context, host):

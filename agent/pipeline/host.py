@@ -31,9 +31,8 @@ class Rules:
     max_image_bytes: int
     image_age: timedelta = timedelta(days=30)  # unused for longer, an image leaves
     images_bytes: int = 64 << 30  # all loaded images together
-    workers: Path | None = (
-        None  # the folder in which each worker process of this host holds a lock while it lives
-    )
+    reconcile_first: timedelta = timedelta(minutes=1)  # until orchestrators are asked for the first time
+    reconcile_every: timedelta = timedelta(minutes=15)
     in_memory: tuple[Path, ...] = ()  # where else words of guests lie while they run: in memory too
 
 

@@ -3,20 +3,22 @@
 import shutil
 
 from agent.domain.chain import plan
+from agent.domain.control import Mode
 from agent.domain.ids import Digest, KeyId, job_id
 from agent.domain.orders import DatasetRef, SignedOrder
 from agent.domain.receipts import SignedReceipt
-from agent.errors import NoSpace, NotFound
+from agent.errors import Draining, NoSpace, NotFound
 from agent.pipeline.bells import ring_job
+from agent.pipeline.cancel import end_if_cancelled
 from agent.pipeline.host import Host
 from agent.ports.ledger import Admission, Arrival, JobQuery
 from agent.trust.handoff import Recorded, Repeat, verify_handoff, verify_order
 
 
-def take_order(envelope: bytes, payload_type: str, sender: KeyId, host: Host) -> Admission:
-    """An order straight from its orchestrator, recorded at position 0.
+def take_order(envelope: bytes, payload_type: str, sender: KeyId, host: Host, *, told: int = 0) -> Admission:
+    """An order straight from its orchestrator, recorded at position 0. `told`: as of `Arrival`.
 
-    Raises: OrderError, TrustError by the checks of `verify_order`; QueueFull, NoSpace, LedgerUnavailable.
+    Raises: OrderError, TrustError by the checks of `verify_order`; Draining, QueueFull, NoSpace, LedgerUnavailable.
     """
     verdict = verify_order(
         envelope,
@@ -31,13 +33,13 @@ def take_order(envelope: bytes, payload_type: str, sender: KeyId, host: Host) ->
     )
     if isinstance(verdict, Repeat):
         return _repeat(verdict, host)
-    return _record(verdict, (), sender, host)
+    return _record(verdict, (), sender, told, host)
 
 
-def take_handoff(body: bytes, sender: KeyId, host: Host) -> Admission:
-    """What is left of an order, from the peer that did the task before.
+def take_handoff(body: bytes, sender: KeyId, host: Host, *, told: int = 0) -> Admission:
+    """What is left of an order, from the peer that did the task before. `told`: as of `Arrival`.
 
-    Raises: OrderError, TrustError by the numbered checks of `verify_handoff`; StorageUnavailable, QueueFull, NoSpace.
+    Raises: OrderError, TrustError by the numbered checks of `verify_handoff`; StorageUnavailable, Draining, QueueFull, NoSpace.
     """
     verdict = verify_handoff(
         body,
@@ -54,7 +56,7 @@ def take_handoff(body: bytes, sender: KeyId, host: Host) -> Admission:
     )
     if isinstance(verdict, Repeat):
         return _repeat(verdict, host)
-    return _record(verdict.order, verdict.receipts, sender, host)
+    return _record(verdict.order, verdict.receipts, sender, told, host)
 
 
 def locate(ref: DatasetRef, host: Host) -> frozenset[KeyId]:
@@ -62,7 +64,11 @@ def locate(ref: DatasetRef, host: Host) -> frozenset[KeyId]:
     return frozenset(location.agent for location in host.ports.storage.dataset(ref).locations)
 
 
-def _record(signed: SignedOrder, receipts: tuple[SignedReceipt, ...], sender: KeyId, host: Host) -> Admission:
+def _record(
+    signed: SignedOrder, receipts: tuple[SignedReceipt, ...], sender: KeyId, told: int, host: Host
+) -> Admission:
+    if host.ports.ledger.control().mode is Mode.DRAINING:
+        raise Draining("this host takes nothing new for a while, and finishes what it runs")
     free = shutil.disk_usage(host.rules.spool).free
     if free < host.rules.low_disk_bytes:
         raise NoSpace(
@@ -74,13 +80,16 @@ def _record(signed: SignedOrder, receipts: tuple[SignedReceipt, ...], sender: Ke
         limit = max(
             1, limit // 2
         )  # it waits as long as its orchestrator wants: half of the places stay for others
-    arrival = Arrival(order=signed, receipts=receipts, kind=task.kind, sender=sender)
+    arrival = Arrival(order=signed, receipts=receipts, kind=task.kind, sender=sender, told=told)
     admission = host.ports.ledger.admit(
         arrival,
         host.ports.now(),
         max_attempts=signed.order.max_attempts,
         queue_limit=limit,
     )
+    cancelled = end_if_cancelled(admission.job, host)
+    if cancelled is not None:
+        return Admission(cancelled, admission.is_repeat)
     ring_job(admission.job, host)
     return admission
 

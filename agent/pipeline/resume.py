@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from agent.domain.control import Mode
 from agent.domain.ids import JobId
 from agent.domain.jobs import JobState
 from agent.domain.retries import LONGEST_REST
@@ -26,6 +27,8 @@ def sweep(host: Host) -> None:
 
     Raises: LedgerUnavailable, RuntimeUnavailable.
     """
+    if host.ports.ledger.control().mode is Mode.RESTORED:
+        return  # whose container and folder that is, orchestrators may know
     now = host.ports.now()
     if corrected := host.ports.ledger.correct_clock(now, lease=host.rules.lease, rest=LONGEST_REST):
         log.warning("clock.set_back", corrected=corrected)
@@ -35,6 +38,7 @@ def sweep(host: Host) -> None:
     for delivery in unrung.deliveries:
         ring(Queue.DELIVERIES, delivery, host)
     host.ports.ledger.forget_nonces(now)
+    host.ports.ledger.forget_cancellations(now)
     clear(host)
     _clean(host)  # late: a container service that is away must not keep bells from ringing
     collect_images(host)

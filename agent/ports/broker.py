@@ -10,13 +10,14 @@ Handler = Callable[[str], None]
 
 
 class Queue(StrEnum):
-    """The five queues."""
+    """The six queues."""
 
     LEARNUPLETS = "learnuplets"  # job ids of learnuplets to be placed
     LEARN_TASKS = "learn_tasks"
     TEST_TASKS = "test_tasks"
     PREDUPLETS = "preduplets"  # job ids of preduplets: to be placed, then their predict tasks
     DELIVERIES = "deliveries"  # delivery ids
+    CANCELLATIONS = "cancellations"  # job ids whose containers are to go at once
 
 
 TASK_QUEUES: Mapping[TaskKind, Queue] = {

@@ -1,4 +1,4 @@
-"""The queues on Huey: five in one SQLite file, ids as JSON, consumers that a bell wakes.
+"""The queues on Huey: six in one SQLite file, ids as JSON, consumers that a bell wakes.
 
 Huey deletes a row before it runs what the row asks for, keeps no results here and retries nothing: what is lost is rung again
 by the sweep, and retries are counted in the ledger.
@@ -128,7 +128,7 @@ class HueyConsumer:
 def _open_queue(
     queue: Queue, path: Path, bells: Bells, handler: Handler | None = None, listener: Listener | None = None
 ) -> Any:
-    """One of the five. Without a handler it can only be rung."""
+    """One of the six. Without a handler it can only be rung."""
     huey = Huey(
         queue.value,
         results=False,

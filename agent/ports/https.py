@@ -13,8 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from typing import BinaryIO
 
 import httpx
@@ -24,6 +23,7 @@ from agent.domain.ids import KeyId
 from agent.domain.reports import SignedRefusal
 from agent.domain.strict_json import encode, parse
 from agent.errors import BadAnswer, DigestMismatch, OrderError, OutsideError, TrustError
+from agent.ports.http_dates import moment, rest_asked
 from agent.trust.http_messages import field_of
 from agent.trust.http_signatures import (
     ContentDigest,
@@ -45,6 +45,7 @@ JSON_TYPE = "application/json"
 BYTES_TYPE = "application/octet-stream"
 
 _TRANSIENT = frozenset({408, 421, 425, 429})  # 4xx that say nothing about what was asked
+_RESTING = frozenset({429, 503})  # whose Retry-After is heard
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +205,7 @@ class HttpsClient:
         ):
             if not got.is_success:
                 raise peer.unavailable(f"{peer} answers {got.status_code} when asked for its health")
-            return _time_told(got)
+            return moment(got.headers.get("date", ""))  # RFC 9110, 6.6.1
 
     def verify(self, peer: Peer, answer: Answer) -> None:
         """Refuse an answer that `peer` did not sign for exactly this request, or with another body. Raises: BadAnswer."""
@@ -235,7 +236,10 @@ class HttpsClient:
     def unavailable(self, peer: Peer, answer: Answer) -> OutsideError:
         """The error that tells of an answer that is neither a success nor a signed refusal."""
         code, sentence = answer.problem
-        return peer.unavailable(f"{peer} answers {answer.status} ({code}): {sentence}")
+        error = peer.unavailable(f"{peer} answers {answer.status} ({code}): {sentence}")
+        if answer.status in _RESTING:
+            error.rest_s = rest_asked(field_of(answer.headers, "retry-after"), self.identity.now())
+        return error
 
     def close(self) -> None:
         """Close every connection."""
@@ -294,15 +298,6 @@ def _fields_of(body: Body) -> dict[str, str]:
         "Content-Length": str(body.length),
         "Content-Digest": body.digest,
     }
-
-
-def _time_told(response: httpx.Response) -> datetime | None:
-    """The answer's Date (RFC 9110, 6.6.1)."""
-    try:
-        told = parsedate_to_datetime(response.headers.get("date", ""))
-        return told.replace(tzinfo=UTC) if told.tzinfo is None else told.astimezone(UTC)
-    except (ValueError, OverflowError):  # OverflowError: after the last day of all
-        return None
 
 
 def _read(response: httpx.Response, limit_bytes: int, peer: Peer) -> bytes:

@@ -6,8 +6,7 @@ against `domain.jobs.TRANSITIONS`; who lost the race gets LostRace and stops. Ra
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from enum import StrEnum
-from typing import NewType, Protocol
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -17,72 +16,54 @@ from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
 from agent.ports.ledger_attempts import AttemptsLedger
+from agent.ports.ledger_cancellations import CancellationsLedger
 from agent.ports.ledger_images import ImagesLedger
+from agent.ports.ledger_outbox import (
+    Delivery,
+    DeliveryHead,
+    DeliveryId,
+    DeliveryKind,
+    DeliveryState,
+    NewDelivery,
+    Outbox,
+)
 
 ATTEMPT_FAILED = (
     "attempt.failed"  # the event of an attempt that ended badly; its values tell `attempt` and `code`
 )
 
-DeliveryId = NewType("DeliveryId", str)  # "<job id>.<kind>.<n>"
-
-
-class DeliveryKind(StrEnum):
-    """What must reach the outside."""
-
-    HANDOFF = "handoff"
-    REPORT = "report"
-    RESULT = "result"
-
-
-class DeliveryState(StrEnum):
-    """Where a delivery stands."""
-
-    PENDING = "pending"
-    ACKNOWLEDGED = "acknowledged"
-    DEAD = "dead"  # refused for good, or expired: a person decides
-
-
-class NewDelivery(Struct, frozen=True):
-    """A delivery demanded by a change. `expires_at`: a hand-off ends with its order; reports and results never."""
-
-    kind: DeliveryKind
-    target: KeyId
-    body: bytes
-    expires_at: datetime | None = None
-
-
-class Delivery(Struct, frozen=True, kw_only=True):
-    """A delivery of the outbox. `n` counts reports of one (order, position) from 1 and never changes, nor does `body`."""
-
-    id: DeliveryId
-    job: JobId
-    order: Digest
-    order_id: OrderId
-    position: int
-    kind: DeliveryKind
-    n: int
-    target: KeyId
-    body: bytes
-    state: DeliveryState
-    attempts: int
-    next_try_at: datetime
-    created_at: datetime
-    expires_at: datetime | None = None
-    acknowledged_at: datetime | None = None
-    lease_until: datetime | None = None
-    last_error: str | None = None
+__all__ = [
+    "ATTEMPT_FAILED",
+    "Admission",
+    "Arrival",
+    "Delivery",
+    "DeliveryHead",
+    "DeliveryId",
+    "DeliveryKind",
+    "DeliveryState",
+    "EventRecord",
+    "JobQuery",
+    "Ledger",
+    "NewDelivery",
+    "OrderRecord",
+    "Outbox",
+    "Successor",
+    "Unrung",
+]
 
 
 class Arrival(Struct, frozen=True, kw_only=True):
     """A verified order as it reached this host: fresh from its orchestrator (no receipts) or handed over by a peer.
 
-    `sender` is who sent it; `received_kind` the kind of the task at its position.
+    `sender` is who sent it; `kind` that of the task at its position. `told`: so many reports on this place came from here
+    already, says the orchestrator, and this ledger knows nothing of them: the next one is counted on from there.
     """
 
     order: SignedOrder
     receipts: tuple[SignedReceipt, ...]
     kind: TaskKind
     sender: KeyId
+    told: int = 0
 
     @property
     def position(self) -> int:
@@ -120,6 +101,19 @@ class Successor(Struct, frozen=True):
     kind: TaskKind
 
 
+class CancelStep(Struct, frozen=True, kw_only=True):
+    """What a cancellation does to one job of its order, as the caller saw it.
+
+    `is_ended`: it moves to CANCELLED, else it stays as it is. `withdrawn`: hand-offs, pending or dead, that nobody is to send
+    any more.
+    """
+
+    job: Job
+    is_ended: bool
+    withdrawn: tuple[DeliveryId, ...] = ()
+    deliveries: tuple[NewDelivery, ...] = ()
+
+
 class JobQuery(Struct, frozen=True, kw_only=True):
     """A filter for listings, newest first. `after` is the id of the last job of the page before."""
 
@@ -141,7 +135,7 @@ class EventRecord(Struct, frozen=True):
     values: dict[str, str | int | float | None]
 
 
-class Ledger(AttemptsLedger, ImagesLedger, Protocol):
+class Ledger(AttemptsLedger, ImagesLedger, CancellationsLedger, Outbox, Protocol):
     """The truth."""
 
     # ---- intake
@@ -216,9 +210,10 @@ class Ledger(AttemptsLedger, ImagesLedger, Protocol):
         """Move the job from what the caller saw (state, attempt, claim, next agent), with everything that demands, at once.
 
         Records the receipt, the deliveries, the successor job and an event `job.<state>`. `reason` and `not_before` are set as
-        given; `next_agent` and `score` stay when not given. An ATTEST with nothing pending settles at once. START and SETTLE
-        are not the caller's. Receipts are unique by order and position: another one than ours may have come with a later
-        hand-off; an ATTEST then raises HandoffConflict, a FAIL fails without its receipt and leaves an event `receipt.dropped`.
+        given; `next_agent` and `score` stay when not given. An ATTEST or a RECALL with nothing pending settles at once. START
+        and SETTLE are not the caller's. Receipts are unique by order and position: another one than ours may have come with a
+        later hand-off; an ATTEST then raises HandoffConflict, a FAIL fails without its receipt and leaves an event
+        `receipt.dropped`.
         Raises: LostRace, IllegalMove, HandoffConflict.
         """
         ...
@@ -234,7 +229,7 @@ class Ledger(AttemptsLedger, ImagesLedger, Protocol):
     ) -> Job:
         """QUEUED -> RUNNING for this worker, one attempt and one claim more.
 
-        Raises: LostRace when it is not queued as seen, or rests.
+        Raises: LostRace when it is not queued as seen, or rests, or no task may start on this host now.
         """
         ...
 
@@ -274,33 +269,6 @@ class Ledger(AttemptsLedger, ImagesLedger, Protocol):
         """The error codes by which the attempts before `job.attempt` ended, one each, oldest first.
 
         From the events `attempt.failed`, which no retention takes away. An attempt that was lost with its worker has none.
-        """
-        ...
-
-    # ---- outbox
-
-    def lease_delivery(self, delivery: DeliveryId, now: datetime, lease_until: datetime) -> Delivery | None:
-        """The delivery for this caller alone until then; None when it is not pending, not due, or leased by another."""
-        ...
-
-    def acknowledge(self, delivery: DeliveryId, now: datetime) -> Job:
-        """It arrived. The job settles with its last pending delivery of any kind: ATTESTED -> DONE, and RECEIVED -> DONE when
-        another host goes on; a FAILED, CANCELLED or EXPIRED one stays. Acknowledged already is fine. Raises: NotFound.
-        """
-        ...
-
-    def postpone(self, delivery: DeliveryId, next_try_at: datetime, error: str) -> None:
-        """It failed for now: one attempt more, due again then. Nothing when it is not pending."""
-        ...
-
-    def bury(
-        self, delivery: DeliveryId, now: datetime, error: str, *, deliveries: Sequence[NewDelivery] = ()
-    ) -> None:
-        """It failed for good, and others are told by the given deliveries. Nothing when it is not pending.
-
-        A dead delivery holds no job open; the given ones do. A RECEIVED job whose hand-off dies FAILs with `error` as reason,
-        unless a new hand-off is among `deliveries`: then its target is the next agent. An ATTESTED job did its own task well
-        and stays. Raises: NotFound.
         """
         ...
 

@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0003"  # the newest revision in migrations/versions
+HEAD: Final = "0005"  # the newest revision in migrations/versions
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -141,6 +141,16 @@ bodies = Table(
     Column("body", LargeBinary, nullable=False),
 )
 
+# Who could not be reached when something was sent last: a row goes with the first answer.
+targets = Table(
+    "targets",
+    metadata,
+    Column("target", Text, primary_key=True),
+    Column("failures", Integer, nullable=False),  # in a row
+    Column("rests_until", Moment, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 nonces = Table(
     "nonces",
     metadata,
@@ -176,6 +186,22 @@ logs = Table(
     UniqueConstraint("job_id", "attempt", "run"),
 )
 Index("logs_by_order", logs.c.order_id, logs.c.seq)
+
+# Orders that end here, also when they come later.
+cancellations = Table(
+    "cancellations",
+    metadata,
+    Column("order_digest", Text, primary_key=True),
+    Column("source", Text, primary_key=True),  # the orchestrator that signed it, or "operator"
+    Column("at", Moment, nullable=False),
+    Column("keep_until", Moment, nullable=False),
+    Column("uid", BigInteger),
+    Column("reason", Text),
+    Column("envelope", LargeBinary),
+    sqlite_with_rowid=False,
+)
+Index("cancellations_by_source", cancellations.c.source)
+Index("cancellations_by_end", cancellations.c.keep_until)
 
 # How far an attempt came: a row before each effect, its outcome after it.
 steps = Table(

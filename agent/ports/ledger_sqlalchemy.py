@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, func, insert, or_, select, text, union_all, update
+from sqlalchemy import ColumnElement, delete, func, insert, or_, select, text, union_all, update
 
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState
@@ -20,8 +20,6 @@ from agent.ports.ledger import (
     Admission,
     Arrival,
     Delivery,
-    DeliveryId,
-    DeliveryKind,
     DeliveryState,
     EventRecord,
     JobQuery,
@@ -33,7 +31,6 @@ from agent.ports.ledger import (
 from agent.ports.ledger_schema import (
     IS_DEAD,
     IS_PENDING,
-    bodies,
     deliveries,
     events,
     jobs,
@@ -42,11 +39,14 @@ from agent.ports.ledger_schema import (
     orders,
     probe,
     receipts,
+    targets,
 )
-from agent.ports.ledger_sqlalchemy_attempts import AttemptRecords
+from agent.ports.ledger_sqlalchemy_attempts import AttemptRecords, require_may_start
+from agent.ports.ledger_sqlalchemy_cancellations import CancellationRecords
 from agent.ports.ledger_sqlalchemy_disk import Keeping
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
+from agent.ports.ledger_sqlalchemy_outbox import OutboxRecords, full_deliveries, send_by
 from agent.ports.ledger_sqlalchemy_rows import Plain, delivery_of, event_of, job_of, order_of, receipt_of
 
 __all__ = ["SqlAlchemyLedger", "migrate", "open_ledger"]
@@ -57,7 +57,7 @@ def open_ledger(path: Path, *, before_commit: Callable[[], None] | None = None) 
     return SqlAlchemyLedger(open_file(path, before_commit))
 
 
-class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping):
+class SqlAlchemyLedger(ImageRecords, AttemptRecords, CancellationRecords, Keeping, OutboxRecords):
     """See `ledger.Ledger`. Threads and processes share it freely."""
 
     # ---- intake
@@ -82,6 +82,7 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping):
                 last_receipt=arrival.last_receipt,
                 now=now,
             )
+            writes.count_on(tx, job, arrival.told, now)
             return Admission(job, is_repeat=False)
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
@@ -135,7 +136,7 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping):
     def deliveries(
         self, *, order_id: OrderId | None = None, state: DeliveryState | None = None
     ) -> tuple[Delivery, ...]:
-        query = _deliveries().order_by(deliveries.c.seq)
+        query = full_deliveries().order_by(deliveries.c.seq)
         if order_id is not None:
             query = query.where(deliveries.c.order_id == order_id)
         if state is DeliveryState.DEAD and order_id is None:
@@ -185,7 +186,7 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping):
             writes.put_deliveries(tx, moved, deliveries, now)
             if successor is not None:
                 writes.put_successor(tx, moved, successor, receipt, now)
-            return writes.settle(tx, moved, now) if event is JobEvent.ATTEST else moved
+            return writes.settle(tx, moved, now) if event in {JobEvent.ATTEST, JobEvent.RECALL} else moved
 
     def start(
         self,
@@ -200,6 +201,7 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping):
             raise LostRace(f"job {job.id} is {job.state}")
         columns = {"attempt": job.attempt + 1, "claim": job.claim + 1, "not_before": None}
         with self._file.writing() as tx:
+            require_may_start(tx)
             current = writes.read_job(tx, job.id)
             if current.not_before is not None and current.not_before > now:
                 raise LostRace(f"job {job.id} rests until {current.not_before.isoformat()}")
@@ -248,47 +250,6 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping):
             rows = tx.execute(query).mappings().all()
         return tuple((JobId(row["job_id"]), row["attempt"], row["run"], row["log"]) for row in rows)
 
-    # ---- outbox
-
-    def lease_delivery(self, delivery: DeliveryId, now: datetime, lease_until: datetime) -> Delivery | None:
-        is_free = or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until <= now)
-        may_go = (deliveries.c.id == delivery, text(IS_PENDING), deliveries.c.next_try_at <= now, is_free)
-        with self._file.writing() as tx:
-            if tx.execute(update(deliveries).where(*may_go).values(lease_until=lease_until)).rowcount == 0:
-                return None
-            return delivery_of(tx.execute(_deliveries().where(deliveries.c.id == delivery)).mappings().one())
-
-    def acknowledge(self, delivery: DeliveryId, now: datetime) -> Job:
-        with self._file.writing() as tx:
-            job, _, state = writes.read_delivery_state(tx, delivery)
-            if state is not DeliveryState.ACKNOWLEDGED:
-                writes.change_delivery(tx, delivery, state=DeliveryState.ACKNOWLEDGED, acknowledged_at=now)
-            return writes.settle(tx, writes.read_job(tx, job), now)
-
-    def postpone(self, delivery: DeliveryId, next_try_at: datetime, error: str) -> None:
-        with self._file.writing() as tx:
-            _, _, state = writes.read_delivery_state(tx, delivery)
-            if state is DeliveryState.PENDING:
-                attempts = deliveries.c.attempts + 1
-                writes.change_delivery(
-                    tx, delivery, attempts=attempts, next_try_at=next_try_at, last_error=error
-                )
-
-    def bury(
-        self, delivery: DeliveryId, now: datetime, error: str, *, deliveries: Sequence[NewDelivery] = ()
-    ) -> None:
-        with self._file.writing() as tx:
-            job_id, kind, state = writes.read_delivery_state(tx, delivery)
-            if state is not DeliveryState.PENDING:
-                return
-            writes.change_delivery(tx, delivery, state=DeliveryState.DEAD, last_error=error)
-            job = writes.read_job(tx, job_id)
-            instead = next((new.target for new in deliveries if new.kind is DeliveryKind.HANDOFF), None)
-            if kind is DeliveryKind.HANDOFF:
-                job = writes.lose_handoff(tx, job, instead, error, now)
-            writes.put_deliveries(tx, job, deliveries, now)
-            writes.settle(tx, job, now)
-
     # ---- the sweep
 
     def unrung(self, now: datetime, limit: int) -> Unrung:
@@ -298,16 +259,13 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping):
         due = _merged(waiting, [is_here, is_awake], limit, newest_first=False)
         held = select(jobs).where(jobs.c.state == JobState.HELD).order_by(jobs.c.seq).limit(limit)
         lapsed = select(jobs).where(jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= now)
-        is_free = or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until <= now)
-        unsent = select(deliveries.c.id).where(text(IS_PENDING), deliveries.c.next_try_at <= now, is_free)
         with self._file.reading() as tx:
             orphans = tx.execute(lapsed.order_by(jobs.c.lease_until, jobs.c.seq).limit(limit))
-            ids = tx.execute(unsent.order_by(deliveries.c.next_try_at, deliveries.c.seq).limit(limit))
             return Unrung(
                 jobs=tuple(job_of(row) for row in tx.execute(due).mappings()),
                 held=tuple(job_of(row) for row in tx.execute(held).mappings()),
                 orphans=tuple(job_of(row) for row in orphans.mappings()),
-                deliveries=tuple(DeliveryId(found) for found in ids.scalars()),
+                deliveries=send_by(tx, now, limit),
             )
 
     def correct_clock(self, now: datetime, *, lease: timedelta, rest: timedelta) -> int:
@@ -319,6 +277,7 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, Keeping):
             update(jobs).where(queued, jobs.c.not_before > now + rest).values(not_before=now),
             update(deliveries).where(pending, deliveries.c.next_try_at > now + rest).values(next_try_at=now),
             update(deliveries).where(pending, deliveries.c.lease_until > now + lease).values(lease_until=now),
+            update(targets).where(targets.c.rests_until > now + rest).values(rests_until=now),
         )
         with self._file.writing() as tx:
             return sum(tx.execute(correction).rowcount for correction in corrections)
@@ -351,10 +310,6 @@ def _refuse_wrong_move(job: Job, event: JobEvent, receipt: SignedReceipt | None)
         raise IllegalMove(f"job {job.id} goes to {job.next_agent}: it cannot {event} here")
     if receipt is not None and (receipt.receipt.order, receipt.receipt.position) != (job.order, job.position):
         raise IllegalMove(f"the receipt is not that of job {job.id}")
-
-
-def _deliveries() -> Select[Any]:
-    return select(deliveries, bodies.c.body).join(bodies, bodies.c.delivery == deliveries.c.id)
 
 
 def _page(query: JobQuery, before: int | None) -> Any:

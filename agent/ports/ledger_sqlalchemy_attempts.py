@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import RowMapping, delete, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, delete, insert, or_, select, update
 
 from agent.domain.control import Control, Mode
 from agent.domain.jobs import Job, JobState
@@ -83,11 +83,7 @@ class AttemptRecords:
 
     def control(self) -> Control:
         with self._file.reading() as tx:
-            row = tx.execute(select(control).where(control.c.id == _ROW)).mappings().one_or_none()
-        if row is None:
-            return Control()
-        said = {name: row[name] for name in ("since", "until", "reason", "uid")}
-        return Control(mode=Mode(row["mode"]), **said)
+            return _read_control(tx)
 
     def set_control(self, said: Control, now: datetime) -> None:
         row = {
@@ -102,6 +98,21 @@ class AttemptRecords:
             tx.execute(delete(control))
             tx.execute(insert(control), row)
             writes.tell(tx, f"host.{said.mode}", now, None, None, {"reason": said.reason, "uid": said.uid})
+
+
+def require_may_start(tx: Connection) -> None:
+    """Raises: LostRace while no task may start here: said in the transaction of the start, a pause misses none."""
+    said = _read_control(tx)
+    if not said.may_start:
+        raise LostRace(f"no task starts on this host: it is {said.mode}")
+
+
+def _read_control(tx: Connection) -> Control:
+    row = tx.execute(select(control).where(control.c.id == _ROW)).mappings().one_or_none()
+    if row is None:
+        return Control()
+    said = {name: row[name] for name in ("since", "until", "reason", "uid")}
+    return Control(mode=Mode(row["mode"]), **said)
 
 
 def _require_running(job: Job) -> None:

@@ -12,7 +12,15 @@ from agent.domain.jobs import Job, JobState
 from agent.domain.receipts import MAX_RECEIPT_BYTES, SignedReceipt, parse_receipt
 from agent.domain.strict_json import encode
 from agent.errors import AgentError, LedgerUnavailable
-from agent.ports.ledger import Delivery, DeliveryId, DeliveryKind, DeliveryState, EventRecord, OrderRecord
+from agent.ports.ledger import (
+    Delivery,
+    DeliveryHead,
+    DeliveryId,
+    DeliveryKind,
+    DeliveryState,
+    EventRecord,
+    OrderRecord,
+)
 from agent.trust.envelope import parse_envelope
 
 Plain = str | int | float | None
@@ -50,25 +58,33 @@ def row_of_job(job: Job, *, signer: str, last_receipt: Digest | None) -> dict[st
 
 def delivery_of(row: RowMapping) -> Delivery:
     """A row of `deliveries` with its `body`."""
-    return Delivery(
-        id=DeliveryId(row["id"]),
-        job=JobId(row["job_id"]),
-        order=Digest(row["order_digest"]),
-        order_id=OrderId(row["order_id"]),
-        position=row["position"],
-        kind=DeliveryKind(row["kind"]),
-        n=row["n"],
-        target=KeyId(row["target"]),
-        body=row["body"],
-        state=DeliveryState(row["state"]),
-        attempts=row["attempts"],
-        next_try_at=row["next_try_at"],
-        created_at=row["created_at"],
-        expires_at=row["expires_at"],
-        acknowledged_at=row["acknowledged_at"],
-        lease_until=row["lease_until"],
-        last_error=row["last_error"],
-    )
+    return Delivery(**_head(row), body=row["body"])
+
+
+def head_of(row: RowMapping) -> DeliveryHead:
+    """A row of `deliveries`."""
+    return DeliveryHead(**_head(row))
+
+
+def _head(row: RowMapping) -> dict[str, Any]:
+    return {
+        "id": DeliveryId(row["id"]),
+        "job": JobId(row["job_id"]),
+        "order": Digest(row["order_digest"]),
+        "order_id": OrderId(row["order_id"]),
+        "position": row["position"],
+        "kind": DeliveryKind(row["kind"]),
+        "n": row["n"],
+        "target": KeyId(row["target"]),
+        "state": DeliveryState(row["state"]),
+        "attempts": row["attempts"],
+        "next_try_at": row["next_try_at"],
+        "created_at": row["created_at"],
+        "expires_at": row["expires_at"],
+        "acknowledged_at": row["acknowledged_at"],
+        "lease_until": row["lease_until"],
+        "last_error": row["last_error"],
+    }
 
 
 def order_of(row: RowMapping) -> OrderRecord:

@@ -258,27 +258,45 @@ def require_open_place(tx: Connection, arrival: Arrival) -> None:
 def put_deliveries(tx: Connection, job: Job, new: Sequence[NewDelivery], now: datetime) -> None:
     """These deliveries of the job, due at once, each with the next number of its kind at this place."""
     for delivery in new:
-        of_kind = (*_of_place(job), deliveries.c.kind == delivery.kind)
-        last: int | None = tx.execute(select(func.max(deliveries.c.n)).where(*of_kind)).scalar()
-        n = (last or 0) + 1
-        name = DeliveryId(f"{job.id}.{delivery.kind}.{n}")
-        row = {
-            "id": name,
-            "job_id": job.id,
-            "order_id": job.order_id,
-            "order_digest": job.order,
-            "position": job.position,
-            "kind": delivery.kind,
-            "n": n,
-            "target": delivery.target,
-            "state": DeliveryState.PENDING,
-            "attempts": 0,
-            "next_try_at": now,
-            "created_at": now,
-            "expires_at": delivery.expires_at,
-        }
-        tx.execute(insert(deliveries), row)
-        tx.execute(insert(bodies), {"delivery": name, "body": delivery.body})
+        _put_delivery(tx, job, delivery, last_number(tx, job, delivery.kind) + 1, now)
+
+
+def count_on(tx: Connection, job: Job, told: int, now: datetime) -> None:
+    """The numbers of the job's reports go on after `told`: reports that an earlier life of this ledger delivered."""
+    if told > last_number(tx, job, DeliveryKind.REPORT):
+        signer = tx.execute(select(orders.c.signer).where(orders.c.id == job.order_id)).scalar_one()
+        name = _put_delivery(tx, job, NewDelivery(DeliveryKind.REPORT, signer, b""), told, now)
+        change_delivery(tx, name, state=DeliveryState.ACKNOWLEDGED, acknowledged_at=now)
+        tell(tx, "reports.counted_on", now, job.order_id, job.position, {"told": told})
+
+
+def last_number(tx: Connection, job: Job, kind: DeliveryKind) -> int:
+    """The highest number that a delivery of this kind has at the job's place; 0 without any."""
+    of_kind = (*_of_place(job), deliveries.c.kind == kind)
+    last: int | None = tx.execute(select(func.max(deliveries.c.n)).where(*of_kind)).scalar()
+    return last or 0
+
+
+def _put_delivery(tx: Connection, job: Job, new: NewDelivery, n: int, now: datetime) -> DeliveryId:
+    name = DeliveryId(f"{job.id}.{new.kind}.{n}")
+    row = {
+        "id": name,
+        "job_id": job.id,
+        "order_id": job.order_id,
+        "order_digest": job.order,
+        "position": job.position,
+        "kind": new.kind,
+        "n": n,
+        "target": new.target,
+        "state": DeliveryState.PENDING,
+        "attempts": 0,
+        "next_try_at": now,
+        "created_at": now,
+        "expires_at": new.expires_at,
+    }
+    tx.execute(insert(deliveries), row)
+    tx.execute(insert(bodies), {"delivery": name, "body": new.body})
+    return name
 
 
 def read_delivery_state(tx: Connection, delivery: DeliveryId) -> tuple[JobId, DeliveryKind, DeliveryState]:

@@ -1,8 +1,9 @@
-"""The port to orchestrators: shares of dataset keys, durable reports, results."""
+"""The port to orchestrators: shares of dataset keys, durable reports, results, and how orders stand there."""
 
 from typing import Protocol
 
 from agent.domain.ids import KeyId, OrderId
+from agent.domain.standings import StandingsPage, WholeStanding
 
 
 class Orchestrators(Protocol):
@@ -24,6 +25,17 @@ class Orchestrators(Protocol):
 
     def result(self, orchestrator: KeyId, order_id: OrderId, body: bytes) -> None:
         """Returns once the order's result is acknowledged. Raises: PeerRefused when it is refused for good."""
+        ...
+
+    def open_orders(self, orchestrator: KeyId, after: OrderId | None = None) -> StandingsPage:
+        """A page of its open orders that it takes this agent to have."""
+        ...
+
+    def standing(self, orchestrator: KeyId, order_id: OrderId) -> WholeStanding | None:
+        """How one order stands there, with what was signed of it; None when it says that it issued no such order.
+
+        Raises: PeerRefused when it tells this agent nothing of it.
+        """
         ...
 
     def check(self, orchestrator: KeyId) -> None:

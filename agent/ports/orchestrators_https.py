@@ -1,11 +1,35 @@
-"""Orchestrators over HTTPS: shares of keys, reports, results. Source: docs/contracts/http.md, "Asked of orchestrators"."""
+"""Orchestrators over HTTPS: shares of keys, reports, results, how orders stand.
+
+Source: docs/contracts/http.md, "Asked of orchestrators".
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
 
 from agent.domain.ids import KeyId, OrderId
-from agent.errors import BadAnswer, BadShare, OrchestratorUnavailable, OrderError, PeerRefused, ShareWithheld
+from agent.domain.standings import (
+    MAX_PAGE_BYTES,
+    MAX_STANDING_BYTES,
+    StandingsPage,
+    WholeStanding,
+    parse_standing,
+    parse_standings,
+)
+from agent.errors import (
+    BadAnswer,
+    BadShare,
+    NotFound,
+    OrchestratorUnavailable,
+    OrderError,
+    PeerRefused,
+    ShareWithheld,
+)
 from agent.ports.https import Answer, Body, HttpsClient, Identity, Peer, Timeouts
 from agent.trust.roster import Role
 from agent.trust.shares import MAX_ANSWER_BYTES as MAX_SHARE_BYTES
 from agent.trust.shares import ShareAnswer
+
+T = TypeVar("T")
 
 MAX_ACKNOWLEDGEMENT_BYTES = 64 << 10
 
@@ -43,6 +67,23 @@ class HttpsOrchestrators:
         """Returns once the order's result is acknowledged. Raises: PeerRefused for a signed refusal."""
         self._tell(orchestrator, f"/v1/orders/{order_id}/result", body)
 
+    def open_orders(self, orchestrator: KeyId, after: OrderId | None = None) -> StandingsPage:
+        """A page of its open orders that it takes this agent to have."""
+        page = "" if after is None else f"&after={after}"
+        target = f"/v1/orders?agent={self._https.identity.key.keyid}&state=open{page}"
+        body = self._ask(orchestrator, target, MAX_PAGE_BYTES)
+        return _parsed(parse_standings, b"" if body is None else body)
+
+    def standing(self, orchestrator: KeyId, order_id: OrderId) -> WholeStanding | None:
+        """How one order stands there; None when it signs that it knows no such order. Raises: PeerRefused."""
+        body = self._ask(orchestrator, f"/v1/orders/{order_id}", MAX_STANDING_BYTES)
+        if body is None:
+            return None
+        told = _parsed(parse_standing, body)
+        if told.standing.id != order_id:
+            raise BadAnswer(f"asked for order {order_id}, it tells of {told.standing.id}")
+        return told
+
     def check(self, orchestrator: KeyId) -> None:
         """Ask whether it is there."""
         self._https.check_health(self._peer(orchestrator))
@@ -60,6 +101,18 @@ class HttpsOrchestrators:
             raise PeerRefused(f"{peer} refuses {target} ({code}): {sentence}", code, answer.evidence)
         self._require_acknowledged(peer, answer)
 
+    def _ask(self, orchestrator: KeyId, target: str, limit_bytes: int) -> bytes | None:
+        """The body of a signed answer; None for a signed "not found"."""
+        peer = self._peer(orchestrator)
+        answer = self._https.call(peer, "GET", target, limit_bytes=limit_bytes)
+        if self._is_signed_refusal(peer, answer):
+            code, sentence = answer.problem
+            if answer.status == NotFound.status:
+                return None
+            raise PeerRefused(f"{peer} refuses {target} ({code}): {sentence}", code, answer.evidence)
+        self._require_acknowledged(peer, answer)
+        return answer.body
+
     def _is_signed_refusal(self, peer: Peer, answer: Answer) -> bool:
         return answer.is_refusal and self._https.is_signed(peer, answer)
 
@@ -73,3 +126,11 @@ class HttpsOrchestrators:
         identity = self._https.identity
         entry = identity.roster().require(orchestrator, role=Role.ORCHESTRATOR, at=identity.now())
         return Peer.of(entry, entry.orchestrator_url, OrchestratorUnavailable)
+
+
+def _parsed(parse: Callable[[bytes], T], body: bytes) -> T:
+    """Raises: BadAnswer for a signed answer of another shape."""
+    try:
+        return parse(body)
+    except OrderError as cause:
+        raise BadAnswer(f"the answer is signed and cannot be read: {cause.detail}") from cause

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Self
 import msgspec
 from msgspec import Meta, Struct, field
 
+from agent.domain.cancellations import CANCEL_TYPE
 from agent.domain.ids import KeyId, KeyIdField, is_wire_time, wire_time
 from agent.domain.orders import LEARNUPLET_TYPE, PREDUPLET_TYPE
 from agent.domain.receipts import RECEIPT_TYPE
@@ -30,7 +31,6 @@ from agent.errors import (
 from agent.trust.envelope import pae, parse_envelope, sign_envelope
 from agent.trust.keys import PublicKey, SigningKey
 
-CANCEL_TYPE: Final = "application/vnd.dc-compute.cancel.v1+json"
 DATASET_TYPE: Final = "application/vnd.dc-compute.dataset.v1+json"
 ROSTER_TYPE: Final = "application/vnd.dc-compute.roster.v1+json"
 

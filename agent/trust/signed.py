@@ -1,4 +1,5 @@
-"""Orders and receipts out of their envelopes and into them: the only makers of SignedOrder and SignedReceipt.
+"""Orders, receipts and cancellations out of their envelopes and into them: the only makers of SignedOrder, SignedReceipt and
+SignedCancellation.
 
 Source: docs/contracts/chain.md, "Order" and "Receipt"; docs/contracts/roster.md for whose dates are judged
 when.
@@ -9,6 +10,13 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
+from agent.domain.cancellations import (
+    CANCEL_TYPE,
+    MAX_CANCELLATION_BYTES,
+    Cancellation,
+    SignedCancellation,
+    parse_cancellation,
+)
 from agent.domain.ids import digest_of, is_wire_time
 from agent.domain.orders import MAX_ORDER_BYTES, ORDER_TYPES, Order, SignedOrder, parse_order
 from agent.domain.receipts import (
@@ -59,6 +67,30 @@ def open_receipt(envelope: bytes, roster: Roster) -> SignedReceipt:
     _check_times(receipt)
     roster.require(opened.signer, role=Role.AGENT, at=receipt.finished)
     return SignedReceipt(receipt, opened.digest, opened.signer, envelope)
+
+
+def open_cancellation(envelope: bytes, roster: Roster, now: datetime) -> SignedCancellation:
+    """The cancellation in this envelope, signed by an orchestrator whose key holds now.
+
+    Whether the order is that orchestrator's own is not judged here: only the order tells.
+    Raises: as open_envelope; TooLarge, BadJson, BadOrder.
+    """
+    opened = open_envelope(
+        envelope,
+        roster,
+        role=Role.ORCHESTRATOR,
+        types={CANCEL_TYPE},
+        at=now,
+        limit_bytes=MAX_CANCELLATION_BYTES,
+    )
+    return SignedCancellation(parse_cancellation(opened.payload), opened.signer, envelope)
+
+
+def sign_cancellation(cancellation: Cancellation, key: SigningKey) -> SignedCancellation:
+    """This cancellation under this key. Raises: BadOrder when nobody would accept it."""
+    payload = encode(cancellation)
+    parse_cancellation(payload)
+    return SignedCancellation(cancellation, key.keyid, sign_envelope(CANCEL_TYPE, payload, key))
 
 
 def sign_order(order: Order, key: SigningKey) -> SignedOrder:

@@ -15,6 +15,7 @@ from agent.trust.http_signatures import HttpAnswer, HttpRequest, content_digest,
 from agent.trust.job_log import seal_log
 from tests.api.house import House, open_house, signed_headers
 from tests.builders import NOW, SKEW, key_of, payload_of, policy_for, preduplet, sign_payload, tamper, uuid_of
+from tests.ports.ledger_stage import arrival
 
 
 @pytest.fixture
@@ -384,7 +385,21 @@ def test_receipts_are_for_the_orchestrator_and_the_operator(house: House) -> Non
     assert digest_of(payload_of(house.world.order().envelope)) == house.world.order().digest
     assert by_operator.json()["receipts"] == []
     assert by_other.json()["code"] == "not-yours"
-    assert by_agent.json()["code"] == "wrong-role"
+    assert by_agent.json()["code"] == "not-yours"
+
+
+def test_an_agent_reads_back_the_receipts_up_to_its_own(house: House) -> None:
+    order = house.world.order(train=("c1", "b1", "a1"), test=())
+    receipts = house.world.chain(order, 2)
+    house.ledger.admit(arrival(order, receipts), NOW, max_attempts=3, queue_limit=9)
+    path = f"/v1/orders/{order.order.id}/receipts"
+
+    by_first = house.call(house.world.agent("c"), "GET", path)
+    by_second = house.call(house.world.agent("b"), "GET", path)
+
+    assert len(by_first.json()["receipts"]) == 1
+    assert len(by_second.json()["receipts"]) == 2
+    assert "signature" in by_first.headers
 
 
 def test_a_log_is_for_the_operator_alone(house: House) -> None:
@@ -490,7 +505,8 @@ def test_readiness_names_each_check(house: House) -> None:
 
     checks = {check["name"]: check["is_ok"] for check in answer.json()["checks"]}
     assert answer.status_code == 200
-    assert checks == dict.fromkeys(("ledger", "queue", "bells", "disk", "identity", "storage", "cage"), True)
+    names = ("ledger", "mode", "queue", "bells", "disk", "outbox", "identity", "storage", "cage")
+    assert checks == dict.fromkeys(names, True)
 
 
 def test_one_failing_check_makes_it_503(house: House) -> None:

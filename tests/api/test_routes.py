@@ -20,12 +20,18 @@ ROUTES = {
     ("POST", "/v1/handoffs"): Who.AGENTS,
     ("GET", "/v1/orders"): Who.READERS,
     ("GET", "/v1/orders/{id}"): Who.READERS,
-    ("GET", "/v1/orders/{id}/receipts"): Who.ORCHESTRATORS,
+    ("GET", "/v1/orders/{id}/receipts"): Who.READERS,
     ("GET", "/v1/orders/{id}/log"): Who.OPERATOR,
+    ("POST", "/v1/cancellations"): Who.CANCELLERS,
+    ("POST", "/v1/orders/{id}/cancel"): Who.OPERATOR,
+    ("GET", "/v1/control"): Who.OPERATOR,
+    ("POST", "/v1/control"): Who.OPERATOR,
     ("GET", "/v1/held"): Who.OPERATOR,
     ("GET", "/v1/images/{digest}"): Who.OPERATOR,
     ("GET", "/v1/images/{digest}/files"): Who.OPERATOR,
     ("POST", "/v1/rulings"): Who.OPERATOR,
+    ("GET", "/v1/deliveries"): Who.OPERATOR,
+    ("POST", "/v1/deliveries"): Who.OPERATOR,
     ("GET", "/health"): Who.ANYBODY,
     ("GET", "/ready"): Who.ANYBODY,
     ("GET", "/metrics"): Who.ANYBODY,
@@ -95,12 +101,13 @@ def test_a_role_that_the_table_does_not_name_is_refused(house: House, row: Row, 
 
 
 @every_row
-def test_only_answers_to_hand_offs_are_signed(house: House, row: Row) -> None:
+def test_answers_that_peers_act_on_are_signed(house: House, row: Row) -> None:
     role = Role.AGENT if Role.AGENT in row.who.roles else Role.ORCHESTRATOR
 
     answer = house.call(KEYS[role](house), row.method, target_of(row), None if row.takes is None else b"{}")
 
-    assert ("signature" in answer.headers) == (row.path == "/v1/handoffs")
+    acted_on = {"/v1/handoffs", "/v1/cancellations", "/v1/orders/{id}", "/v1/orders/{id}/receipts"}
+    assert ("signature" in answer.headers) == (row.path in acted_on)
 
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row.is_signed], ids=lambda row: row.path)

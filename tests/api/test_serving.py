@@ -6,8 +6,9 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from agent.devkit.certificates import TlsFiles, write_identity
 from agent.errors import BadSettings
 from agent.trust.certificates import CertificateAuthority
 
-began, may_end = threading.Event(), threading.Event()
+began, may_end, uploading = threading.Event(), threading.Event(), threading.Event()
 
 
 def hello(_request: Request) -> Response:
@@ -45,7 +46,22 @@ def endless(_request: Request) -> Response:
     return StreamingResponse(pieces())
 
 
-APP = Starlette(routes=[Route("/", hello), Route("/slow", slow), Route("/endless", endless)])
+async def upload(request: Request) -> Response:
+    size = 0
+    async for piece in request.stream():
+        uploading.set()
+        size += len(piece)
+    return PlainTextResponse(f"{size} bytes")
+
+
+APP = Starlette(
+    routes=[
+        Route("/", hello),
+        Route("/slow", slow),
+        Route("/endless", endless),
+        Route("/upload", upload, methods=["POST"]),
+    ]
+)
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +264,44 @@ def test_a_stop_waits_for_the_request_under_way(files: TlsFiles, authority: Cert
     asking.join()
 
     assert answers == ["done"]
+
+
+def test_an_upload_that_dawdles_does_not_hold_up_the_stop(
+    files: TlsFiles, authority: CertificateAuthority
+) -> None:
+    uploading.clear()
+    with ExitStack() as lines, served(files) as url:  # the line outlives the server
+        line = lines.enter_context(dial(url, trusting(authority)))
+        line.sendall(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nsome of it")
+        assert uploading.wait(10)
+        began_s = time.monotonic()
+    took_s = time.monotonic() - began_s
+
+    assert took_s < module.STOP_S / 2
+
+
+def test_an_upload_that_is_whole_in_time_is_answered_before_the_stop(
+    files: TlsFiles, authority: CertificateAuthority
+) -> None:
+    uploading.clear()
+    answer: list[bytes] = []
+
+    def upload(url: str) -> None:
+        with dial(url, trusting(authority)) as line:
+            line.sendall(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nfirst")
+            stopping.wait(10)
+            line.sendall(b"other")
+            answer.append(b"".join(iter(lambda: line.recv(4096), b"")))
+
+    stopping = threading.Event()
+    with served(files) as url:
+        sender = threading.Thread(target=upload, args=(url,))
+        sender.start()
+        assert uploading.wait(10)
+        threading.Timer(0.3, stopping.set).start()  # the server stops meanwhile
+    sender.join(20)
+
+    assert answer[0].endswith(b"10 bytes")
 
 
 def test_an_idle_connection_does_not_hold_up_the_stop(

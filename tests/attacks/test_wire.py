@@ -10,10 +10,10 @@ import pytest
 
 from agent.api import signed_requests
 from agent.api.serving import listen, serving
-from agent.devkit.book import OrderState
 from agent.devkit.shelf import Shelf
 from agent.domain.ids import digest_of, wire_time
 from agent.domain.reports import ReportBody, ReportState
+from agent.domain.standings import OrderState
 from agent.domain.strict_json import encode
 from agent.errors import AgentError, OrderNotYetValid, PeerUnavailable
 from agent.ports.peers_https import HttpsPeers

@@ -16,6 +16,7 @@ from tests.chaos.stage import Service, Stage, write_whole
 
 ARMED_AT_ONCE = 6  # points, for each hospital
 POINT_S = 20.0  # how long a point stays armed for somebody to come by
+MANGLED_S = 45.0  # how long a rule waits for requests while others are made
 REST_S = 4.0  # after a death at a point until the next is armed there: something must be reached
 TICK_S = 0.1
 KILLED = {  # what an order's failure may say after that: a killed guest looks like one that died of itself
@@ -70,11 +71,17 @@ class Nemesis:
             time.sleep(TICK_S)
 
     def heal(self) -> None:
-        """Nothing goes wrong any more, and everybody is back. Raises: NotStarted."""
+        """Nothing goes wrong any more but the few requests that proxies are still to mangle, and everybody is back.
+
+        Raises: NotStarted.
+        """
+        kept = [
+            rule for rule in self._rules if rule["act"] != "cut"
+        ]  # each mangles so many requests and no more
         for _, _, undo in self._due:
             undo()
         self._due.clear()
-        self._rules.clear()
+        self._rules[:] = kept
         self._write_rules()
         self._points.clear()
         self._armed.clear()
@@ -191,7 +198,7 @@ class Nemesis:
         }  # fmt: skip
         self._rules.append(rule)
         self._write_rules()
-        self._after(s if act == "cut" else 30.0, lambda: self._drop_rule(rule))
+        self._after(s if act == "cut" else MANGLED_S, lambda: self._drop_rule(rule))
 
     def _drop_rule(self, rule: dict[str, Any]) -> None:
         with suppress(ValueError):

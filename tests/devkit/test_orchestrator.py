@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agent.devkit.book import OrderState
-from agent.devkit.issuing import issue, send_again
+from agent.devkit.issuing import cancel, issue, send_again
 from agent.devkit.publishing import publish_dataset
 from agent.domain.chain import TaskKind
-from agent.domain.ids import KeyId, wire_time
+from agent.domain.ids import KeyId, OrderId, wire_time
 from agent.domain.orders import ModelRef, SignedOrder
 from agent.domain.receipts import Outcome, ReceiptTask, SignedReceipt, final_scores
 from agent.domain.reports import (
@@ -24,13 +23,14 @@ from agent.domain.reports import (
     envelope_object,
     mean_of,
 )
+from agent.domain.standings import PAGE_ORDERS, OrderState, parse_standing
 from agent.domain.strict_json import decode, encode
 from agent.errors import BrokenLink, NotFound, PeerRefused, PeerUnavailable, RecordConflict
 from agent.ports.peers_https import HttpsPeers
 from agent.trust.roster import Roster, RosterEntry
 from agent.trust.shares import ShareKeyPair, ShareRequest
-from agent.trust.signed import sign_receipt
-from tests.builders import NOW, consortium, dataset, failed, key_of, learnuplet, preduplet
+from agent.trust.signed import open_cancellation, sign_receipt
+from tests.builders import NOW, consortium, dataset, failed, key_of, learnuplet, preduplet, uuid_of
 from tests.devkit.sealed import seal
 from tests.devkit.town import Town, open_town
 
@@ -132,8 +132,25 @@ def test_a_failed_task_ends_its_order(town: Town, order: SignedOrder) -> None:
     assert (issued.state, issued.reason) == (OrderState.FAILED, "oom")
 
 
+def test_a_cancelled_order_is_over_and_a_result_that_was_under_way_wins(
+    town: Town, order: SignedOrder
+) -> None:
+    tell(town, "agent-a", order, report_on(order, 0, ReportState.CANCELLED, reason="cancelled"))
+    issued = town.books["o1"].order(order.order.id)
+    assert issued is not None
+    is_open = town.books["o1"].is_open(order, 0)
+
+    receipts = WORLD.chain(order, 5)
+    town.books["o1"].take_result(order.order.id, b"{}", receipts, NOW)
+
+    assert (issued.state, issued.reason) == (OrderState.CANCELLED, "cancelled")
+    assert not is_open
+    assert state_of(town, order)[0] is OrderState.DONE
+
+
 @pytest.mark.parametrize(
-    "state", [ReportState.FAILED, ReportState.HANDOFF_REFUSED, ReportState.HANDOFF_EXPIRED]
+    "state",
+    [ReportState.CANCELLED, ReportState.FAILED, ReportState.HANDOFF_REFUSED, ReportState.HANDOFF_EXPIRED],
 )
 def test_an_agent_that_has_nothing_to_do_with_a_place_is_heard_and_moves_nothing(
     town: Town, order: SignedOrder, state: ReportState
@@ -490,24 +507,50 @@ def test_a_share_is_given_again_once_it_is_no_longer_withheld(town: Town, order:
 def test_an_agent_finds_the_open_orders_that_it_has(town: Town, order: SignedOrder) -> None:
     tell(town, "agent-a", order, report_on(order, 0, ReportState.STARTED))
 
-    told = send(town, "agent-a", "GET", f"/v1/orders?agent={A}&state=open", is_signed=False)["orders"]
+    told = send(town, "agent-a", "GET", f"/v1/orders?agent={A}&state=open")["orders"]
 
+    nothing: dict[str, Any] = {"orders": [], "next": None}
     assert [(each["id"], each["position"], each["tasks"]) for each in told] == [(order.order.id, 0, 5)]
-    assert told[0]["envelope"] == json.loads(order.envelope)
-    assert send(town, "agent-b", "GET", f"/v1/orders?agent={B}&state=open", is_signed=False) == {"orders": []}
-    assert send(town, "agent-a", "GET", f"/v1/orders?agent={A}&state=done", is_signed=False) == {"orders": []}
+    assert told[0]["reports"] == [{"position": 0, "n": 1}]
+    assert send(town, "agent-b", "GET", f"/v1/orders?agent={B}&state=open") == nothing
+    assert send(town, "agent-a", "GET", f"/v1/orders?agent={A}&state=done") == nothing
+
+
+def test_many_open_orders_come_page_by_page_oldest_first(town: Town) -> None:
+    ids = [OrderId(uuid_of(f"order {number}")) for number in range(PAGE_ORDERS + 3)]
+    for each in ids:
+        town.books["o1"].record_order(WORLD.order(id=each), NOW)
+        town.books["o1"].note_holder(each, A)
+
+    first = send(town, "agent-a", "GET", f"/v1/orders?agent={A}&state=open")
+    last = send(town, "agent-a", "GET", f"/v1/orders?agent={A}&state=open&after={first['next']}")
+
+    assert [each["id"] for each in (*first["orders"], *last["orders"])] == ids
+    assert (len(last["orders"]), last["next"]) == (3, None)
 
 
 def test_an_agent_does_not_read_what_others_have(town: Town, order: SignedOrder) -> None:
     for query in ("", f"?agent={A}"):
         with refused_as("not-yours"):
-            send(town, "agent-b", "GET", f"/v1/orders{query}", is_signed=False)
+            send(town, "agent-b", "GET", f"/v1/orders{query}")
 
 
-def test_one_order_is_told_with_its_envelope(town: Town, order: SignedOrder) -> None:
-    told = send(town, "agent-b", "GET", f"/v1/orders/{order.order.id}", is_signed=False)
+def test_one_order_is_told_with_its_envelope_and_the_receipts_that_were_acknowledged(
+    town: Town, order: SignedOrder
+) -> None:
+    receipts = WORLD.chain(order, 2)
+    for place, name in enumerate(("agent-a", "agent-b")):
+        tell(town, name, order, report_on(order, place, ReportState.DONE, receipt=receipts[place]))
 
-    assert (told["digest"], told["state"]) == (order.digest, "open")
+    told = send(town, "agent-b", "GET", f"/v1/orders/{order.order.id}")
+
+    whole = parse_standing(json.dumps(told).encode())
+    assert (whole.standing.digest, whole.standing.state) == (order.digest, OrderState.OPEN)
+    assert whole.envelope == json.loads(order.envelope)
+    assert whole.receipts == tuple(json.loads(receipt.envelope) for receipt in receipts)
+    assert [told.digest for told in whole.standing.receipts] == [receipt.digest for receipt in receipts]
+    assert [told.agent for told in whole.standing.receipts] == [A, B]
+    assert (whole.standing.reports_at(0), whole.standing.reports_at(1)) == (0, 1)  # b's own
 
 
 # ------------------------------------------------------------------ issuing
@@ -550,6 +593,22 @@ def test_an_order_that_could_not_be_sent_stays_and_is_sent_again(street: Town) -
     assert received == [issued.envelope]
 
 
+def test_a_cancellation_is_signed_and_sent_to_who_has_the_order(street: Town) -> None:
+    book, client = street.books["o1"], street.client("o1")
+    received: list[bytes] = []
+    street.doors["agent-a"] = lambda body, _sender: received.append(body)
+    signed = issue(learnuplet(), book, client)
+
+    agent = cancel(signed.order.id, book, client)
+
+    opened = open_cancellation(received[-1], street.roster, street.clock())
+    assert agent == A
+    assert (opened.cancellation.order, opened.signer) == (signed.digest, key_of("o1").keyid)
+    assert state_of(street, signed)[0] is OrderState.OPEN  # that it ended is told by a report
+    with pytest.raises(NotFound):
+        cancel("0" * 36, book, client)
+
+
 def test_an_order_id_is_used_once(street: Town) -> None:
     street.doors["agent-a"] = lambda _body, _sender: None
     issue(learnuplet(), street.books["o1"], street.client("o1"))
@@ -558,3 +617,47 @@ def test_an_order_id_is_used_once(street: Town) -> None:
         issue(learnuplet(rank=1), street.books["o1"], street.client("o1"))
     with pytest.raises(NotFound):
         send_again("0" * 36, street.books["o1"], street.client("o1"))
+
+
+# ------------------------------------------------------------------ a hand-off that is sent again
+
+
+def refused(order: SignedOrder) -> ReportBody:
+    return report_on(order, 0, ReportState.HANDOFF_REFUSED, reason="policy-refused", next_agent=B)
+
+
+def sent_again(order: SignedOrder) -> ReportBody:
+    return report_on(order, 0, ReportState.HANDOFF_RETRIED, next_agent=B)
+
+
+def done_at_a(order: SignedOrder) -> ReportBody:
+    return report_on(order, 0, ReportState.DONE, receipt=WORLD.chain(order, 1)[0], next_agent=B)
+
+
+def test_a_hand_off_that_is_sent_again_opens_its_order_again(town: Town, order: SignedOrder) -> None:
+    tell(town, "agent-a", order, done_at_a(order), n=1)
+    tell(town, "agent-a", order, refused(order), n=2)
+    assert state_of(town, order)[0] is OrderState.FAILED
+
+    tell(town, "agent-a", order, sent_again(order), n=3)
+
+    assert state_of(town, order) == (OrderState.OPEN, 1, B)
+
+
+def test_a_refusal_that_arrives_after_the_news_that_it_was_sent_again_ends_nothing(
+    town: Town, order: SignedOrder
+) -> None:
+    tell(town, "agent-a", order, sent_again(order), n=3)
+    tell(town, "agent-a", order, refused(order), n=2)
+    tell(town, "agent-a", order, done_at_a(order), n=1)
+
+    assert state_of(town, order) == (OrderState.OPEN, 1, B)
+
+
+def test_a_failed_task_is_not_mended_by_a_hand_off(town: Town, order: SignedOrder) -> None:
+    receipt = sign_receipt(failed(WORLD.chain(order, 1)[0].receipt), key_of("agent-a"))
+    tell(town, "agent-a", order, report_on(order, 0, ReportState.FAILED, receipt=receipt), n=1)
+
+    tell(town, "agent-a", order, sent_again(order), n=2)
+
+    assert state_of(town, order)[0] is OrderState.FAILED

@@ -171,11 +171,14 @@ def peer_app(guard: Guard, door: Door) -> ASGIApp:
         return json_answer({"state": "received"}, 202)
 
     handoffs = signed(take, guard, roles=(Role.AGENT,), limit_bytes=MAX_HANDOFF_BYTES, signs_answer=True)
+    both = (Role.AGENT, Role.ORCHESTRATOR)
+    cancellations = signed(take, guard, roles=both, limit_bytes=MAX_HANDOFF_BYTES, signs_answer=True)
     orders = signed(take, guard, roles=(Role.ORCHESTRATOR,), limit_bytes=MAX_HANDOFF_BYTES)
     return problem_app(
         [
             Route("/health", health),
             Route("/v1/handoffs", handoffs, methods=["POST"]),
+            Route("/v1/cancellations", cancellations, methods=["POST"]),
             Route("/v1/learnuplets", orders, methods=["POST"]),
             Route("/v1/preduplets", orders, methods=["POST"]),
         ]

@@ -6,11 +6,13 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 from msgspec.structs import replace
 
 from agent.domain.approvals import Ruling, Verdict
+from agent.domain.cancellations import OPERATOR, KeptCancellation
 from agent.domain.chain import TaskKind
 from agent.domain.control import Control
 from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
@@ -22,6 +24,7 @@ from agent.ports.ledger import (
     ATTEMPT_FAILED,
     Admission,
     Arrival,
+    CancelStep,
     Delivery,
     DeliveryId,
     DeliveryKind,
@@ -34,6 +37,7 @@ from agent.ports.ledger import (
     Unrung,
 )
 from agent.ports.ledger_attempts import Step
+from tests.fakes.ledger_outbox import MemoryOutbox, count_on, is_due, last_number, send_by
 
 Plain = str | int | float | None
 
@@ -49,11 +53,13 @@ class _Books:
     jobs: dict[JobId, Job] = field(default_factory=dict)
     arrived_with: dict[JobId, Digest | None] = field(default_factory=dict)
     deliveries: dict[DeliveryId, Delivery] = field(default_factory=dict)
+    targets: dict[KeyId, tuple[int, datetime]] = field(default_factory=dict)
     nonces: dict[tuple[KeyId, str], datetime] = field(default_factory=dict)
     events: list[EventRecord] = field(default_factory=list)
     logs: dict[tuple[JobId, int, str], bytes] = field(default_factory=dict)
     steps: dict[tuple[JobId, int, str], Step] = field(default_factory=dict)
     control: list[Control] = field(default_factory=list)
+    cancellations: dict[tuple[Digest, str], KeptCancellation] = field(default_factory=dict)
     rulings: list[Ruling] = field(default_factory=list)
     descriptions: dict[Digest, tuple[ImageDescription, tuple[ImageEntry, ...]]] = field(default_factory=dict)
 
@@ -62,7 +68,7 @@ class _Books:
         return _Books(**{each.name: copy.copy(getattr(self, each.name)) for each in fields(self)})
 
 
-class MemoryLedger:
+class MemoryLedger(MemoryOutbox):
     """See `Ledger`. `is_broken = True` makes every call raise LedgerUnavailable."""
 
     def __init__(self) -> None:
@@ -100,6 +106,7 @@ class MemoryLedger:
                 last_receipt=arrival.last_receipt,
                 now=now,
             )
+            count_on(books, job, arrival.told, now, _tell)
             return Admission(job, is_repeat=False)
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
@@ -195,7 +202,7 @@ class MemoryLedger:
             _put_deliveries(books, moved, deliveries, now)
             if successor is not None:
                 _put_successor(books, moved, successor, receipt, now)
-            return _settle(books, moved, now) if event is JobEvent.ATTEST else moved
+            return _settle(books, moved, now) if event in {JobEvent.ATTEST, JobEvent.RECALL} else moved
 
     def start(
         self,
@@ -209,6 +216,8 @@ class MemoryLedger:
         if job.state is not JobState.QUEUED:
             raise LostRace(f"{job.id} is {job.state}")
         with self._writing() as books:
+            if not self.control().may_start:
+                raise LostRace("no task starts on this host now")
             rests_until = _job(books, job.id).not_before
             if rests_until is not None and rests_until > now:
                 raise LostRace(f"{job.id} rests")
@@ -313,6 +322,53 @@ class MemoryLedger:
         with self._writing() as books:
             _tell(books, name, now, order_id, position, values or {})
 
+    # ---- cancelling
+
+    def order_of_digest(self, order: Digest) -> OrderRecord | None:
+        with self._reading() as books:
+            return next((record for record in books.orders.values() if record.digest == order), None)
+
+    def cancellations(self, order: Digest) -> tuple[KeptCancellation, ...]:
+        with self._reading() as books:
+            return tuple(kept for kept in books.cancellations.values() if kept.order == order)
+
+    def cancel(
+        self,
+        kept: KeptCancellation,
+        steps: Sequence[CancelStep],
+        now: datetime,
+        *,
+        most_without_order: int,
+    ) -> bool:
+        with self._writing() as books:
+            before = books.cancellations.get((kept.order, kept.source))
+            if before is None:
+                _require_room_for(books, kept, most_without_order)
+                books.cancellations[kept.order, kept.source] = kept
+                order_id = next((r.id for r in books.orders.values() if r.digest == kept.order), None)
+                told: dict[str, Plain] = {
+                    "order": kept.order,
+                    "source": kept.source,
+                    "uid": kept.uid,
+                    "reason": kept.reason,
+                }
+                _tell(books, "order.cancelled", now, order_id, None, told)
+            else:
+                longer = max(before.keep_until, kept.keep_until)
+                books.cancellations[kept.order, kept.source] = replace(before, keep_until=longer)
+            for step in steps:
+                _take_step(books, step, kept, now)
+            if any(_goes_on(job, kept) for job in books.jobs.values()):
+                raise LostRace(f"a job of {kept.order} came meanwhile")
+            return before is None
+
+    def forget_cancellations(self, now: datetime) -> int:
+        with self._writing() as books:
+            over = [key for key, kept in books.cancellations.items() if kept.keep_until < now]
+            for key in over:
+                del books.cancellations[key]
+            return len(over)
+
     # ---- images
 
     def rule(self, ruling: Ruling) -> bool:
@@ -380,8 +436,13 @@ class MemoryLedger:
     def lease_delivery(self, delivery: DeliveryId, now: datetime, lease_until: datetime) -> Delivery | None:
         with self._writing() as books:
             found = books.deliveries.get(delivery)
-            if found is None or not _is_due(found, now):
+            if found is None or not is_due(found, now):
                 return None
+            failures, until = books.targets.get(found.target, (0, now))
+            if until > now:
+                return None
+            if failures:
+                books.targets[found.target] = (failures, lease_until)
             books.deliveries[delivery] = replace(found, lease_until=lease_until)
             return books.deliveries[delivery]
 
@@ -430,12 +491,12 @@ class MemoryLedger:
             due = [job for job in books.jobs.values() if _is_job_due(job, now)]
             held = [job for job in books.jobs.values() if job.state is JobState.HELD]
             lapsed = [job for job in books.jobs.values() if job.lease_until and job.lease_until <= now]
-            unsent = [delivery for delivery in books.deliveries.values() if _is_due(delivery, now)]
+            unsent = send_by(books, now, limit)
         return Unrung(
             jobs=tuple(due[:limit]),
             held=tuple(held[:limit]),
             orphans=tuple(sorted(lapsed, key=lambda job: job.lease_until or now)[:limit]),
-            deliveries=tuple(d.id for d in sorted(unsent, key=lambda d: d.next_try_at)[:limit]),
+            deliveries=unsent,
         )
 
     def correct_clock(self, now: datetime, *, lease: timedelta, rest: timedelta) -> int:
@@ -461,6 +522,10 @@ class MemoryLedger:
                     found = replace(found, lease_until=now)  # noqa: PLW2901
                     corrected += 1
                 books.deliveries[found.id] = found
+            for target, (failures, until) in tuple(books.targets.items()):
+                if until > now + rest:
+                    books.targets[target] = (failures, now)
+                    corrected += 1
             return corrected
 
     def forget_nonces(self, now: datetime) -> int:
@@ -617,6 +682,40 @@ def _is_job_due(job: Job, now: datetime) -> bool:
     return is_open and (job.not_before is None or job.not_before <= now)
 
 
+# ------------------------------------------------------------------ cancellations
+
+
+def _require_room_for(books: _Books, kept: KeptCancellation, limit: int) -> None:
+    known = {record.digest for record in books.orders.values()}
+    early = [
+        one for one in books.cancellations.values() if one.source == kept.source and one.order not in known
+    ]
+    if kept.order not in known and len(early) >= limit:
+        raise QueueFull(f"{limit} cancellations wait for their orders")
+
+
+def _take_step(books: _Books, step: CancelStep, kept: KeptCancellation, now: datetime) -> None:
+    if step.is_ended:
+        job = _transit(books, step.job, JobEvent.CANCEL, now, reason=kept.told_reason, not_before=None)
+    else:
+        job = _change(books, step.job)
+    for each in step.withdrawn:
+        found = _delivery(books, each)
+        if found.state not in {DeliveryState.PENDING, DeliveryState.DEAD}:
+            raise LostRace(f"delivery {each} is {found.state}")
+        books.deliveries[each] = replace(
+            found, state=DeliveryState.WITHDRAWN, last_error=kept.told_reason, lease_until=None
+        )
+    _put_deliveries(books, job, step.deliveries, now)
+    _settle(books, job, now)
+
+
+def _goes_on(job: Job, kept: KeptCancellation) -> bool:
+    is_open = job.state in WAITING or job.state is JobState.RUNNING
+    is_meant = kept.source != OPERATOR or job.next_agent is None
+    return job.order == kept.order and is_open and is_meant
+
+
 # ------------------------------------------------------------------ orders and receipts
 
 
@@ -660,7 +759,7 @@ def _delivery(books: _Books, delivery: DeliveryId) -> Delivery:
 
 def _put_deliveries(books: _Books, job: Job, new: Sequence[NewDelivery], now: datetime) -> None:
     for each in new:
-        n = 1 + sum(d.job == job.id and d.kind is each.kind for d in books.deliveries.values())
+        n = 1 + last_number(books, job, each.kind)
         delivery = Delivery(
             id=DeliveryId(f"{job.id}.{each.kind}.{n}"),
             job=job.id,
@@ -680,11 +779,6 @@ def _put_deliveries(books: _Books, job: Job, new: Sequence[NewDelivery], now: da
         books.deliveries[delivery.id] = delivery
 
 
-def _is_due(delivery: Delivery, now: datetime) -> bool:
-    is_leased = delivery.lease_until is not None and delivery.lease_until > now
-    return delivery.state is DeliveryState.PENDING and delivery.next_try_at <= now and not is_leased
-
-
 def _tell(
     books: _Books,
     name: str,
@@ -700,3 +794,8 @@ def _told_of(job: Job) -> dict[str, Plain]:
     values: dict[str, Plain] = {"attempt": job.attempt, "max_attempts": job.max_attempts}
     said = {"reason": job.reason, "worker": job.worker, "next_agent": job.next_agent, "score": job.score}
     return values | {name: value for name, value in said.items() if value is not None}
+
+
+MemoryLedger._parts = SimpleNamespace(
+    put_deliveries=_put_deliveries, transit=_transit, settle=_settle, tell=_tell
+)

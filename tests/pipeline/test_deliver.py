@@ -7,7 +7,8 @@ from itertools import pairwise
 import pytest
 from msgspec import json
 
-from agent.domain.ids import KeyId
+from agent.domain.control import Control, Mode
+from agent.domain.ids import KeyId, OrderId, job_id
 from agent.domain.jobs import JobState
 from agent.domain.orders import SignedOrder
 from agent.domain.reports import ReportState, SignedRefusal
@@ -22,9 +23,12 @@ from agent.errors import (
     UnknownKey,
 )
 from agent.pipeline.deliver import deliver
+from agent.pipeline.host import context_of
+from agent.pipeline.report import report
 from agent.ports.broker import Queue
 from agent.ports.ledger import Delivery, DeliveryId, DeliveryKind, DeliveryState
-from tests.builders import DAY, SKEW, dataset
+from agent.ports.orchestrators import Orchestrators
+from tests.builders import DAY, SKEW, dataset, uuid_of
 from tests.fakes.broker import Ring
 from tests.pipeline.world import LEASE, Tapped, World, once
 
@@ -450,3 +454,91 @@ def test_with_the_end_of_the_skew_it_is_over(world: World) -> None:
 
     assert handoff_of(world).state is DeliveryState.DEAD
     assert len(world.told(order, ReportState.HANDOFF_EXPIRED)) == 1
+
+
+# ------------------------------------------------------------------ a target that is away, as a whole
+
+
+class Away:
+    """Orchestrators that give shares and take nothing; how often they were asked to."""
+
+    def __init__(self, real: Orchestrators, rest_s: float | None = None) -> None:
+        self.calls = 0
+        self.rest_s = rest_s
+        self.share = real.share
+
+    def report(self, *_: object) -> None:
+        self.calls += 1
+        error = OrchestratorUnavailable("answers 503")
+        error.rest_s = self.rest_s
+        raise error
+
+    result = report
+
+
+def many_reports(world: World, count: int) -> None:
+    """So many orders that a has placed with b, each with a report that did not leave yet."""
+    for number in range(count):
+        order = world.order(id=OrderId(uuid_of(f"one of many {number}")), train=("b1",), test=())
+        world.post(order, world.a)
+        job = world.a.ledger.job(job_id(order.order.id, 0))
+        told = report(context_of(job, world.a.host), ReportState.HELD, world.a.host)
+        world.a.ledger.redirect(job, world.clock(), next_agent=world.b.keyid, delivery=told)
+
+
+def test_an_orchestrator_that_is_away_is_asked_seldom_however_much_waits_for_it(world: World) -> None:
+    world.a.rules(queue_limit=1000)
+    many_reports(world, 300)
+    away, before = Away(world.a.host.ports.orchestrators), world.a.host
+    world.a.ports(orchestrators=away)
+
+    for _ in range(60):  # an hour
+        world.a.sweep()
+        world.a.work(Queue.DELIVERIES)
+        world.pass_time(60)
+    asked = away.calls
+    world.a.host = before
+    world.pass_time(300)
+    for _ in range(8):  # each as soon as its own rest is over
+        world.a.sweep()
+        world.a.work(Queue.DELIVERIES)
+        world.pass_time(60)
+
+    assert asked <= 40  # 2, 4, 8 … 300 s apart
+    assert world.a.ledger.outbox_counts()[DeliveryState.PENDING] == 0
+
+
+def test_what_waits_for_others_is_not_held_up_by_one_who_is_away(world: World) -> None:
+    many_reports(world, 30)
+    world.a.ports(orchestrators=Away(world.a.host.ports.orchestrators))
+    world.a.sweep()
+    world.a.work(Queue.DELIVERIES)
+
+    attested_at_a(world)
+    world.a.work(Queue.DELIVERIES)
+
+    assert handoff_of(world).state is DeliveryState.ACKNOWLEDGED
+
+
+@pytest.mark.parametrize(("asked_s", "rest_s"), [(120.0, 120.0), (86400.0, 300.0), (0.0, 2.0)])
+def test_the_rest_that_a_receiver_asks_for_is_kept_within_bounds(
+    asked_s: float, rest_s: float, world: World
+) -> None:
+    many_reports(world, 1)
+    world.a.ports(orchestrators=Away(world.a.host.ports.orchestrators, asked_s))
+    (delivery,) = world.a.deliveries()
+
+    deliver(delivery.id, world.a.host)
+
+    rest = (world.a.ledger.delivery(delivery.id).next_try_at - world.clock()).total_seconds()
+    assert rest_s / 2 <= rest <= rest_s
+
+
+def test_nothing_leaves_a_host_whose_ledger_was_restored(world: World) -> None:
+    attested_at_a(world)
+    world.a.ledger.set_control(Control(mode=Mode.RESTORED), world.clock())
+
+    world.a.work(Queue.DELIVERIES)
+
+    assert world.peers.received == []
+    assert handoff_of(world).attempts == 0

@@ -23,12 +23,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from agent.domain.ids import Digest, JobId, KeyId, job_id
+from agent.domain.cancellations import Cancellation
+from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id, wire_time
 from agent.domain.jobs import Job
 from agent.domain.orders import DatasetRef, ModelRef, Order, SignedOrder
 from agent.domain.reports import ReportBody, ReportState, ResultBody
-from agent.errors import LedgerUnavailable
+from agent.domain.standings import PeerJob, PeerOrder
+from agent.errors import LedgerUnavailable, NotFound
 from agent.pipeline.advance import advance
+from agent.pipeline.cancel import Taken, remove_guests, take_cancellation
 from agent.pipeline.deliver import deliver
 from agent.pipeline.host import Host, Rules
 from agent.pipeline.intake import take_handoff, take_order
@@ -45,6 +48,7 @@ from agent.trust.keys import SigningKey
 from agent.trust.policy import HostPolicy
 from agent.trust.roster import Roster
 from agent.trust.seal import make_seal, read_preamble
+from agent.trust.signed import sign_cancellation
 from tests.builders import (
     NOW,
     SKEW,
@@ -220,12 +224,17 @@ class Hospital:
         host = host or self.host
 
         def go_on(item: str) -> None:
-            advance(JobId(item), host, f"worker {self.name} {next(self.world.numbers)}")
+            may_run = host.ports.ledger.control().may_start
+            advance(JobId(item), host, f"worker {self.name} {next(self.world.numbers)}", may_run=may_run)
 
         def send(item: str) -> None:
             deliver(DeliveryId(item), host)
 
-        return {queue: send if queue is Queue.DELIVERIES else go_on for queue in Queue}
+        def stop(item: str) -> None:
+            remove_guests(JobId(item), host)
+
+        others = {Queue.DELIVERIES: send, Queue.CANCELLATIONS: stop}
+        return {queue: others.get(queue, go_on) for queue in Queue}
 
     def work(self, *queues: Queue) -> int:
         """Answer every bell that is due, of these queues or of all; how many there were."""
@@ -320,6 +329,8 @@ class World:
         self.a, self.b, self.c = self.hospitals.values()
         for hospital in self.hospitals.values():
             self.peers.doors[hospital.keyid] = partial(self._hand_over, hospital)
+            self.peers.cancel_doors[hospital.keyid] = partial(self._forward, hospital)
+            self.peers.views[hospital.keyid] = partial(self._view, hospital)
         for name in DATASETS:
             self.bring(seal(name), at=name[0])
 
@@ -365,7 +376,12 @@ class World:
 
     def post(self, order: SignedOrder, hospital: Hospital) -> Admission:
         """An orchestrator sends its order."""
+        self.issue(order, hospital)
         return take_order(order.envelope, order.order.payload_type, order.signer, hospital.host)
+
+    def issue(self, order: SignedOrder, hospital: Hospital) -> None:
+        """An orchestrator writes down that it sends its order there; whether it arrives is another thing."""
+        self.orchestrators.issued.setdefault(order.order.id, (order, hospital.keyid))
 
     def hand_over(
         self, order: SignedOrder, done: int, *, to: Hospital, sender: Hospital | None = None
@@ -377,6 +393,41 @@ class World:
 
     def _hand_over(self, hospital: Hospital, body: bytes, sender: KeyId) -> object:
         return take_handoff(body, sender, hospital.host)
+
+    def cancel(
+        self, order: SignedOrder, at: Hospital, *, by: SigningKey | None = None, sender: KeyId | None = None
+    ) -> Taken:
+        """The order's orchestrator (or `by`) cancels it at this hospital, itself or through `sender`."""
+        envelope = self.cancellation(order, by=by)
+        key = by or self.people.orchestrator
+        return take_cancellation(envelope, sender or key.keyid, at.host)
+
+    def cancellation(self, order: SignedOrder, *, by: SigningKey | None = None) -> bytes:
+        """What the order's orchestrator (or `by`) signs to cancel it now."""
+        said = Cancellation(order.digest, wire_time(self.clock()))
+        return sign_cancellation(said, by or self.people.orchestrator).envelope
+
+    def _forward(self, hospital: Hospital, body: bytes, sender: KeyId) -> object:
+        return take_cancellation(body, sender, hospital.host)
+
+    def _view(
+        self, hospital: Hospital, order_id: OrderId, asker: KeyId
+    ) -> tuple[PeerOrder, tuple[bytes, ...]] | None:
+        """As GET /v1/orders/{id} and its receipts answer an agent."""
+        try:
+            record = hospital.ledger.order(order_id)
+        except NotFound:
+            return None
+        jobs = hospital.ledger.jobs(JobQuery(order_id=order_id, limit=1000))
+        receipts = hospital.ledger.receipts(record.digest)
+        told = PeerOrder(
+            id=order_id,
+            digest=record.digest,
+            jobs=tuple(PeerJob(position=job.position, state=job.state) for job in jobs),
+        )
+        own = [place for place, receipt in enumerate(receipts) if receipt.signer == asker]
+        readable = receipts[: own[-1] + 1] if own else ()
+        return told, tuple(receipt.envelope for receipt in readable)
 
     # ---- time
 

@@ -38,6 +38,7 @@ def test_a_ring_waits_until_somebody_works(desk: Desk) -> None:
         Queue.TEST_TASKS: 0,
         Queue.PREDUPLETS: 0,
         Queue.DELIVERIES: 1,
+        Queue.CANCELLATIONS: 0,
     }
 
 

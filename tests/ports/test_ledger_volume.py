@@ -39,7 +39,7 @@ INSERT INTO orders SELECT 'o' || i, 'd' || i, payload_type, signer, sender, expi
 INSERT INTO receipts SELECT 'd' || i, 0, 'r' || i, signer, recorded_at, envelope FROM receipts, n;
 INSERT INTO jobs SELECT NULL, 'o' || i || '.0', 'o' || i, 'd' || i, signer, 0, NULL, kind,
         CASE i % 10 WHEN 0 THEN 'attested' WHEN 1 THEN 'failed' ELSE 'done' END,
-        1, 3, received_at, changed_at, NULL, NULL, NULL, next_agent, NULL, NULL
+        1, 3, received_at, changed_at, NULL, NULL, NULL, next_agent, NULL, NULL, 1
     FROM jobs, n;
 INSERT INTO deliveries SELECT NULL, 'o' || i || '.0.' || kind || '.1', 'o' || i || '.0', 'o' || i, 'd' || i, 0, kind, 1,
         target, CASE kind WHEN 'report' THEN 'acknowledged' ELSE 'pending' END,

@@ -3,6 +3,7 @@
 The order is one of o1; the dataset's key is split over o1 and o2, and the port is that of agent a.
 """
 
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -10,20 +11,24 @@ from typing import Protocol
 import pytest
 from msgspec.structs import replace
 
+from agent.api.serving import listen, url_of
 from agent.domain.ids import KeyId, OrderId, wire_time
 from agent.domain.orders import ModelRef, SignedOrder
 from agent.domain.receipts import SignedReceipt, final_scores
 from agent.domain.reports import ReportBody, ReportState, ResultBody, envelope_object, mean_of
+from agent.domain.standings import OrderState
 from agent.domain.strict_json import encode
-from agent.errors import OrchestratorUnavailable, PeerRefused, ShareWithheld, TrustError, WrongRole
+from agent.errors import BadAnswer, OrchestratorUnavailable, PeerRefused, ShareWithheld, TrustError, WrongRole
 from agent.ports.orchestrators import Orchestrators
 from agent.ports.orchestrators_https import HttpsOrchestrators
 from agent.trust.seal import parse_header
 from agent.trust.shares import ShareKeyPair, ShareRequest, share_info, unwrap_data_key
-from tests.builders import NOW, consortium, key_of
+from tests.builders import NOW, changed, consortium, key_of, uuid_of
 from tests.devkit.sealed import Sealed, seal
 from tests.devkit.town import Town, open_town
 from tests.fakes.orchestrators import MemoryOrchestrators, MemoryOrchestratorsPort
+from tests.ports.rude import answer, rude_server
+from tests.ports.test_https import signed_answer
 
 WORLD = consortium()
 O1, O2 = key_of("o1").keyid, key_of("o2").keyid
@@ -40,6 +45,7 @@ class Stage(Protocol):
     def withhold(self, orchestrator: str, sealed: Sealed) -> None: ...
     def reports(self, orchestrator: str, order_id: OrderId) -> list[bytes]: ...
     def result(self, orchestrator: str, order_id: OrderId) -> bytes | None: ...
+    def send_to(self, order: SignedOrder, agent: KeyId) -> None: ...
     def go_down(self, orchestrator: str) -> None: ...
 
 
@@ -63,6 +69,9 @@ class FakeStage:
 
     def result(self, orchestrator: str, order_id: OrderId) -> bytes | None:
         return self._all.results.get(key_of(orchestrator).keyid, {}).get(order_id)
+
+    def send_to(self, order: SignedOrder, agent: KeyId) -> None:
+        self._all.issued[order.order.id] = (order, agent)
 
     def go_down(self, orchestrator: str) -> None:
         self._all.down.add(key_of(orchestrator).keyid)
@@ -89,6 +98,10 @@ class RealStage:
 
     def result(self, orchestrator: str, order_id: OrderId) -> bytes | None:
         return self._town.books[orchestrator].result(order_id)
+
+    def send_to(self, order: SignedOrder, agent: KeyId) -> None:
+        self.issue(order)
+        self._town.books["o1"].note_holder(order.order.id, agent)
 
     def go_down(self, orchestrator: str) -> None:
         self._town.stop(orchestrator)
@@ -265,6 +278,49 @@ def test_another_result_of_the_same_order_is_refused_for_good(stage: Stage) -> N
         stage.port.result(O1, order.order.id, encode(other) + b" ")
 
 
+# ------------------------------------------------------------------ how orders stand
+
+
+def test_an_agent_is_told_of_the_open_orders_that_it_has(stage: Stage) -> None:
+    order, other = WORLD.order(), WORLD.order(id=OrderId(uuid_of("for b")))
+    stage.send_to(order, AGENT_A)
+    stage.send_to(other, key_of("agent-b").keyid)
+    stage.port.report(O1, order.order.id, 0, 3, report_on(order, 0, ReportState.STARTED))
+
+    page = stage.port.open_orders(O1)
+
+    (told,) = page.orders
+    assert (told.id, told.digest, told.state, told.position, told.tasks, told.holder) == (
+        order.order.id,
+        order.digest,
+        OrderState.OPEN,
+        0,
+        5,
+        AGENT_A,
+    )
+    assert (told.receipts, told.reports_at(0), told.reports_at(1), page.next) == ((), 3, 0, None)
+
+
+def test_one_order_is_told_whole_with_what_was_acknowledged_of_it(stage: Stage) -> None:
+    order = WORLD.order()
+    (receipt,) = WORLD.chain(order, 1)
+    stage.send_to(order, AGENT_A)
+    stage.port.report(O1, order.order.id, 0, 1, report_on(order, 0, ReportState.DONE, receipt))
+
+    told = stage.port.standing(O1, order.order.id)
+
+    assert told is not None
+    assert (told.standing.position, told.envelope) == (1, envelope_object(order.envelope))
+    assert told.receipts == (envelope_object(receipt.envelope),)
+    at_place = told.standing.receipt_at(0)
+    assert at_place is not None
+    assert (at_place.digest, at_place.agent) == (receipt.digest, AGENT_A)
+
+
+def test_an_order_that_an_orchestrator_never_issued_is_none(stage: Stage) -> None:
+    assert stage.port.standing(O1, WORLD.order().order.id) is None
+
+
 # ------------------------------------------------------------------ orchestrators that are away
 
 
@@ -284,6 +340,10 @@ def test_an_orchestrator_that_is_away_is_unavailable_for_everything(stage: Stage
         stage.port.report(O1, order.order.id, 0, 1, report_on(order, 0, ReportState.STARTED))
     with pytest.raises(OrchestratorUnavailable):
         stage.port.result(O1, order.order.id, b"{}")
+    with pytest.raises(OrchestratorUnavailable):
+        stage.port.open_orders(O1)
+    with pytest.raises(OrchestratorUnavailable):
+        stage.port.standing(O1, order.order.id)
 
 
 def test_who_is_no_orchestrator_of_the_roster_is_not_called(stage: Stage) -> None:
@@ -291,3 +351,30 @@ def test_who_is_no_orchestrator_of_the_roster_is_not_called(stage: Stage) -> Non
         stage.port.check(AGENT_A)
     with pytest.raises(TrustError):
         stage.port.share(KeyId("0" * 64), b"{}")
+
+
+# ------------------------------------------------------------------ who tells how orders stand
+
+
+@pytest.mark.parametrize("key", [None, "o2"], ids=["unsigned", "another key"])
+@pytest.mark.parametrize("status", [200, 404])
+def test_nothing_is_believed_of_orders_that_the_orchestrator_did_not_sign(
+    key: str | None, status: int, tmp_path: Path
+) -> None:
+    body = b'{"orders": [], "next": null}' if status == 200 else b'{"code": "not-found"}'
+    with open_town(tmp_path) as town:
+        town.listeners["o1"] = listen("127.0.0.1", 0)
+        url = url_of(town.listeners["o1"], tls=True)
+        town.roster = changed(town.roster, O1, orchestrator_url=url)
+        port = HttpsOrchestrators(town.identity("agent-a"), town.timeouts)
+
+        def manner(line: ssl.SSLSocket, heard: list[bytes]) -> None:
+            signed = None if key is None else signed_answer(heard, town, key=key, status=status, body=body)
+            line.sendall(signed or answer(body, status))
+
+        with rude_server(town, "o1", manner):
+            with pytest.raises((BadAnswer, OrchestratorUnavailable)):
+                port.open_orders(O1)
+            with pytest.raises((BadAnswer, OrchestratorUnavailable)):
+                port.standing(O1, WORLD.order().order.id)
+        port.close()

@@ -9,7 +9,15 @@ import pytest
 from agent.domain.ids import KeyId
 from agent.domain.reports import SignedRefusal
 from agent.domain.strict_json import decode
-from agent.errors import BrokenLink, LedgerUnavailable, PeerRefused, PeerUnavailable, QueueFull, UnknownKey
+from agent.errors import (
+    BrokenLink,
+    LedgerUnavailable,
+    NotYours,
+    PeerRefused,
+    PeerUnavailable,
+    QueueFull,
+    UnknownKey,
+)
 from agent.ports.peers import Peers
 from agent.ports.peers_https import HttpsPeers
 from tests.builders import consortium, key_of
@@ -35,7 +43,7 @@ class FakeStage:
         self.port: Peers = MemoryPeersPort(self._all, A)
 
     def set_door(self, door: Door) -> None:
-        self._all.doors[B] = door
+        self._all.doors[B] = self._all.cancel_doors[B] = door
 
     def go_down(self) -> None:
         self._all.down.add(B)
@@ -82,6 +90,31 @@ def test_a_hand_off_reaches_the_peer_with_its_senders_name(stage: Stage) -> None
     stage.port.hand_off(B, BODY)
 
     assert received == [(BODY, A)]
+
+
+def test_a_cancellation_reaches_the_peer_as_it_is(stage: Stage) -> None:
+    received: list[tuple[bytes, KeyId]] = []
+    stage.set_door(lambda body, sender: received.append((body, sender)))
+
+    stage.port.cancel(B, BODY)
+
+    assert received == [(BODY, A)]
+
+
+def test_a_refused_cancellation_carries_the_peers_code(stage: Stage) -> None:
+    stage.set_door(raising(NotYours("it is of another orchestrator")))
+
+    with pytest.raises(PeerRefused, match="another orchestrator") as refusal:
+        stage.port.cancel(B, BODY)
+
+    assert refusal.value.refusal == "not-yours"
+
+
+def test_a_peer_that_cannot_take_a_cancellation_now_is_tried_again(stage: Stage) -> None:
+    stage.set_door(raising(QueueFull("1000 wait")))
+
+    with pytest.raises(PeerUnavailable):
+        stage.port.cancel(B, BODY)
 
 
 def test_a_large_hand_off_arrives_whole(stage: Stage) -> None:

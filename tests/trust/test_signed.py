@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from agent.domain.cancellations import CANCEL_TYPE, Cancellation
 from agent.domain.ids import digest_of
 from agent.domain.orders import LEARNUPLET_TYPE, PREDUPLET_TYPE
 from agent.domain.receipts import RECEIPT_TYPE, receipt_payload
@@ -20,7 +21,14 @@ from agent.errors import (
     UnknownPayloadType,
     WrongRole,
 )
-from agent.trust.signed import open_order, open_receipt, sign_order, sign_receipt
+from agent.trust.signed import (
+    open_cancellation,
+    open_order,
+    open_receipt,
+    sign_cancellation,
+    sign_order,
+    sign_receipt,
+)
 from tests.builders import (
     DAY,
     HOUR,
@@ -198,3 +206,54 @@ def test_a_statement_about_something_else_than_its_outputs_is_refused() -> None:
 
     with pytest.raises(ReceiptRefused):
         open_receipt(sign_payload(RECEIPT_TYPE, json.dumps(statement).encode(), AGENT), WORLD.roster)
+
+
+# ------------------------------------------------------------------ cancellations
+
+
+CANCELLATION = Cancellation(ORDER.digest, NOW)
+
+
+def test_a_signed_cancellation_opens_to_the_same_value() -> None:
+    signed = sign_cancellation(CANCELLATION, WORLD.orchestrator)
+
+    assert open_cancellation(signed.envelope, WORLD.roster, NOW) == signed
+
+
+def test_a_cancellation_by_anybody_but_an_orchestrator_is_refused() -> None:
+    for key in (AGENT, WORLD.storage("a"), WORLD.owner):
+        with pytest.raises(WrongRole):
+            open_cancellation(sign_cancellation(CANCELLATION, key).envelope, WORLD.roster, NOW)
+
+
+def test_a_cancellation_under_an_altered_payload_or_another_type_is_refused() -> None:
+    envelope = sign_cancellation(CANCELLATION, WORLD.orchestrator).envelope
+
+    with pytest.raises(BadSignature):
+        open_cancellation(tamper(envelope, order=digest_of(b"another")), WORLD.roster, NOW)
+    with pytest.raises(UnknownPayloadType):
+        open_cancellation(ORDER.envelope, WORLD.roster, NOW)
+    with pytest.raises(UnknownPayloadType):
+        open_order(envelope, WORLD.roster, NOW)
+
+
+@pytest.mark.parametrize("when", [NOW - 2 * DAY, NOW + 366 * DAY])
+def test_a_cancellation_is_judged_when_it_is_taken(when: datetime) -> None:
+    envelope = sign_cancellation(CANCELLATION, WORLD.orchestrator).envelope
+
+    with pytest.raises(KeyNotValid):
+        open_cancellation(envelope, WORLD.roster, when)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"order": "sha256:00", "issued": "2026-03-01T12:00:00Z"}',
+        b'{"issued": "2026-03-01T12:00:00Z"}',
+        b'{"order": "%s", "issued": "2026-03-01T12:00:00.5Z"}' % ORDER.digest.encode(),
+        b'{"order": "%s", "issued": "2026-03-01T12:00:00Z", "more": 1}' % ORDER.digest.encode(),
+    ],
+)
+def test_what_is_no_cancellation_is_refused(payload: bytes) -> None:
+    with pytest.raises(BadOrder):
+        open_cancellation(sign_payload(CANCEL_TYPE, payload, WORLD.orchestrator), WORLD.roster, NOW)

@@ -4,10 +4,10 @@ import base64
 import json
 from collections.abc import Callable
 
-from agent.devkit.book import OrderState
 from agent.devkit.demo.data import SPLITS
 from agent.devkit.demo.story import Scene, agent_command
 from agent.domain.orders import Learnuplet, SignedOrder
+from agent.domain.standings import OrderState
 from agent.errors import PeerRefused
 from agent.trust.handoff import build_handoff
 from agent.trust.keys import SigningKey

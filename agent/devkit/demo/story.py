@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from agent.devkit.book import OrderState
 from agent.devkit.consortium import Consortium, Hospital, in_an_hour
 from agent.devkit.demo.data import SPLITS, Split
 from agent.devkit.demo.guests import DemoImages, alone
@@ -22,6 +21,7 @@ from agent.domain.ids import Digest, OrderId, wire_time
 from agent.domain.orders import ImageRef, Learnuplet, ModelRef, Order, Preduplet, SignedOrder
 from agent.domain.receipts import Receipt, parse_receipt
 from agent.domain.reports import ReportBody, parse_report, parse_result
+from agent.domain.standings import OrderState
 from agent.trust.envelope import parse_envelope
 
 PROBLEM = "5d0c1c2e-9d0b-4f6e-8a53-2f0f3f0c7a11"

@@ -1,0 +1,230 @@
+"""The ledger's transactions on what must reach others: the outbox, dead letters, and targets that do not answer."""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, Select, delete, func, insert, or_, select, text, update
+
+from agent.domain.ids import KeyId
+from agent.domain.jobs import Job
+from agent.errors import LostRace, NotFound
+from agent.ports import ledger_sqlalchemy_writes as writes
+from agent.ports.ledger import Delivery, DeliveryHead, DeliveryId, DeliveryKind, DeliveryState, NewDelivery
+from agent.ports.ledger_schema import IS_DEAD, IS_PENDING, bodies, deliveries, targets
+from agent.ports.ledger_sqlalchemy_file import LedgerFile
+from agent.ports.ledger_sqlalchemy_rows import Plain, delivery_of, head_of
+
+PROBES: Final = 1  # deliveries that are rung for a target in trouble: one finds out whether it is back
+
+
+class OutboxRecords:
+    """The part of the ledger that knows of deliveries."""
+
+    _file: LedgerFile
+
+    def lease_delivery(self, delivery: DeliveryId, now: datetime, lease_until: datetime) -> Delivery | None:
+        may_go = (
+            deliveries.c.id == delivery,
+            text(IS_PENDING),
+            deliveries.c.next_try_at <= now,
+            _is_free(now),
+        )
+        there = select(deliveries.c.target).where(deliveries.c.id == delivery).scalar_subquery()
+        with self._file.writing() as tx:
+            rests = tx.execute(select(targets.c.rests_until).where(targets.c.target == there)).scalar()
+            if rests is not None and rests > now:
+                return None
+            if tx.execute(update(deliveries).where(*may_go).values(lease_until=lease_until)).rowcount == 0:
+                return None
+            if rests is not None:
+                tx.execute(update(targets).where(targets.c.target == there).values(rests_until=lease_until))
+            return delivery_of(tx.execute(_of(delivery)).mappings().one())
+
+    def acknowledge(self, delivery: DeliveryId, now: datetime) -> Job:
+        with self._file.writing() as tx:
+            job, _, state = writes.read_delivery_state(tx, delivery)
+            if state is not DeliveryState.ACKNOWLEDGED:
+                writes.change_delivery(tx, delivery, state=DeliveryState.ACKNOWLEDGED, acknowledged_at=now)
+            return writes.settle(tx, writes.read_job(tx, job), now)
+
+    def postpone(self, delivery: DeliveryId, next_try_at: datetime, error: str) -> None:
+        with self._file.writing() as tx:
+            _, _, state = writes.read_delivery_state(tx, delivery)
+            if state is DeliveryState.PENDING:
+                attempts = deliveries.c.attempts + 1
+                writes.change_delivery(
+                    tx, delivery, attempts=attempts, next_try_at=next_try_at, last_error=error
+                )
+
+    def bury(
+        self, delivery: DeliveryId, now: datetime, error: str, *, deliveries: Sequence[NewDelivery] = ()
+    ) -> None:
+        with self._file.writing() as tx:
+            job_id, kind, state = writes.read_delivery_state(tx, delivery)
+            if state is not DeliveryState.PENDING:
+                return
+            writes.change_delivery(tx, delivery, state=DeliveryState.DEAD, last_error=error)
+            job = writes.read_job(tx, job_id)
+            instead = next((new.target for new in deliveries if new.kind is DeliveryKind.HANDOFF), None)
+            if kind is DeliveryKind.HANDOFF:
+                job = writes.lose_handoff(tx, job, instead, error, now)
+            writes.put_deliveries(tx, job, deliveries, now)
+            writes.settle(tx, job, now)
+
+    # ---- looking
+
+    def delivery(self, delivery: DeliveryId) -> Delivery:
+        with self._file.reading() as tx:
+            row = tx.execute(_of(delivery)).mappings().one_or_none()
+        if row is None:
+            raise NotFound(f"no delivery {delivery}")
+        return delivery_of(row)
+
+    def outbox(self, states: Collection[DeliveryState], limit: int) -> tuple[DeliveryHead, ...]:
+        found: list[DeliveryHead] = []
+        with self._file.reading() as tx:
+            for state in states:
+                query = select(deliveries).where(_in_state(state)).order_by(deliveries.c.seq).limit(limit)
+                found += [head_of(row) for row in tx.execute(query).mappings()]
+        return tuple(sorted(found, key=lambda head: head.created_at)[:limit])
+
+    def outbox_counts(self) -> dict[DeliveryState, int]:
+        with self._file.reading() as tx:
+            return {
+                state: tx.execute(
+                    select(func.count()).select_from(deliveries).where(_in_state(state))
+                ).scalar_one()
+                for state in (DeliveryState.PENDING, DeliveryState.DEAD)
+            }
+
+    # ---- what a person decides
+
+    def retry_delivery(
+        self,
+        seen: DeliveryHead,
+        now: datetime,
+        *,
+        uid: int | None,
+        deliveries: Sequence[NewDelivery] = (),
+    ) -> None:
+        with self._file.writing() as tx:
+            job = _decide(tx, seen, now, "delivery.retried", uid)
+            writes.change_delivery(tx, seen.id, state=DeliveryState.PENDING, next_try_at=now)
+            tx.execute(update(targets).where(targets.c.target == seen.target).values(rests_until=now))
+            writes.put_deliveries(tx, job, deliveries, now)
+
+    def drop_delivery(
+        self,
+        seen: DeliveryHead,
+        now: datetime,
+        *,
+        uid: int | None,
+        reason: str,
+        deliveries: Sequence[NewDelivery] = (),
+    ) -> Job:
+        with self._file.writing() as tx:
+            job = _decide(tx, seen, now, "delivery.dropped", uid)
+            writes.change_delivery(tx, seen.id, state=DeliveryState.DROPPED)
+            if seen.kind is DeliveryKind.HANDOFF and seen.state is DeliveryState.PENDING:
+                job = writes.lose_handoff(tx, job, None, reason, now)
+            writes.put_deliveries(tx, job, deliveries, now)
+            return writes.settle(tx, job, now)
+
+    def send_again(self, delivery: DeliveryId, now: datetime, why: str) -> bool:
+        with self._file.writing() as tx:
+            job, kind, state = writes.read_delivery_state(tx, delivery)
+            if state is not DeliveryState.ACKNOWLEDGED:
+                return False
+            writes.change_delivery(
+                tx, delivery, state=DeliveryState.PENDING, next_try_at=now, acknowledged_at=None
+            )
+            told = writes.read_job(tx, job)
+            values: dict[str, Plain] = {"delivery": delivery, "kind": kind, "why": why}
+            writes.tell(tx, "delivery.sent_again", now, told.order_id, told.position, values)
+            return True
+
+    def handed_over(self, since: datetime, now: datetime, limit: int) -> tuple[DeliveryHead, ...]:
+        query = select(deliveries).where(
+            deliveries.c.kind == DeliveryKind.HANDOFF,
+            deliveries.c.state == DeliveryState.ACKNOWLEDGED,
+            deliveries.c.acknowledged_at >= since,
+            deliveries.c.expires_at > now,
+        )
+        with self._file.reading() as tx:
+            rows = tx.execute(query.order_by(deliveries.c.seq.desc()).limit(limit)).mappings()
+            return tuple(head_of(row) for row in rows)
+
+    def count_on(self, job: Job, told: int, now: datetime) -> None:
+        with self._file.writing() as tx:
+            writes.count_on(tx, job, told, now)
+
+    # ---- targets that do not answer
+
+    def target_failures(self, target: KeyId) -> int:
+        with self._file.reading() as tx:
+            failures: int | None = tx.execute(
+                select(targets.c.failures).where(targets.c.target == target)
+            ).scalar_one_or_none()
+            return failures or 0
+
+    def rest_target(self, target: KeyId, failures: int, until: datetime) -> None:
+        values = {"failures": failures, "rests_until": until}
+        with self._file.writing() as tx:
+            if tx.execute(update(targets).where(targets.c.target == target).values(**values)).rowcount == 0:
+                tx.execute(insert(targets), {"target": target, **values})
+
+    def target_is_back(self, target: KeyId, now: datetime, limit: int) -> tuple[DeliveryId, ...]:
+        if self.target_failures(target) == 0:  # as nearly always: nothing to write
+            return ()
+        with self._file.writing() as tx:
+            tx.execute(delete(targets).where(targets.c.target == target))
+            return _due(tx, now, limit, deliveries.c.target == target)
+
+
+def send_by(tx: Connection, now: datetime, limit: int) -> tuple[DeliveryId, ...]:
+    """What should be sent now, soonest first: a backlog for one who is away keeps nothing for others from its turn."""
+    in_trouble = select(targets.c.target)
+    resting = tx.execute(in_trouble.where(targets.c.rests_until <= now)).scalars().all()
+    probes = [one for target in resting for one in _due(tx, now, PROBES, deliveries.c.target == target)]
+    return (*_due(tx, now, limit, deliveries.c.target.not_in(in_trouble)), *probes)
+
+
+def full_deliveries() -> Select[Any]:
+    """Deliveries with their bodies."""
+    return select(deliveries, bodies.c.body).join(bodies, bodies.c.delivery == deliveries.c.id)
+
+
+def _of(delivery: DeliveryId) -> Select[Any]:
+    return full_deliveries().where(deliveries.c.id == delivery)
+
+
+def _due(tx: Connection, now: datetime, limit: int, which: Any) -> tuple[DeliveryId, ...]:
+    query = select(deliveries.c.id).where(
+        text(IS_PENDING), deliveries.c.next_try_at <= now, _is_free(now), which
+    )
+    ids = tx.execute(query.order_by(deliveries.c.next_try_at, deliveries.c.seq).limit(limit))
+    return tuple(DeliveryId(found) for found in ids.scalars())
+
+
+def _is_free(now: datetime) -> Any:
+    return or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until <= now)
+
+
+def _in_state(state: DeliveryState) -> Any:
+    """The condition, in the very words of the partial index where there is one."""
+    words = {DeliveryState.PENDING: IS_PENDING, DeliveryState.DEAD: IS_DEAD}
+    return text(words[state]) if state in words else deliveries.c.state == state
+
+
+def _decide(tx: Connection, seen: DeliveryHead, now: datetime, event: str, uid: int | None) -> Job:
+    """The job of a delivery on which a person decides, with the event that tells so. Raises: NotFound, LostRace."""
+    row = tx.execute(select(deliveries).where(deliveries.c.id == seen.id)).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"no delivery {seen.id}")
+    is_leased = row["lease_until"] is not None and row["lease_until"] > now
+    if row["state"] != seen.state or (event == "delivery.dropped" and is_leased):
+        raise LostRace(f"delivery {seen.id} is {row['state']}" + (" and being sent" if is_leased else ""))
+    values: dict[str, Plain] = {"delivery": seen.id, "was": seen.state, "target": seen.target, "uid": uid}
+    writes.tell(tx, event, now, seen.order_id, seen.position, values)
+    return writes.read_job(tx, seen.job)
