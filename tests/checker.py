@@ -14,12 +14,13 @@ real. It asks no agent and reads no ledger: an agent that is wrong about itself 
 The rules, each with a name that stands in its violations:
 
   ended        an order that was accepted (some agent answered 2xx) has a result, or was reported failed, expired or cancelled:
-               `failed`, `handoff-refused` or `handoff-expired`, which end a chain
+               `failed`, `cancelled`, `handoff-refused` or `handoff-expired`, which end a chain
   not-excused  … and failed only if `Issued.may_fail` names the reason: what was done to it explains it
   unknown      nothing was told of an order that no agent accepted
-  both-ends    an order with a result was not also reported as failed at any place
+  both-ends    an order with a result was not also reported as failed at any place; a cancellation may lose the race
   one-receipt  no (order, position) has two receipts in what orchestrators acknowledged: reports and result together
   one-model    no (order, position) has two outputs or two models there
+  fenced       the receipt of a place is of the last attempt that began there, as reports tell: one given up attests nothing
   whole        a result brings one receipt for each task of the order, all done, signed, at their places, by an agent that
                storage names, linked (`previous`) and with linked models; its scores and model are those of the receipts
   reported     each receipt of a result was also reported as done, by the agent that signed it
@@ -29,6 +30,7 @@ The rules, each with a name that stands in its violations:
   one-handoff  no (order, position) was taken over by two agents, or twice by one after different receipts
   once-trained no task ran to its good end more often than `Run.times` excuses: once
   no-alarm     no orchestrator refused a second, different record for one place
+  no-crash     no agent met an exception that nobody foresaw
   clean        no host is left with a container, workspace, spooled file, mount, socket or secret
 
 Times, attempts and how often something was tried are not judged here.
@@ -60,7 +62,14 @@ from agent.trust.roster import Roster
 
 T = TypeVar("T")
 
-ENDS = frozenset({ReportState.FAILED, ReportState.HANDOFF_REFUSED, ReportState.HANDOFF_EXPIRED})
+ENDS = frozenset(
+    {
+        ReportState.FAILED,
+        ReportState.CANCELLED,
+        ReportState.HANDOFF_REFUSED,
+        ReportState.HANDOFF_EXPIRED,
+    }
+)
 ANYTHING = frozenset({"*"})
 
 
@@ -68,16 +77,17 @@ ANYTHING = frozenset({"*"})
 class Issued:
     """An order that was sent to an agent.
 
-    `envelope`: the DSSE envelope as sent. `accepted_by`: agents that answered its orchestrator 2xx; with none it need
-    not end. `may_fail`: words, one of which must stand in the reason of its end if it fails (ANYTHING: whatever the reason).
-    `must_fail`: a result would be wrong (its guest always fails, say). `model`: the digest of the final model as a run without
-    faults leaves it; None where there is none or it is not compared.
+    `envelope`: the DSSE envelope as sent. `accepted_by`: agents that answered its orchestrator 2xx; with none it need not end.
+    `may_fail`: words, one of which must stand in the reason of its end if it fails (ANYTHING: whatever the reason). `must_fail`:
+    a result would be wrong (its guest always fails, say). `is_cancelled`: its orchestrator took it back. `model`: the digest of
+    the final model as a run without faults leaves it; None where there is none or it is not compared.
     """
 
     envelope: bytes
     accepted_by: frozenset[KeyId] = frozenset()
     may_fail: frozenset[str] = frozenset()
     must_fail: bool = False
+    is_cancelled: bool = False
     model: Digest | None = None
 
 
@@ -131,6 +141,7 @@ class Seen:
 
     `blobs`: digests by storage; None where storage was not looked at. `alarms`: sentences, one for each second record that an
     orchestrator refused. `left`: sentences, one for each thing that a host still has ("a: container dc-…-train").
+    `crashes`: what agents' logs say of exceptions that nobody foresaw (`bell.crashed`, `sweep.crashed`).
     `runs`: one entry for each run that ended well. `locate`: who holds a dataset; None leaves that unjudged.
     """
 
@@ -142,6 +153,7 @@ class Seen:
     blobs: Mapping[KeyId, Collection[Digest]] | None = None
     alarms: Sequence[str] = ()
     left: Sequence[str] = ()
+    crashes: Sequence[str] = ()
     locate: Callable[[DatasetRef], frozenset[KeyId]] | None = None
 
 
@@ -166,6 +178,7 @@ def check(seen: Seen, roster: Roster) -> tuple[Violation, ...]:
     found.extend(_handoffs(seen, books))
     found.extend(_runs(seen))
     found.extend(Violation("no-alarm", "", alarm) for alarm in seen.alarms)
+    found.extend(Violation("no-crash", "", what) for what in seen.crashes)
     found.extend(Violation("clean", "", what) for what in seen.left)
     return tuple(sorted(set(found)))
 
@@ -234,6 +247,7 @@ def _rules(book: _Book, seen: Seen, roster: Roster) -> Iterator[tuple[str, str]]
     yield from _ended(book)
     receipts = [*_reported_receipts(book), *_result_receipts(book)]
     yield from _one_receipt(receipts)
+    yield from _fenced(book, receipts)
     if seen.blobs is not None:
         yield from _stored((receipt for _, _, receipt in receipts), seen.blobs)
     for reporter, result in book.results:
@@ -254,7 +268,7 @@ def _ended(book: _Book) -> Iterator[tuple[str, str]]:
     if book.results and book.issued.must_fail:
         yield "not-excused", "it has a result, and could only fail"
     for end in book.ends:
-        if book.results:
+        if book.results and not book.issued.is_cancelled:
             yield (
                 "both-ends",
                 f"it has a result, and was reported {end.state} at {end.position}: {end.reason}",
@@ -300,6 +314,19 @@ def _one_receipt(receipts: Iterable[_Found]) -> Iterator[tuple[str, str]]:
     for position, outputs in left.items():
         if len(outputs) > 1:
             yield "one-model", f"{len(outputs)} outputs at {position}"
+
+
+def _fenced(book: _Book, receipts: Iterable[_Found]) -> Iterator[tuple[str, str]]:
+    last: Counter[tuple[KeyId, int]] = Counter()
+    for reporter, report in book.told:
+        last[reporter, report.position] = max(last[reporter, report.position], report.attempt)
+    for _, _, receipt in receipts:
+        began = last[receipt.agent, receipt.position]
+        if receipt.attempt < began:
+            yield (
+                "fenced",
+                f"attempt {receipt.attempt} at {receipt.position} attested after attempt {began} began",
+            )
 
 
 def _stored(
@@ -359,7 +386,9 @@ def _handoffs(seen: Seen, books: Mapping[OrderId, _Book]) -> Iterator[Violation]
 
 def _runs(seen: Seen) -> Iterator[Violation]:
     ran = Counter((run.order_id, run.position) for run in seen.runs)
-    excused = {(run.order_id, run.position): run.times for run in seen.runs}
+    excused: Counter[tuple[OrderId, int]] = Counter()
+    for run in seen.runs:
+        excused[run.order_id, run.position] = max(excused[run.order_id, run.position], run.times)
     for (order_id, position), times in ran.items():
         if times > excused[order_id, position]:
             yield Violation("once-trained", order_id, f"the task at {position} ran to its end {times} times")

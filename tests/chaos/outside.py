@@ -72,6 +72,17 @@ def secrets_left(stage: Stage, canary: bytes, since_s: float) -> Iterator[str]:
             yield f"{name} lies in {path}"
 
 
+def crashes(stage: Stage) -> Iterator[str]:
+    """What agents' logs say of exceptions that nobody foresaw: who, which event, the last line; each once."""
+    told = set()
+    for service in stage.services.values():
+        for line in service.log.read_text(errors="replace").splitlines():
+            if '.crashed"' in line:
+                event = json.loads(line)
+                told.add(f"{service.name}: {event['event']}: {event['exception'].splitlines()[-1][:200]}")
+    yield from sorted(told)
+
+
 def attempts_spent(stage: Stage, excused: Mapping[str, frozenset[str]]) -> Iterator[Violation]:
     """Attempts that were counted though nothing was wrong with a container, an engine or a disk."""
     for n in range(len(stage.consortium.orchestrators)):

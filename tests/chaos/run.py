@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.chaos.desk import Desk
 from tests.chaos.hosts import find_hosts
 from tests.chaos.nemesis import Journal, Nemesis, raging
-from tests.chaos.outside import attempts_spent, left, look, secrets_left
+from tests.chaos.outside import attempts_spent, crashes, left, look, secrets_left
 from tests.chaos.plan import HOSPITALS, make_plan
 from tests.chaos.points import points
 from tests.chaos.stage import Stage, find_engines, open_stage
@@ -102,9 +102,10 @@ def run(
         say("everybody ends")
     lying = [Violation("clean", "", what) for what in secrets_left(stage, town.canary, since_s)]
     spent = attempts_spent(stage, nemesis.excused) if is_strict else ()
+    fell = [Violation("no-crash", "", what) for what in crashes(stage)]
     return Outcome(
         seed,
-        (*violations, *lying, *spent),
+        (*violations, *lying, *spent, *fell),
         journal.counts,
         ends,
         len(points()),

@@ -254,6 +254,7 @@ def _settle(stage: Stage, hospital: str) -> None:
     told["timeouts"] = TIMEOUTS
     told["limits"] |= {"lease_s": LEASE_S, "low_disk_bytes": LOW_DISK_BYTES}
     told["workers"] = {"grace_s": 3.0}
+    told["reconcile"] = {"first_s": 15.0, "every_s": 60.0}
     file.write_bytes(msgspec.toml.encode(told))
     (stage.memory / hospital).mkdir(mode=0o700, exist_ok=True)
     stage.data(hospital).mkdir(mode=0o700)
