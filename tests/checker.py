@@ -78,8 +78,8 @@ class Issued:
     """An order that was sent to an agent.
 
     `envelope`: the DSSE envelope as sent. `accepted_by`: agents that answered its orchestrator 2xx; with none it need not end.
-    `may_fail`: words, one of which must stand in the reason of its end if it fails (ANYTHING: whatever the reason). `must_fail`:
-    a result would be wrong (its guest always fails, say). `is_cancelled`: its orchestrator took it back. `model`: the digest of
+    `may_fail`: words, one of which must stand in the reason of its end if it fails (ANYTHING: whatever it is). `must_fail`: a
+    result would be wrong (its guest always fails, say). `is_cancelled`: its orchestrator took it back. `model`: the digest of
     the final model as a run without faults leaves it; None where there is none or it is not compared.
     """
 

@@ -53,7 +53,7 @@ def left(stage: Stage) -> Iterator[str]:
         for name in workspaces(stage.work(hospital)):
             yield f"{hospital}: workspace {name}"
         spool = stage.data(hospital) / "spool"
-        for path in spool.rglob("*") if spool.is_dir() else ():
+        for path in (one for one in spool.rglob("*") if one.suffix != ".lock"):
             yield f"{hospital}: spooled {path.relative_to(spool)}"
     for where in _mounts(stage):
         yield f"mounted: {where}"
