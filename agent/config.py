@@ -128,7 +128,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     """How much it takes on.
 
     `skew_s`: how far clocks may differ; `lease_s`: how long a silent worker keeps its task. Loaded images leave when unused
-    for `image_days`, and while they take more than `images_bytes` together.
+    for `image_days`, and while they take more than `images_bytes` together. Job logs are kept `log_days` after the job ended,
+    orders `order_days` after the last thing happened to them, and in any case until they expired.
     """
 
     queue_limit: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
@@ -137,6 +138,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     max_image_bytes: Bytes = 16 << 30
     image_days: Annotated[int, Meta(ge=1, le=36500)] = 30
     images_bytes: Bytes = 64 << 30
+    log_days: Annotated[int, Meta(ge=1, le=36500)] = 30
+    order_days: Annotated[int, Meta(ge=1, le=36500)] = 365
     skew_s: Annotated[int, Meta(ge=0, le=300)] = 30
     lease_s: Annotated[int, Meta(ge=3, le=3600)] = 60
 

@@ -10,6 +10,8 @@
 `most_retries` its limit, `is_passing` says that it spends no attempt; `advice` says what to do. The message says what was seen.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 
@@ -24,6 +26,10 @@ class AgentError(Exception):
     )
     most_retries: ClassVar[int | None] = None  # over all attempts of a task; None: as many as it has attempts
     advice: ClassVar[str] = "Report this to the maintainers with the log of events."
+
+    about: Mapping[str, str | int] = MappingProxyType(
+        {}
+    )  # what it was about, for the audit log, where that is known
 
     @property
     def detail(self) -> str:
@@ -257,6 +263,23 @@ class BrokenLink(TrustError):
     advice = "Receipts must link to the order and to each other, and each model to the one before."
 
 
+class BrokenLog(TrustError):
+    code = "broken-log"
+    advice = "Somebody wrote in the ledger's file or in this export: keep it as it is, and compare with an earlier export."
+
+
+class LogTruncated(TrustError):
+    code = "log-truncated"
+    advice = (
+        "Lines that were there are not: keep the file as it is, and ask the operator for the older ledger."
+    )
+
+
+class LogRestored(TrustError):
+    code = "log-restored"
+    advice = "A backup took the place of the ledger, as the log itself tells: ask the operator for the file it replaced."
+
+
 class DatasetNotHere(TrustError):
     code = "dataset-not-here"
     advice = "Ask storage again where the next dataset lies and send the hand-off there."
@@ -424,8 +447,18 @@ class CageNotApplied(OutsideError):
 class NoSpace(OutsideError):
     code = "no-space"
     status = 507
-    most_retries = 1  # garbage is collected before it; what is still full after that is for a person to mend
+    most_retries: ClassVar[int | None] = (
+        1  # garbage is collected before it; what is still full after that is for a person to mend
+    )
     advice = "Free space on the file system that the message names; what is refused now may be sent again."
+
+
+class RoomTaken(NoSpace):
+    """There is room for it once others have ended: to wait is enough, nothing needs to be mended."""
+
+    code = "room-taken"
+    most_retries = None
+    advice = "It is tried again by itself. Give the workspace more memory, or let fewer tasks run at once ([workers])."
 
 
 class WorkspaceOnDisk(OutsideError):
@@ -460,6 +493,12 @@ class AgentUnreachable(OutsideError):
 class LedgerUnavailable(OutsideError):
     code = "ledger-unavailable"
     advice = "Check the disk that holds the ledger; nothing was accepted meanwhile."
+
+
+class LedgerFull(LedgerUnavailable):
+    code = "ledger-full"
+    status = 507
+    advice = "Free space on the file system that the message names (`dc-compute df`, `dc-compute gc`); nothing is lost."
 
 
 class LostRace(OutsideError):

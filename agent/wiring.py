@@ -3,7 +3,6 @@
 Adapters are imported where they are opened: the command line asks an agent without loading a database or an engine.
 """
 
-import fcntl
 import os
 import shutil
 import socket
@@ -17,9 +16,11 @@ from agent.config import Settings
 from agent.domain.ids import Digest, KeyId
 from agent.errors import AgentUnreachable, BadSettings, RuntimeUnavailable
 from agent.faults import find_faults
+from agent.pipeline.garbage import BUILD_PREFIX, building
 from agent.pipeline.gate import Breach, Prove
 from agent.pipeline.host import Host, Rules
 from agent.ports import Clock, Ports
+from agent.ports.audit import AuditLog
 from agent.ports.broker import Consumer, Handler, Queue
 from agent.ports.builder import Builder
 from agent.ports.client import Client
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
 
 MakeConsumer = Callable[[Mapping[Queue, Handler]], Consumer]
 AskHealth = Callable[[RosterEntry, str], datetime | None]  # raises AgentUnreachable
-
-
-BUILDS, BUILD_PREFIX = "builds", "build-"  # the folder of builds in the spool, and how what lies there begins
 
 
 def now() -> datetime:
@@ -74,6 +72,18 @@ def open_worker(settings: Settings) -> Iterator[tuple[Host, MakeConsumer]]:
     }
     with _wired(settings) as (host, broker):
         yield host, lambda handlers: broker.consumer(handlers, threads)
+
+
+@contextmanager
+def open_audit(path: Path) -> Iterator[AuditLog]:
+    """The audit log in this ledger, for reading, while a service may write it. Raises: LedgerUnavailable."""
+    from agent.ports.audit_sqlite import SqliteAuditLog
+
+    log = SqliteAuditLog(path)
+    try:
+        yield log
+    finally:
+        log.close()
 
 
 @contextmanager
@@ -239,13 +249,9 @@ def open_builder(settings: Settings, me: KeyId) -> Iterator[Builder]:
     from agent.ports.runtime_podman_build import PodmanSteps
 
     make_folders(settings)
-    work = settings.paths.spool / BUILDS
-    work.mkdir(mode=0o700, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as cause:
-            raise RuntimeUnavailable("another image is being built here") from cause
+    with building(settings.paths.spool, is_made=True) as work:
+        if work is None:
+            raise RuntimeUnavailable("another image is being built here")
         told = settings.runtime
         steps = PodmanSteps(
             told.podman_socket,
@@ -387,5 +393,8 @@ def _rules(settings: Settings, runtime: Runtime) -> Rules:
         images_bytes=limits.images_bytes,
         reconcile_first=timedelta(seconds=settings.reconcile.first_s),
         reconcile_every=timedelta(seconds=settings.reconcile.every_s),
+        log_age=timedelta(days=limits.log_days),
+        order_age=timedelta(days=limits.order_days),
+        records=(settings.paths.data,),
         in_memory=(settings.runtime.run_dir,) if runtime.name == "runc" else (),  # conmon keeps a log there
     )

@@ -22,7 +22,8 @@ from agent.cli.doctor_patient import Patient
 from agent.cli.files import as_owner_of
 from agent.config import load_settings
 from agent.doctor.lines import Check
-from agent.pipeline.space import IN_MEMORY, file_system_of
+from agent.domain.file_systems import IN_MEMORY
+from agent.pipeline.space import file_system_of
 from agent.wiring import open_host
 from tests.test_cli import FAILED, OK, USAGE, Command, command, home, no_traceback
 

@@ -38,6 +38,7 @@ ASKS_AN_AGENT = {
     "log",
     "receipts",
     "held",
+    "audit",
     "status",
     "pause",
     "resume",

@@ -72,6 +72,7 @@ PLUMBING_OF = {
 PART_OF_PORT = {
     "ledger_attempts": "ledger",
     "ledger_cancellations": "ledger",
+    "ledger_audit": "ledger",
     "ledger_images": "ledger",
     "ledger_outbox": "ledger",
 }
@@ -128,7 +129,7 @@ MAY_CATCH_EVERYTHING = {"agent/worker.py", "agent/api/problems.py"}
 
 MAX_FUNCTION_LINES = 50  # in pipeline/: a page
 MAX_MODULE_LINES = 400
-LONG_BY_NATURE = {"agent/errors.py": 500}  # one tree, one class after the other
+LONG_BY_NATURE = {"agent/errors.py": 600}  # one tree, one class after the other
 
 
 # ------------------------------------------------------------------ reading the house

@@ -16,6 +16,7 @@ from agent.api.desk import Desk
 from agent.api.problems import json_answer
 from agent.api.readiness import for_strangers
 from agent.api.signed_requests import JSON_TYPE
+from agent.api.subjects import about, handoff_in, order_in
 from agent.api.views import Health, JobPage, JobView, view_job, view_log, view_order, view_receipts
 from agent.domain.ids import JobId, KeyId, OrderIdField
 from agent.domain.jobs import Job, JobState
@@ -53,13 +54,15 @@ class OrdersQuery(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 def post_learnuplet(ask: Ask, desk: Desk) -> Response:
     """Take a training order."""
     no_query(ask)
-    return _taken(take_order(ask.body, LEARNUPLET_TYPE, _sender_of_order(ask), desk.host))
+    with about(order_in, ask.body):
+        return _taken(take_order(ask.body, LEARNUPLET_TYPE, _sender_of_order(ask), desk.host))
 
 
 def post_preduplet(ask: Ask, desk: Desk) -> Response:
     """Take a prediction order."""
     no_query(ask)
-    return _taken(take_order(ask.body, PREDUPLET_TYPE, _sender_of_order(ask), desk.host))
+    with about(order_in, ask.body):
+        return _taken(take_order(ask.body, PREDUPLET_TYPE, _sender_of_order(ask), desk.host))
 
 
 def post_handoff(ask: Ask, desk: Desk) -> Response:
@@ -67,7 +70,8 @@ def post_handoff(ask: Ask, desk: Desk) -> Response:
     no_query(ask)
     if ask.signer is None:
         raise WrongRole("a hand-off comes from an agent, not from the operator")
-    return _taken(take_handoff(ask.body, ask.signer.keyid, desk.host))
+    with about(handoff_in, ask.body):
+        return _taken(take_handoff(ask.body, ask.signer.keyid, desk.host))
 
 
 def _sender_of_order(ask: Ask) -> KeyId:
@@ -130,6 +134,10 @@ def get_log(ask: Ask, desk: Desk) -> Response:
     if not ask.is_operator:
         raise NotYours("a job's log may carry data: it stays on the operator's socket")
     record, _, _ = _order_for(ask, desk.host)
+    # It may hold data: who looked is told before it is shown.
+    desk.host.ports.ledger.record_event(
+        "log.read", desk.host.ports.now(), order_id=record.id, values={"uid": ask.uid}
+    )
     return json_answer(view_log(desk.host.ports.ledger.logs(record.id), desk.host.key))
 
 

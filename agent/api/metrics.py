@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -14,6 +15,7 @@ from agent import __version__
 from agent.domain.control import Mode
 from agent.errors import AgentError
 from agent.pipeline.host import Host
+from agent.pipeline.space import reserved_in
 
 ROUTE = "dc_compute.route"  # key of the ASGI scope under which an endpoint leaves the template of its path
 UNKNOWN = "unknown"  # label of a request that met no route, or a method nobody has heard of
@@ -95,10 +97,25 @@ class _HostCollector(Collector):
         build.add_metric((__version__, self._host.me), 1)
         yield build
         yield from self._ledger()
-        free = shutil.disk_usage(self._host.rules.spool).free
-        yield GaugeMetricFamily("dc_compute_disk_free_bytes", "Free where downloads are kept.", value=free)
+        yield from self._disks()
         low = self._host.rules.low_disk_bytes
         yield GaugeMetricFamily("dc_compute_disk_low_mark_bytes", "Below it no order is accepted.", value=low)
+
+    def _disks(self) -> Iterator[Metric]:
+        rules = self._host.rules
+        free = GaugeMetricFamily(
+            "dc_compute_disk_free_bytes", "Free on the file system of this folder.", labels=("folder",)
+        )
+        promised = GaugeMetricFamily(
+            "dc_compute_disk_promised_bytes", "Reserved by tasks and not taken yet.", labels=("folder",)
+        )
+        for name, folder in (("spool", rules.spool), ("workspaces", rules.workspace_root)):
+            with suppress(OSError):
+                free.add_metric((name,), shutil.disk_usage(folder).free)
+                promised.add_metric((name,), sum(unused for _, _, unused in reserved_in(folder)))
+        for folder in rules.records[:1]:
+            free.add_metric(("ledger",), shutil.disk_usage(folder).free)
+        yield from (free, promised)
 
     def _ledger(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("dc_compute_ledger_up", "Whether the ledger could be read just now.")

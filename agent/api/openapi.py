@@ -43,6 +43,7 @@ SIGNED = (
     errors.TooLarge,
     errors.WrongMediaType,
     errors.LedgerUnavailable,
+    errors.LedgerFull,
 )
 READING = (errors.BadQuery, errors.NotFound, errors.NotYours)
 INTAKE = (

@@ -1,6 +1,5 @@
 """Whether an order would be accepted now: each thing this agent stands on, looked at and named."""
 
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -10,9 +9,10 @@ from msgspec.structs import replace
 from agent.api.views import Check, Readiness
 from agent.domain.control import Mode
 from agent.domain.jobs import JobState
-from agent.errors import AgentError, CageNotApplied, Draining, NoSpace, QueueFull
+from agent.errors import AgentError, CageNotApplied, Draining, QueueFull
 from agent.pipeline.gate import GateState, standing
 from agent.pipeline.host import Host
+from agent.pipeline.space import require_above_low_mark
 from agent.ports.broker import Queue
 from agent.ports.ledger import DeliveryState
 from agent.trust.roster import Role
@@ -45,11 +45,8 @@ def look_at_bells(host: Host) -> str:
 
 
 def look_at_disk(host: Host) -> str:
-    """There is more room than the low mark."""
-    free = shutil.disk_usage(host.rules.spool).free
-    if free < host.rules.low_disk_bytes:
-        raise NoSpace(f"{free >> 20} MiB are free, the low mark is {host.rules.low_disk_bytes >> 20}")
-    return f"{free >> 20} MiB free"
+    """There is more room than the low mark, for what comes in and for what is recorded."""
+    return require_above_low_mark(host.rules.disks, host.rules.low_disk_bytes)
 
 
 def look_at_identity(host: Host) -> str:

@@ -1,15 +1,18 @@
-"""Refusals are kept: each in the metrics, and in the ledger's log of events as far as a caller's budget goes.
+"""Refusals are kept: each in the metrics, and in the audit log as far as a caller's budget goes.
 
-Whoever is refused costs this host one durable write; a budget a minute keeps a stranger's flood from filling the disk.
-What went beyond it is told by the next one that is kept.
+Whoever is refused costs this host one durable write; a budget for each period keeps a flood from filling the disk. It is small
+for strangers, who all share one. What goes beyond it is counted, and told in one line when the period is over.
 """
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from agent.api.metrics import Metrics
+from agent.domain.audit import NewEvent, Plain
 from agent.domain.ids import KeyId
 from agent.errors import AgentError
 from agent.log import get_logger
@@ -17,18 +20,19 @@ from agent.ports.ledger import Ledger
 
 log = get_logger(__name__)
 
-BUDGET = 60  # kept of one caller, or of all strangers together, in
-PERIOD = timedelta(minutes=1)
+PERIOD = timedelta(hours=1)
+BUDGET = 100  # lines kept of one known caller in a period; what a caller of the roster asks for is worth a line each
+STRANGERS = 10  # of all strangers together
 MAX_TEXT = 200  # characters kept of what a caller chose
 
 
 @dataclass(slots=True)
-class _Minute:
-    """What one caller has used of the budget since `began`."""
+class _Period:
+    """What one caller has used of the budget since `began`, and how many of which code were left out."""
 
     began: datetime
     kept: int = 0
-    left_out: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 class Refusals:
@@ -38,39 +42,84 @@ class Refusals:
         self._ledger = ledger
         self._now = now
         self._metrics = metrics
-        self._minutes: dict[KeyId | None, _Minute] = {}
+        self._periods: dict[KeyId | None, _Period] = {}
         self._lock = threading.Lock()
 
     def note(self, error: AgentError, method: str, path: str, who: KeyId | None) -> None:
         """Keep one refusal. `who` is None for strangers, and for the operator. A ledger that is away is logged."""
         self._metrics.refusals.labels(error.code).inc()
         now = self._now()
-        left_out = self._draw(who, now)
-        if left_out is None:
-            return
-        values: dict[str, str | int | float | None] = {
-            "code": error.code,
-            "detail": error.detail[:MAX_TEXT],
-            "method": method[:MAX_TEXT],
-            "path": path[:MAX_TEXT],
-            "who": who,
-            "left_out": left_out,
-        }
+        told = self._over(now)
+        if self._draw(error, who, now):
+            told.append(_line(error, method, path, who))
+        self._record(told, now)
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """While the context lasts, what was left out is told in time, though nobody else is refused; at its end, at once."""
+        is_over = threading.Event()
+
+        def tell() -> None:
+            while not is_over.wait(PERIOD.total_seconds()):
+                self.flush()
+
+        thread = threading.Thread(target=tell, name="refusals", daemon=True)
+        thread.start()
         try:
-            self._ledger.record_event("request.refused", now, values=values)
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+            self.flush(is_end=True)
+
+    def flush(self, *, is_end: bool = False) -> None:
+        """Tell what was left out in the periods that are over, or in all of them."""
+        now = self._now()
+        self._record(self._over(now, is_end=is_end), now)
+
+    def _record(self, told: list[NewEvent], now: datetime) -> None:
+        try:
+            self._ledger.record_events(told, now)
         except AgentError as cause:
             log.error("refusal.not_kept", code=cause.code, detail=cause.detail)
 
-    def _draw(self, who: KeyId | None, now: datetime) -> int | None:
-        """How many were left out before this one, or None when it is to be left out too."""
+    def _draw(self, error: AgentError, who: KeyId | None, now: datetime) -> bool:
+        """Whether there is budget left for a line of its own; else it is counted."""
         with self._lock:
-            minute = self._minutes.get(who)
-            if minute is None or now - minute.began >= PERIOD:
-                left_out = 0 if minute is None else minute.left_out
-                self._minutes[who] = _Minute(now, kept=1)
-                return left_out
-            if minute.kept >= BUDGET:
-                minute.left_out += 1
-                return None
-            minute.kept += 1
-            return 0
+            period = self._periods.setdefault(who, _Period(now))
+            if period.kept >= (STRANGERS if who is None else BUDGET):
+                period.left_out[error.code] += 1
+                return False
+            period.kept += 1
+            return True
+
+    def _over(self, now: datetime, *, is_end: bool = False) -> list[NewEvent]:
+        """The lines that tell of periods that are over, which are forgotten."""
+        with self._lock:
+            over = [who for who, one in self._periods.items() if is_end or abs(now - one.began) >= PERIOD]
+            ended = [(who, self._periods.pop(who)) for who in over]
+        return [_sum(who, period) for who, period in ended if period.left_out]
+
+
+def _line(error: AgentError, method: str, path: str, who: KeyId | None) -> NewEvent:
+    values: dict[str, Plain] = {
+        "code": error.code,
+        "detail": error.detail[:MAX_TEXT],
+        "method": method[:MAX_TEXT],
+        "path": path[:MAX_TEXT],
+        "who": who,
+    }
+    dataset = error.about.get("dataset")
+    return NewEvent(
+        name="request.refused",
+        dataset=None if dataset is None else str(dataset),
+        values=values | dict(error.about),
+    )
+
+
+def _sum(who: KeyId | None, period: _Period) -> NewEvent:
+    codes = ", ".join(f"{code} {count}" for code, count in sorted(period.left_out.items()))
+    values: dict[str, Plain] = {"who": who, "count": period.left_out.total(), "codes": codes}
+    return NewEvent(
+        name="requests.refused", values=values | {"since": period.began.isoformat(timespec="seconds")}
+    )

@@ -11,10 +11,12 @@ import typer
 from agent import __version__
 from agent.cli import (
     audit,
+    audit_log,
     cancel,
     control,
     data,
     deliveries,
+    disk,
     doctor,
     held,
     image,
@@ -57,7 +59,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for page in (setup, services, selftest, doctor, orders, held, cancel, control, watch, audit):
+for page in (setup, services, selftest, doctor, orders, held, cancel, control, watch, audit, disk):
     page.register(app)
 for name, group in (
     ("keys", keys.app),
@@ -66,6 +68,7 @@ for name, group in (
     ("data", data.app),
     ("deliveries", deliveries.app),
     ("image", image.app),
+    ("audit", audit_log.app),
 ):
     app.add_typer(group, name=name, no_args_is_help=True)
 

@@ -44,7 +44,7 @@ def verify(
     as_json: JsonFlag = False,
 ) -> None:
     """Say who ran what on which data in which cage, or which link is broken (exit code 4). Works off line."""
-    known = _read_roster(here_of(context).settings.trust.roster if roster is None else roster)
+    known = roster_in(here_of(context).settings.trust.roster if roster is None else roster)
     chain = [read_file(path, limit_bytes=4 * MAX_RECEIPT_BYTES) for path in receipts or ()]
     audit = audit_chain(read_file(order, limit_bytes=2 * MAX_ORDER_BYTES), chain, known)
     faults = [*_faults(audit, [order, *(receipts or ())]), *_model_faults(audit, model)]
@@ -69,7 +69,7 @@ def verify(
         say(_verdict(audit, model))
 
 
-def _read_roster(path: Path) -> Roster:
+def roster_in(path: Path) -> Roster:
     try:
         return Roster.from_toml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as cause:
@@ -115,7 +115,7 @@ def digest_of_file(path: Path) -> Digest:
 # ------------------------------------------------------------------ telling
 
 
-def _name(roster: Roster, keyid: str) -> str:
+def name_of(roster: Roster, keyid: str) -> str:
     entry = next((entry for entry in roster.entries if entry.keyid == keyid), None)
     return short(keyid) if entry is None else entry.name
 
@@ -125,7 +125,7 @@ def _print(audit: Audit, roster: Roster) -> None:
         signed = audit.order
         count = len(plan(signed.order))
         say(
-            f"order {signed.order.id}, signed by {_name(roster, signed.signer)} ({short(signed.signer)}), {count} tasks"
+            f"order {signed.order.id}, signed by {name_of(roster, signed.signer)} ({short(signed.signer)}), {count} tasks"
         )
     columns = ("pos#", "task~", "dataset", "agent", "finished (UTC)", "cage~", "model", "score#", "holds~")
     print_table(columns, [_row(link, roster) for link in audit.links])
@@ -140,7 +140,7 @@ def _row(link: Link, roster: Roster) -> tuple[object, ...]:
         link.position,
         told.task.kind if told.outcome is Outcome.DONE else f"{told.task.kind} failed ({told.reason})",
         f"{told.task.dataset[:8]}@{told.task.version}",
-        _name(roster, link.receipt.signer),
+        name_of(roster, link.receipt.signer),
         when(told.finished)[: len("2026-01-01 00:00")],
         _cage(told),
         short(told.model_out)[:8],
@@ -203,7 +203,7 @@ def _told(signed: SignedReceipt, roster: Roster) -> dict[str, Any]:
     return {
         "digest": signed.digest,
         "agent": signed.signer,
-        "agent_name": _name(roster, signed.signer),
+        "agent_name": name_of(roster, signed.signer),
         "task": receipt.task,
         "outcome": receipt.outcome,
         "reason": receipt.reason,

@@ -128,9 +128,8 @@ def build(
 
     FROM takes `scratch` or a name of the policy's [bases]. Every RUN runs in the cage of a job, with the policy's ceilings.
     """
+    from agent.pipeline.garbage import BUILD_PREFIX, BUILDS
     from agent.wiring import (
-        BUILD_PREFIX,
-        BUILDS,
         inspect_image,
         open_builder,
         open_storage,

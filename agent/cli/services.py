@@ -12,9 +12,11 @@ from types import FrameType
 
 import typer
 
+from agent import __version__
 from agent.cli.here import Here, here_of
 from agent.config import Settings
 from agent.log import get_logger
+from agent.pipeline.audit import note_start
 from agent.pipeline.host import Host
 
 log = get_logger(__name__)
@@ -39,6 +41,7 @@ def serve(context: typer.Context) -> None:
     here = here_of(context)
     here.start_log()
     with open_host(here.settings) as host, serving_host(here.settings, host):
+        note_start("api", __version__, host)
         reason = wait_for_signal()
         log.info("api.stopping", signal=reason.name)
 
@@ -61,6 +64,7 @@ def serving_host(settings: Settings, host: Host) -> Iterator[str]:
         network = listen(told.host, told.port)  # first: a second agent of this home ends here
         operator = listen_for_operator(told.operator_socket, told.operator_group)
         doors.callback(told.operator_socket.unlink, missing_ok=True)
+        doors.enter_context(desk.refusals.telling())
         tls = server_tls(told.tls_cert, told.tls_key)
         url = doors.enter_context(serving(network_app(desk, names), network, tls=tls))
         doors.enter_context(serving(operator_app(desk), operator, tls=None))
@@ -81,6 +85,7 @@ def work(context: typer.Context) -> None:
     here.start_log()
     stop = worker.Stop()
     with stop.on_signals(), open_worker(here.settings) as (host, make_consumer):
+        note_start("worker", __version__, host)
         prove = prover(here.settings, host.ports.runtime)
         is_clean = worker.work(host, make_consumer, prove, grace_s=here.settings.workers.grace_s, stop=stop)
         if not is_clean:  # a task is under way: its lease runs out, and another worker takes it over

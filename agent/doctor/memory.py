@@ -9,10 +9,10 @@ from msgspec import Struct
 
 from agent.doctor.lines import Check, Group, Unknown, gib
 from agent.domain.ceilings import Ceilings
+from agent.domain.file_systems import IN_MEMORY
 
 GROUP = Group("memory")
 
-IN_MEMORY = {"tmpfs", "ramfs"}
 NOSWAP_SINCE = "6.4"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from agent.domain.control import Mode
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job, JobState
-from agent.errors import LostRace, OutsideError, TrustError
+from agent.errors import LostRace, NoSpace, OutsideError, TrustError
 from agent.log import get_logger
 from agent.pipeline.bells import ring_job
 from agent.pipeline.cancel import end_if_cancelled
@@ -13,6 +13,7 @@ from agent.pipeline.execute import execute, resume
 from agent.pipeline.hold import hold, look_again
 from agent.pipeline.host import Host, context_of
 from agent.pipeline.place import place
+from agent.pipeline.resume import tidy
 
 log = get_logger(__name__)
 
@@ -34,6 +35,8 @@ def advance(job_id: JobId, host: Host, worker: str, *, may_run: bool = True, may
     elif job.state is JobState.HELD:
         _look_again(job, host)
     elif job.state is JobState.QUEUED and may_run and may_start and not _rests(job, host):
+        if job.reason == NoSpace.code:
+            tidy(host)  # its last attempt found the disk full: this is the one retry, and it shall find room
         _run(execute, job, host, worker)
     elif job.state is JobState.RUNNING and may_run and not _is_leased(job, host):
         _run(resume, job, host, worker)

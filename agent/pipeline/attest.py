@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from agent.domain.approvals import Verdict
+from agent.domain.audit import NewEvent
 from agent.domain.chain import images_for
 from agent.domain.ids import Digest, KeyId, wire_time
 from agent.domain.jobs import Job, JobEvent
@@ -53,21 +54,23 @@ class Done:
     next_agent: KeyId | None
 
 
-def attest(context: Context, work: Work, done: Done, host: Host) -> Job:
+def attest(context: Context, work: Work, done: Done, host: Host, *, told: Sequence[NewEvent] = ()) -> Job:
     """RUNNING -> ATTESTED, with the receipt and what it demands: the report, and the next task, hand-off or result.
+
+    `told`: lines for the audit log.
 
     Raises: LostRace when the attempt was given up meanwhile; nothing of it is then recorded.
     """
     receipt = _sign(context, work, host, Outcome.DONE, output=done.output, score=done.score)
     receipts = (*context.receipts, receipt)
-    told = [report(context, ReportState.DONE, host, receipt=receipt, next_agent=done.next_agent)]
+    demanded = [report(context, ReportState.DONE, host, receipt=receipt, next_agent=done.next_agent)]
     successor = None
     if context.next_task is None:
-        told.append(result(context, receipts))
+        demanded.append(result(context, receipts))
     elif done.next_agent == host.me:
         successor = Successor(context.next_task.position, context.next_task.kind)
     elif done.next_agent is not None:
-        told.append(handoff(context, receipts, done.next_agent))
+        demanded.append(handoff(context, receipts, done.next_agent))
     return host.ports.ledger.move(
         context.job,
         JobEvent.ATTEST,
@@ -75,8 +78,9 @@ def attest(context: Context, work: Work, done: Done, host: Host) -> Job:
         receipt=receipt,
         score=done.score,
         next_agent=done.next_agent,
-        deliveries=told,
+        deliveries=demanded,
         successor=successor,
+        told=told,
     )
 
 

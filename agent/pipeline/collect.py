@@ -54,7 +54,8 @@ def collect_images(
     if is_everything:
         chosen = tuple(Unneeded(image, Reason.ASKED) for image in images)
     else:
-        chosen = choose(images, host.rules, now, shutil.disk_usage(host.rules.spool).free)
+        free = [shutil.disk_usage(folder).free for folder in host.rules.disks]
+        chosen = choose(images, host.rules, now, min(free))
     if is_rehearsal:
         needed = needed_images(host)
         return tuple(one for one in chosen if one.image.digest not in needed)

@@ -14,6 +14,7 @@ from agent.domain.orders import is_expired
 from agent.domain.reports import ReportState
 from agent.errors import AgentError, LedgerUnavailable, LostRace, OrderExpired
 from agent.log import get_logger
+from agent.pipeline import audit
 from agent.pipeline.attest import Done, Work, attest
 from agent.pipeline.bells import ring_deliveries, ring_successor
 from agent.pipeline.fail import end_badly
@@ -154,7 +155,7 @@ def _from_the_start(attempt: _Attempt) -> Job:
         with phase("fetch"):
             inputs = fetch(context, info, header, model, space, host)
         taken = Taken(images=inputs.images, next_agent=next_agent, phases=phase.seconds)
-        journal.end(INPUTS, taken)
+        journal.end(INPUTS, taken, told=inputs.told)
         return _to_the_end(attempt, taken, inputs, space)
 
 
@@ -186,7 +187,9 @@ def _to_the_end(attempt: _Attempt, taken: Taken, inputs: Inputs, space: Workspac
             results = run_task(context, inputs, space, work.runs, journal, host)
         with work.phases("pack"):
             packed = pack_output(context, results, space, work.phases)
-        journal.end(OUTPUT, packed)
+        journal.end(
+            OUTPUT, packed, told=[audit.upload("started", context.job, packed.output, packed.kind, host)]
+        )
     else:
         work.runs.outcomes.update(journal.ended_runs())
     try:
@@ -197,6 +200,7 @@ def _to_the_end(attempt: _Attempt, taken: Taken, inputs: Inputs, space: Workspac
             raise PutOff(error) from error  # never trained again because it could not be sent
         raise
     done = Done(packed.output, packed.score, taken.next_agent)
-    job = attest(context, work, done, host)
+    told = audit.upload("ended", context.job, packed.output, packed.kind, host)
+    job = attest(context, work, done, host, told=[told])
     log.info("task.attested", job=job.id, attempt=job.attempt, wall_s=work.phases.total_s, score=done.score)
     return job

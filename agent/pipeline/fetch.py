@@ -11,10 +11,12 @@ from typing import BinaryIO
 
 from msgspec.structs import replace
 
+from agent.domain.audit import NewEvent
 from agent.domain.chain import TaskKind, images_for
 from agent.domain.ids import Digest, KeyId
 from agent.domain.receipts import next_link
-from agent.errors import TooLarge
+from agent.errors import AgentError, TooLarge
+from agent.pipeline import audit
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import unpack
 from agent.pipeline.workspace import Workspace, add_pred, set_modes, workspace
@@ -29,12 +31,14 @@ DATA, MODEL = "data", "model"  # folders of the workspace
 class Inputs:
     """What the runs of a task need. `data`: a folder with the one dataset file and an empty `pred`.
 
-    `model`: a folder with the earlier model, or an empty one; the guest's own to write in when it learns.
+    `model`: a folder with the earlier model, or an empty one; the guest's own to write in when it learns. `told`: lines for the
+    audit log, of the shares that came.
     """
 
     images: dict[str, Digest]  # by role
     data: Path
     model: Path
+    told: tuple[NewEvent, ...] = ()
 
 
 def dataset_for(context: Context, host: Host) -> tuple[DatasetInfo, SignedHeader]:
@@ -83,7 +87,8 @@ def fetch(
     data = space.readable(DATA)
     _open_dataset(info, header, data_key, data / task.dataset.id, space, host)
     add_pred(data)
-    return Inputs(images, data, model_folder)
+    holders = [holder.keyid for holder in header.header.orchestrators]
+    return Inputs(images, data, model_folder, audit.shares("received", context, holders))
 
 
 def kept_inputs(images: dict[str, Digest], space: Workspace) -> Inputs:
@@ -95,11 +100,24 @@ def _image(digest: Digest, context: Context, host: Host) -> Digest:
     """The digest of an image, loaded. It comes by the spool on disk, where the attempt has a folder of its own too."""
     rules, runtime = host.rules, host.ports.runtime
     if runtime.image(digest) is None:
-        with workspace(context.job, rules.spool, runtime, reserve_bytes=rules.low_disk_bytes) as spool:
+        size = image_bytes(digest, host)
+        low = rules.low_disk_bytes
+        with workspace(context.job, rules.spool, runtime, reserve_bytes=size, keep_free=low) as spool:
             archive = spool.private("image")
-            host.ports.storage.fetch_blob(digest, archive, limit_bytes=rules.max_image_bytes)
+            host.ports.storage.fetch_blob(digest, archive, limit_bytes=size)
             runtime.load(archive, digest)
     return digest
+
+
+def image_bytes(digest: Digest, host: Host) -> int:
+    """How large storage says an image's archive is.
+
+    Raises: BlobMissing, StorageUnavailable; TooLarge over what this host takes.
+    """
+    size = host.ports.storage.blob(digest).size
+    if size > host.rules.max_image_bytes:
+        raise TooLarge(f"{digest} has {size} bytes, the limit is {host.rules.max_image_bytes}")
+    return size
 
 
 def _model(context: Context, model: BlobInfo | None, space: Workspace, host: Host) -> Path:
@@ -138,11 +156,18 @@ def _data_key(context: Context, header: SignedHeader, host: Host) -> bytes:
         header=header.envelope,
         hpke_key=pair.public_base64,
     ).encode()
+    holders = [holder.keyid for holder in header.header.orchestrators]
     shares: dict[KeyId, bytes] = {}
-    for holder in header.header.orchestrators:
-        sealed = host.ports.orchestrators.share(holder.keyid, request)
-        info = share_info(signed.digest, task.position, task.dataset.id, host.me, holder.keyid)
-        shares[holder.keyid] = pair.open(sealed, info)
+    ledger, asked = host.ports.ledger, audit.shares("asked", context, holders, len(request))
+    ledger.record_events(asked, host.ports.now())
+    try:
+        for holder in holders:
+            sealed = host.ports.orchestrators.share(holder, request)
+            info = share_info(signed.digest, task.position, task.dataset.id, host.me, holder)
+            shares[holder] = pair.open(sealed, info)
+    except AgentError:  # those that came were released, whatever the next one says
+        ledger.record_events(audit.shares("received", context, shares), host.ports.now())
+        raise
     return unwrap_data_key(header, shares)
 
 

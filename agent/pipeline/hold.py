@@ -23,12 +23,13 @@ from agent.errors import BadImage, LostRace, NoSpace, PolicyRefused, TooLarge
 from agent.log import get_logger
 from agent.pipeline.attest import Work, attest_failure
 from agent.pipeline.bells import ring_deliveries, ring_job
+from agent.pipeline.fetch import image_bytes
 from agent.pipeline.host import Context, Host, context_of, signed_order
 from agent.pipeline.phases import Phases
 from agent.pipeline.place import expire
 from agent.pipeline.report import report
 from agent.pipeline.run import Runs
-from agent.pipeline.space import require_free
+from agent.pipeline.space import SHELF, reserve
 from agent.ports.ledger import JobQuery
 
 log = get_logger(__name__)
@@ -36,7 +37,6 @@ log = get_logger(__name__)
 UNKNOWN_IMAGE = "image-unknown"  # the reason of a held job
 READ_WITHIN_S = 120.0  # about 20 GiB of content
 COMES_WITHIN_S = 600.0  # from storage; in both, the thread that places orders does nothing else
-SHELF = "held"  # the folder in the spool where the one archive lies that is read
 
 WAITING = frozenset({JobState.RECEIVED, JobState.HELD, JobState.QUEUED})
 PAGE = 500
@@ -168,8 +168,7 @@ def read(image: Digest, host: Host) -> ImageDescription | None:
         with _shelf(host.rules.spool) as shelf:
             if shelf is None:
                 return None
-            require_free(host.rules.spool, host.rules.low_disk_bytes)
-            return _read(image, shelf / "image", host)
+            return _read(image, shelf, host)
     except OSError as cause:
         raise NoSpace(f"the spool cannot hold an archive: {cause.strerror}") from cause
 
@@ -182,12 +181,12 @@ def _is_placing(host: Host) -> bool:
     )
 
 
-def _read(image: Digest, archive: Path, host: Host) -> ImageDescription:
-    now = host.ports.now()
+def _read(image: Digest, shelf: Path, host: Host) -> ImageDescription:
+    now, archive = host.ports.now(), shelf / "image"
     try:
-        size = host.ports.storage.fetch_blob(
-            image, archive, limit_bytes=host.rules.max_image_bytes, within_s=COMES_WITHIN_S
-        )
+        size = image_bytes(image, host)
+        reserve(shelf, size, keep_free=host.rules.low_disk_bytes)
+        host.ports.storage.fetch_blob(image, archive, limit_bytes=size, within_s=COMES_WITHIN_S)
         look = host.ports.images.look(archive, image, within_s=READ_WITHIN_S)
     except (BadImage, TooLarge) as error:
         size = archive.stat().st_size if archive.exists() else 0
@@ -208,7 +207,7 @@ def _record(found: ImageDescription, host: Host) -> ImageDescription:
 
 @contextmanager
 def _shelf(spool: Path) -> Iterator[Path | None]:
-    """An empty folder for one archive, gone afterwards; None when somebody else has it.
+    """A place for one archive, where nothing lies yet, and nothing afterwards; None when somebody else has it.
 
     The lock dies with its holder; what a killed one left is removed by the next.
     """
@@ -221,7 +220,6 @@ def _shelf(spool: Path) -> Iterator[Path | None]:
             return
         folder = spool / SHELF
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700)
         try:
             yield folder
         finally:

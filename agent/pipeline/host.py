@@ -33,7 +33,15 @@ class Rules:
     images_bytes: int = 64 << 30  # all loaded images together
     reconcile_first: timedelta = timedelta(minutes=1)  # until orchestrators are asked for the first time
     reconcile_every: timedelta = timedelta(minutes=15)
+    log_age: timedelta = timedelta(days=30)  # logs of jobs that ended, bodies of deliveries that arrived
+    order_age: timedelta = timedelta(days=365)  # orders that are over, with all that is theirs
+    records: tuple[Path, ...] = ()  # where ledger and queues lie: they have the low mark too
     in_memory: tuple[Path, ...] = ()  # where else words of guests lie while they run: in memory too
+
+    @property
+    def disks(self) -> tuple[Path, ...]:
+        """The folders on disks: below the low mark on one of them, no order is accepted."""
+        return self.spool, *self.records
 
 
 @dataclass(frozen=True, slots=True)

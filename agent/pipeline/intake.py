@@ -1,16 +1,16 @@
 """An order or a hand-off arrives: opened, checked, recorded, rung. The numbered checks are in `trust/handoff.py`."""
 
-import shutil
-
 from agent.domain.chain import plan
 from agent.domain.control import Mode
 from agent.domain.ids import Digest, KeyId, job_id
 from agent.domain.orders import DatasetRef, SignedOrder
 from agent.domain.receipts import SignedReceipt
-from agent.errors import Draining, NoSpace, NotFound
+from agent.errors import Draining, NotFound, OrderExpired
 from agent.pipeline.bells import ring_job
 from agent.pipeline.cancel import end_if_cancelled
 from agent.pipeline.host import Host
+from agent.pipeline.space import require_above_low_mark, require_possible
+from agent.pipeline.workspace import bytes_needed
 from agent.ports.ledger import Admission, Arrival, JobQuery
 from agent.trust.handoff import Recorded, Repeat, verify_handoff, verify_order
 
@@ -56,6 +56,9 @@ def take_handoff(body: bytes, sender: KeyId, host: Host, *, told: int = 0) -> Ad
     )
     if isinstance(verdict, Repeat):
         return _repeat(verdict, host)
+    ceilings = host.policy.ceilings_for(verdict.order.order.limits)
+    least = bytes_needed(verdict.task.kind, dataset_bytes=0, model_bytes=0, ceilings=ceilings)
+    require_possible(host.rules.workspace_root, least)  # it would fail here, and that is known now
     return _record(verdict.order, verdict.receipts, sender, told, host)
 
 
@@ -69,11 +72,7 @@ def _record(
 ) -> Admission:
     if host.ports.ledger.control().mode is Mode.DRAINING:
         raise Draining("this host takes nothing new for a while, and finishes what it runs")
-    free = shutil.disk_usage(host.rules.spool).free
-    if free < host.rules.low_disk_bytes:
-        raise NoSpace(
-            f"{free >> 20} MiB are free, this host accepts orders above {host.rules.low_disk_bytes >> 20}"
-        )
+    require_above_low_mark(host.rules.disks, host.rules.low_disk_bytes)
     task = plan(signed.order)[len(receipts)]
     limit = host.rules.queue_limit
     if host.policy.admit_or_hold(signed, [task], host.ports.ledger.verdict_on):
@@ -95,11 +94,17 @@ def _record(
 
 
 def _repeat(repeat: Repeat, host: Host) -> Admission:
-    """The job that is there already; for an order that reached this host by a hand-off first, the job it made then."""
+    """The job that is there already; for an order that reached this host by a hand-off first, the job it made then.
+
+    Raises: OrderExpired when the order was here, ended, and was forgotten since.
+    """
     try:
         job = host.ports.ledger.job(job_id(repeat.order_id, repeat.position))
     except NotFound:
-        job = host.ports.ledger.jobs(JobQuery(order_id=repeat.order_id, limit=1))[0]
+        jobs = host.ports.ledger.jobs(JobQuery(order_id=repeat.order_id, limit=1))
+        if not jobs:
+            raise OrderExpired(f"order {repeat.order_id} ended here long ago; it never runs again") from None
+        (job,) = jobs
     return Admission(job, is_repeat=True)
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
+from agent.domain.audit import NewEvent
 from agent.domain.jobs import Job, JobState
 from agent.domain.strict_json import encode
 from agent.errors import LedgerUnavailable, WorkerLost
@@ -65,15 +66,26 @@ class Journal:
         except msgspec.MsgspecError as cause:
             raise LedgerUnavailable(f"step {name} of job {self._job.id} cannot be read: {cause}") from cause
 
-    def begin(self, name: str) -> None:
-        """Record that it is about to be. Raises: LostRace; WorkerLost when too many workers died of it."""
-        step = self._host.ports.ledger.begin_step(self._job, name, self._host.ports.now())
+    def begin(self, name: str, told: Sequence[NewEvent] = ()) -> None:
+        """Record that it is about to be, with lines for the audit log.
+
+        Raises: LostRace; WorkerLost when too many workers died of it.
+        """
+        step = self._host.ports.ledger.begin_step(self._job, name, self._host.ports.now(), told=told)
         if step.tries > MOST_TRIES:
             raise WorkerLost(f"step {name} was begun {MOST_TRIES} times, and no worker lived to its end")
 
-    def end(self, name: str, outcome: Struct, *, log: tuple[str, bytes] | None = None) -> None:
-        """Record what came of it, with the sealed output of a run. Raises: LostRace."""
-        self._host.ports.ledger.end_step(self._job, name, self._host.ports.now(), encode(outcome), log=log)
+    def end(
+        self,
+        name: str,
+        outcome: Struct,
+        *,
+        log: tuple[str, bytes] | None = None,
+        told: Sequence[NewEvent] = (),
+    ) -> None:
+        """Record what came of it, with the sealed output of a run and lines for the audit log. Raises: LostRace."""
+        now = self._host.ports.now()
+        self._host.ports.ledger.end_step(self._job, name, now, encode(outcome), log=log, told=told)
 
     def is_anothers(self) -> bool:
         """Whether another worker has this attempt by now, and with it the container and the workspace; True too when the

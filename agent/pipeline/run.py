@@ -18,6 +18,7 @@ from agent.domain.ceilings import Ceilings
 from agent.domain.chain import TaskKind
 from agent.domain.jobs import Job
 from agent.errors import BadImage, BadOutput, JobFailed, RuntimeUnavailable
+from agent.pipeline import audit
 from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
 from agent.pipeline.journal import RUN, Journal
@@ -202,13 +203,14 @@ def _outcome(stage: _Stage, name: str, role: str, spec: RunSpec) -> RunOutcome:
     """
     job, runtime = stage.context.job, stage.host.ports.runtime
     try:
-        with _open(stage, name, spec) as run:
+        with _open(stage, name, role, spec) as run:
             is_recorded = False
             try:
                 outcome = run.wait()
                 log = seal_log(outcome.log, stage.host.key, job=job.id, attempt=job.attempt, run=name)
                 outcome = replace(outcome, log=b"")
-                stage.journal.end(RUN + name, outcome, log=(name, log))
+                told = audit.run_ended(job, name, spec.image, outcome)
+                stage.journal.end(RUN + name, outcome, log=(name, log), told=[told])
                 is_recorded = True
             finally:
                 if not is_recorded and stage.journal.is_anothers():
@@ -222,7 +224,7 @@ def _outcome(stage: _Stage, name: str, role: str, spec: RunSpec) -> RunOutcome:
     return outcome
 
 
-def _open(stage: _Stage, name: str, spec: RunSpec) -> AbstractContextManager[Run]:
+def _open(stage: _Stage, name: str, role: str, spec: RunSpec) -> AbstractContextManager[Run]:
     """The run's container: that of the worker before this one, or a new one.
 
     Raises: PolicyRefused when the operator denied an image of the order meanwhile.
@@ -232,7 +234,7 @@ def _open(stage: _Stage, name: str, spec: RunSpec) -> AbstractContextManager[Run
         return host.ports.runtime.adopt(spec)
     # Once more: inputs may have been fetched for hours, and an image that the operator denied meanwhile does not start.
     host.policy.admit(context.signed, [context.task], host.ports.ledger.verdict_on)
-    stage.journal.begin(RUN + name)
+    stage.journal.begin(RUN + name, [audit.run_started(context.job, name, role, spec.image)])
     return host.ports.runtime.run(spec)
 
 

@@ -1,7 +1,8 @@
-"""Room in the workspace is reserved, not looked at: by one task at a time, over all threads and workers of the host.
+"""Room in the workspace and in the spool is reserved, not looked at: by one task at a time, over all threads and workers.
 
-A reservation is a number in the attempt's folder. While the root's lock is held, what is free must cover what every other
-reservation has not used yet, and the new one. Memory is judged too: a tmpfs may be larger than what the host can back.
+A reservation is a number in the folder of whoever needs the room. While the root's lock is held, what is free must cover what
+every other reservation has not used yet, and the new one. Memory is judged too: a tmpfs may be larger than what the host can
+back. On a disk the low mark stays free as well: what comes in must not take the ledger's last room.
 """
 
 import fcntl
@@ -11,53 +12,79 @@ import secrets
 import shlex
 import shutil
 import stat
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from agent.errors import NoSpace, WorkspaceOnDisk
+from agent.domain.file_systems import IN_MEMORY
+from agent.errors import NoSpace, RoomTaken, WorkspaceOnDisk
 
 # Exact, for what bears such a name and is not in use is removed.
 FOLDER_NAME: Final = (
     r"(?P<job>[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.[0-9]{1,4})\.(?P<attempt>[0-9]{1,4})"
 )
+SHELF: Final = "held"  # the folder in the spool where the one archive lies that is read for the operator
 RESERVED: Final = ".reserved"  # the file in an attempt's folder, above everything that a guest sees
-IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
 
 MAX_ENTRIES = 20_000  # looked at in one folder; what is not seen counts as unused, which reserves more
 MAX_DEPTH = 20
 MIB = 1 << 20
 
-_IS_ATTEMPT = re.compile(FOLDER_NAME)
+_IS_HOLDER = re.compile(rf"{FOLDER_NAME}|{SHELF}")
+
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 # ------------------------------------------------------------------ reservations
 
 
-def reserve(folder: Path, reserve_bytes: int) -> None:
-    """Make this attempt's folder with so many bytes of its root reserved. Raises: NoSpace; FileExistsError."""
+def reserve(folder: Path, reserve_bytes: int, *, keep_free: int = 0) -> None:
+    """Make this folder with so many bytes of its root reserved, and `keep_free` left after that.
+
+    Raises: RoomTaken when it will be free once others end, NoSpace when not; FileExistsError.
+    """
     with _alone(folder.parent):
-        _require_free(folder.parent, reserve_bytes)
+        _require_free(folder.parent, reserve_bytes, keep_free)
         _make(folder, reserve_bytes)
 
 
-def require_free(root: Path, wanted_bytes: int) -> None:
-    """Refuse to begin what `root` cannot hold beside what is reserved there. Raises: NoSpace."""
-    with _alone(root):
-        _require_free(root, wanted_bytes)
+def reserved_in(root: Path) -> tuple[tuple[Path, int, int], ...]:
+    """(folder, bytes reserved, of them not used yet) of everybody who holds room in this root."""
+    return tuple((folder, reserved_bytes(folder), unused_bytes(folder)) for folder in _holders(root))
 
 
-def _require_free(root: Path, wanted_bytes: int) -> None:
-    unused = sum(unused_bytes(other) for other in _attempts(root))
+def require_possible(root: Path, wanted_bytes: int) -> None:
+    """Refuse what this root could not hold if it were empty; nothing where it is not there yet. Raises: NoSpace."""
+    if not root.is_dir():
+        return  # no worker has started since the boot: it is made then
+    about = os.statvfs(root)
+    if about.f_blocks and about.f_blocks * about.f_frsize < wanted_bytes:
+        raise NoSpace(
+            f"{root} has {about.f_blocks * about.f_frsize // MIB} MiB in all, this task needs {-(-wanted_bytes // MIB)} MiB"
+        )
+
+
+def _require_free(root: Path, wanted_bytes: int, keep_free: int) -> None:
+    held = reserved_in(root)
+    unused = sum(left for _, _, left in held)
+    taken = _Taken(unused, sum(reserved - left for _, reserved, left in held), keep_free)
     kind = file_system_of(root)
-    _check(f"{root} ({kind})", free_bytes(root), unused, wanted_bytes)
+    _check(f"{root} ({kind})", free_bytes(root), taken, wanted_bytes)
     if kind in IN_MEMORY:
         for what, available in memory_available():
-            _check(f"{root} lies in memory, and {what}", available, unused, wanted_bytes)
+            _check(f"{root} lies in memory, and {what}", available, taken, wanted_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What is not free for a newcomer: promised to others, used by others until they end, and left free in any case."""
+
+    unused_bytes: int
+    used_bytes: int
+    keep_free: int
 
 
 def lower_reservation(folder: Path, reserve_bytes: int) -> None:
@@ -97,18 +124,25 @@ def free_bytes(root: Path) -> int | None:
     return about.f_bavail * about.f_frsize if about.f_blocks else None
 
 
-def _check(what: str, free: int | None, unused: int, wanted: int) -> None:
-    if free is not None and free - unused < wanted:
-        raise NoSpace(
-            f"{what} has {max(0, free - unused) // MIB} MiB free, "
-            f"with {unused // MIB} MiB reserved by other tasks left out; this task needs {-(-wanted // MIB)} MiB"
-        )
+def _check(what: str, free: int | None, taken: _Taken, wanted: int) -> None:
+    left = 0 if free is None else free - taken.keep_free - taken.unused_bytes
+    if free is None or left >= wanted:
+        return
+    kept = f" and a low mark of {taken.keep_free // MIB} MiB" if taken.keep_free else ""
+    seen = (
+        f"{what} has {max(0, left) // MIB} MiB free, with {taken.unused_bytes // MIB} MiB reserved by other tasks{kept} "
+        f"left out; this task needs {-(-wanted // MIB)} MiB"
+    )
+    if left + taken.unused_bytes + taken.used_bytes >= wanted:
+        raise RoomTaken(seen)
+    raise NoSpace(seen)
 
 
-def _attempts(root: Path) -> Iterator[Path]:
+def _holders(root: Path) -> Iterator[Path]:
+    """Every folder of this root that may hold room in it."""
     with os.scandir(root) as entries:
         for entry in entries:
-            if _IS_ATTEMPT.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+            if _IS_HOLDER.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                 yield root / entry.name
 
 
@@ -155,6 +189,37 @@ def _alone(root: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+# ------------------------------------------------------------------ the low mark
+
+
+def require_above_low_mark(folders: Iterable[Path], low_bytes: int) -> str:
+    """What is free on the file systems of these folders. Raises: NoSpace when one is under its low mark."""
+    seen = []
+    for folder in one_each(folders):
+        free = free_bytes(folder)
+        if free is not None and free < low_bytes:
+            raise NoSpace(f"{folder} has {free // MIB} MiB free, the low mark is {low_bytes // MIB} MiB")
+        seen.append("no limit" if free is None else f"{free // MIB} MiB free")
+    return ", ".join(seen)
+
+
+def is_low(folders: Iterable[Path], low_bytes: int) -> bool:
+    """Whether one of these file systems is under the low mark."""
+    try:
+        require_above_low_mark(folders, low_bytes)
+    except NoSpace:
+        return True
+    return False
+
+
+def one_each(folders: Iterable[Path]) -> tuple[Path, ...]:
+    """The first of these folders on each file system."""
+    first: dict[int, Path] = {}
+    for folder in folders:
+        first.setdefault(folder.stat().st_dev, folder)
+    return tuple(first.values())
 
 
 # ------------------------------------------------------------------ memory

@@ -155,6 +155,7 @@ def workspace(
     runtime: Runtime,
     *,
     reserve_bytes: int,
+    keep_free: int = 0,
     is_anothers: Callable[[], bool] = lambda: False,
 ) -> Iterator[Workspace]:
     """The attempt's own folder under `root`, with so many bytes reserved; leaving the context removes it with everything in it.
@@ -166,7 +167,7 @@ def workspace(
     """
     folder = root / folder_name(job.id, job.attempt)
     try:
-        reserve(folder, reserve_bytes)
+        reserve(folder, reserve_bytes, keep_free=keep_free)
     except FileExistsError as cause:
         raise LostRace("another worker has made the workspace of this attempt") from cause
     with _leaving(folder, runtime, is_anothers):

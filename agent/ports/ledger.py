@@ -10,12 +10,15 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from agent.domain.audit import NewEvent
 from agent.domain.chain import TaskKind
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
+from agent.domain.retention import Garbage, LedgerSizes, Retention
 from agent.ports.ledger_attempts import AttemptsLedger
+from agent.ports.ledger_audit import AuditLedger
 from agent.ports.ledger_cancellations import CancellationsLedger
 from agent.ports.ledger_images import ImagesLedger
 from agent.ports.ledger_outbox import (
@@ -133,9 +136,11 @@ class EventRecord(Struct, frozen=True):
     order_id: OrderId | None
     position: int | None
     values: dict[str, str | int | float | None]
+    dataset: str | None = None
+    digest: Digest | None = None  # over this line and all before it; None in what was written by no ledger
 
 
-class Ledger(AttemptsLedger, ImagesLedger, CancellationsLedger, Outbox, Protocol):
+class Ledger(AttemptsLedger, AuditLedger, CancellationsLedger, ImagesLedger, Outbox, Protocol):
     """The truth."""
 
     # ---- intake
@@ -145,12 +150,13 @@ class Ledger(AttemptsLedger, ImagesLedger, CancellationsLedger, Outbox, Protocol
 
         `queue_limit` counts jobs that wait here: RECEIVED, HELD, QUEUED; a repeat is answered whatever it says.
         Raises: OrderConflict (same id, other digest), HandoffConflict (same place, other last receipt; another receipt recorded
-        for an earlier place; or the receipt of this very place recorded, so that it would run twice), QueueFull.
+        for an earlier place; or the receipt of this very place recorded, so that it would run twice), QueueFull; OrderExpired
+        for one that was here and was forgotten.
         """
         ...
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
-        """The digest recorded under this order id."""
+        """The digest recorded under this order id, also after the order itself was forgotten."""
         ...
 
     def recorded_last_receipt(self, order: Digest, position: int) -> tuple[JobId, Digest | None] | None:
@@ -206,14 +212,15 @@ class Ledger(AttemptsLedger, ImagesLedger, CancellationsLedger, Outbox, Protocol
         score: str | None = None,
         deliveries: Sequence[NewDelivery] = (),
         successor: Successor | None = None,
+        told: Sequence[NewEvent] = (),
     ) -> Job:
         """Move the job from what the caller saw (state, attempt, claim, next agent), with everything that demands, at once.
 
-        Records the receipt, the deliveries, the successor job and an event `job.<state>`. `reason` and `not_before` are set as
-        given; `next_agent` and `score` stay when not given. An ATTEST or a RECALL with nothing pending settles at once. START
-        and SETTLE are not the caller's. Receipts are unique by order and position: another one than ours may have come with a
-        later hand-off; an ATTEST then raises HandoffConflict, a FAIL fails without its receipt and leaves an event
-        `receipt.dropped`.
+        Records what is `told`, the receipt, the deliveries, the successor job and an event `job.<state>`. `reason` and
+        `not_before` are set as given; `next_agent` and `score` stay when not given. An ATTEST or a RECALL with nothing pending
+        settles at once. START and SETTLE are not the caller's. Receipts are unique by order and position: another one than
+        ours may have come with a later hand-off; an ATTEST then raises HandoffConflict, a FAIL fails without its receipt and
+        leaves an event `receipt.dropped`.
         Raises: LostRace, IllegalMove, HandoffConflict.
         """
         ...
@@ -248,9 +255,10 @@ class Ledger(AttemptsLedger, ImagesLedger, CancellationsLedger, Outbox, Protocol
         *,
         order_id: OrderId | None = None,
         position: int | None = None,
+        dataset: str | None = None,
         values: dict[str, str | int | float | None] | None = None,
     ) -> None:
-        """Append one line to the log of events."""
+        """Append one line to the log of events. `dataset`: the id by which `audit query` finds it."""
         ...
 
     # ---- logs of jobs
@@ -261,6 +269,26 @@ class Ledger(AttemptsLedger, ImagesLedger, CancellationsLedger, Outbox, Protocol
 
     def logs(self, order_id: OrderId) -> tuple[tuple[JobId, int, str, bytes], ...]:
         """(job, attempt, run, sealed output) of an order's runs on this host, oldest first."""
+        ...
+
+    # ---- what is kept, and for how long
+
+    def garbage(self, told: Retention) -> Garbage:
+        """What is over now, and would go."""
+        ...
+
+    def collect(self, told: Retention, now: datetime, limit: int) -> Garbage:
+        """Drop what is over, at most `limit` of each kind; what went. An order leaves an event `order.forgotten`, and its
+        id and digest: `digest_of_order` knows them for ever, and `admit` answers a repeat with OrderExpired.
+        """
+        ...
+
+    def give_back(self) -> int:
+        """Give the room of what went back to the file system; how many bytes. Others write meanwhile."""
+        ...
+
+    def sizes(self) -> LedgerSizes:
+        """What takes up how much. Reads through the whole ledger: for a person, not for a sweep."""
         ...
 
     # ---- attempts, as the log of events tells them

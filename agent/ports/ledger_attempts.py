@@ -2,11 +2,13 @@
 begin. As everywhere in the ledger, each method is one transaction.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
 from msgspec import Struct
 
+from agent.domain.audit import NewEvent
 from agent.domain.control import Control
 from agent.domain.jobs import Job
 
@@ -47,14 +49,25 @@ class AttemptsLedger(Protocol):
 
     # ---- how far an attempt came
 
-    def begin_step(self, job: Job, name: str, now: datetime) -> Step:
-        """Record that the effect `name` of this attempt is about to be. Raises: LostRace when the job is not as seen."""
+    def begin_step(self, job: Job, name: str, now: datetime, *, told: Sequence[NewEvent] = ()) -> Step:
+        """Record that the effect `name` of this attempt is about to be, with lines for the log of events.
+
+        Raises: LostRace when the job is not as seen.
+        """
         ...
 
     def end_step(
-        self, job: Job, name: str, now: datetime, outcome: bytes, *, log: tuple[str, bytes] | None = None
+        self,
+        job: Job,
+        name: str,
+        now: datetime,
+        outcome: bytes,
+        *,
+        log: tuple[str, bytes] | None = None,
+        told: Sequence[NewEvent] = (),
     ) -> None:
-        """Record what came of it, begun or not; with it the log of a run (its name, sealed output) as `keep_log` does.
+        """Record what came of it, begun or not; with it the log of a run (its name, sealed output) as `keep_log` does, and
+        lines for the log of events.
 
         Raises: LostRace when the job is not as seen.
         """

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Column,
     Dialect,
@@ -20,10 +21,11 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    event,
     text,
 )
 
-HEAD: Final = "0005"  # the newest revision in migrations/versions
+HEAD: Final = "0007"  # the newest revision in migrations/versions
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -47,6 +49,8 @@ class Moment(TypeDecorator[datetime]):
 # planner then prefers it to the order's, and reads everything that is pending.
 IS_PENDING: Final = "state = 'pending'"
 IS_DEAD: Final = "state = 'dead'"
+IS_ACKNOWLEDGED: Final = "state = 'acknowledged'"
+IS_FINAL: Final = "state IN ('done', 'failed', 'cancelled', 'expired')"
 
 metadata = MetaData()
 
@@ -170,9 +174,30 @@ events = Table(
     Column("order_id", Text),
     Column("position", Integer),
     Column("values", Text, nullable=False),  # a JSON object of plain values
+    Column("dataset", Text),
+    Column("digest", Text),  # over the line and the digest before it: `domain.audit`
     sqlite_autoincrement=True,
 )
 Index("events_by_order", events.c.order_id, events.c.seq)
+HAS_DATASET: Final = "dataset IS NOT NULL"
+Index(
+    "events_by_dataset",
+    events.c.dataset,
+    events.c.seq,
+    sqlite_where=text(HAS_DATASET),
+    postgresql_where=text(HAS_DATASET),
+)
+
+# The log of events only grows. Who can write the file can drop these: they keep this program honest, the chain shows the rest.
+# INSERT OR REPLACE deletes without asking the trigger on DELETE, so it is refused by itself.
+APPEND_ONLY: Final = (
+    "CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END",
+    "CREATE TRIGGER events_last BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END",
+    "CREATE TRIGGER events_once BEFORE INSERT ON events WHEN EXISTS (SELECT 1 FROM events WHERE seq = NEW.seq)"
+    " BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END",
+)
+for _trigger in APPEND_ONLY:
+    event.listen(events, "after_create", DDL(_trigger).execute_if(dialect="sqlite"))  # type: ignore[no-untyped-call]
 
 logs = Table(
     "logs",
@@ -260,6 +285,18 @@ listings = Table(
     Column("page", Integer, primary_key=True, autoincrement=False),
     Column("entries", LargeBinary, nullable=False),  # zlib of the JSON of a list of ImageEntry
 )
+
+# Orders that were kept long enough: what is left of them, so that none of them ever runs again, whatever the clock says.
+past_orders = Table(
+    "past_orders",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("expires", Moment, nullable=False),
+    Column("forgotten_at", Moment, nullable=False),
+    sqlite_with_rowid=False,
+)
+Index("jobs_by_end", jobs.c.changed_at, sqlite_where=text(IS_FINAL), postgresql_where=text(IS_FINAL))
 
 # One row that `check` writes to: a disk that is full or read-only shows itself there first.
 probe = Table(

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, delete, func, insert, or_, select, text, union_all, update
 
+from agent.domain.audit import NewEvent
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState
 from agent.domain.receipts import SignedReceipt
@@ -21,7 +22,6 @@ from agent.ports.ledger import (
     Arrival,
     Delivery,
     DeliveryState,
-    EventRecord,
     JobQuery,
     NewDelivery,
     OrderRecord,
@@ -32,7 +32,6 @@ from agent.ports.ledger_schema import (
     IS_DEAD,
     IS_PENDING,
     deliveries,
-    events,
     jobs,
     logs,
     nonces,
@@ -42,12 +41,13 @@ from agent.ports.ledger_schema import (
     targets,
 )
 from agent.ports.ledger_sqlalchemy_attempts import AttemptRecords, require_may_start
+from agent.ports.ledger_sqlalchemy_audit import AuditRecords
 from agent.ports.ledger_sqlalchemy_cancellations import CancellationRecords
-from agent.ports.ledger_sqlalchemy_disk import Keeping
+from agent.ports.ledger_sqlalchemy_disk import Keeping, known_digest, require_not_past
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
 from agent.ports.ledger_sqlalchemy_outbox import OutboxRecords, full_deliveries, send_by
-from agent.ports.ledger_sqlalchemy_rows import Plain, delivery_of, event_of, job_of, order_of, receipt_of
+from agent.ports.ledger_sqlalchemy_rows import delivery_of, job_of, order_of, receipt_of
 
 __all__ = ["SqlAlchemyLedger", "migrate", "open_ledger"]
 
@@ -57,7 +57,9 @@ def open_ledger(path: Path, *, before_commit: Callable[[], None] | None = None) 
     return SqlAlchemyLedger(open_file(path, before_commit))
 
 
-class SqlAlchemyLedger(ImageRecords, AttemptRecords, CancellationRecords, Keeping, OutboxRecords):
+class SqlAlchemyLedger(
+    ImageRecords, AttemptRecords, AuditRecords, CancellationRecords, Keeping, OutboxRecords
+):
     """See `ledger.Ledger`. Threads and processes share it freely."""
 
     # ---- intake
@@ -68,29 +70,28 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, CancellationRecords, Keepin
             known = writes.find_repeat(tx, arrival)
             if known is not None:
                 return Admission(known, is_repeat=True)
+            require_not_past(tx, arrival)
             writes.require_open_place(tx, arrival)
             writes.require_room(tx, queue_limit)
             writes.put_order(tx, arrival, now)
             writes.put_receipts(tx, signed.digest, arrival.receipts, first=0, now=now)
             job = writes.put_job(
                 tx,
-                order=(signed.order.id, signed.digest),
+                signed=signed,
                 position=arrival.position,
                 kind=arrival.kind,
                 state=JobState.RECEIVED,
                 max_attempts=max_attempts,
                 last_receipt=arrival.last_receipt,
                 now=now,
+                sender=arrival.sender,
             )
             writes.count_on(tx, job, arrival.told, now)
             return Admission(job, is_repeat=False)
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
         with self._file.reading() as tx:
-            digest: Digest | None = tx.execute(
-                select(orders.c.digest).where(orders.c.id == order_id)
-            ).scalar_one_or_none()
-            return digest
+            return known_digest(tx, order_id)
 
     def recorded_last_receipt(self, order: Digest, position: int) -> tuple[JobId, Digest | None] | None:
         with self._file.reading() as tx:
@@ -148,15 +149,6 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, CancellationRecords, Keepin
         with self._file.reading() as tx:
             return tuple(delivery_of(row) for row in tx.execute(query).mappings())
 
-    def events(
-        self, *, order_id: OrderId | None = None, after: int = 0, limit: int = 500
-    ) -> tuple[EventRecord, ...]:
-        query = select(events).where(events.c.seq > after).order_by(events.c.seq).limit(limit)
-        if order_id is not None:
-            query = query.where(events.c.order_id == order_id)
-        with self._file.reading() as tx:
-            return tuple(event_of(row) for row in tx.execute(query).mappings())
-
     # ---- moving
 
     def move(
@@ -172,6 +164,7 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, CancellationRecords, Keepin
         score: str | None = None,
         deliveries: Sequence[NewDelivery] = (),
         successor: Successor | None = None,
+        told: Sequence[NewEvent] = (),
     ) -> Job:
         _refuse_wrong_move(job, event, receipt)
         columns: dict[str, Any] = {"reason": reason, "not_before": not_before}
@@ -180,6 +173,7 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, CancellationRecords, Keepin
         if score is not None:
             columns["score"] = score
         with self._file.writing() as tx:
+            writes.tell_these(tx, told, now)
             moved = writes.transit(tx, job, event, now, **columns)
             if receipt is not None:
                 writes.put_own_receipt(tx, moved, receipt, now)
@@ -225,18 +219,6 @@ class SqlAlchemyLedger(ImageRecords, AttemptRecords, CancellationRecords, Keepin
             moved = writes.send_to(tx, job, next_agent, now)
             writes.put_deliveries(tx, moved, [delivery], now)
             return moved
-
-    def record_event(
-        self,
-        name: str,
-        now: datetime,
-        *,
-        order_id: OrderId | None = None,
-        position: int | None = None,
-        values: dict[str, Plain] | None = None,
-    ) -> None:
-        with self._file.writing() as tx:
-            writes.tell(tx, name, now, order_id, position, values or {})
 
     # ---- logs of jobs
 

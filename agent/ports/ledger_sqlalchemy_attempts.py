@@ -1,10 +1,12 @@
 """The ledger's records of attempts under way: who has one in hand, how far it came, and whether any may begin."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection, RowMapping, delete, insert, or_, select, update
 
+from agent.domain.audit import NewEvent
 from agent.domain.control import Control, Mode
 from agent.domain.jobs import Job, JobState
 from agent.errors import LostRace
@@ -53,17 +55,25 @@ class AttemptRecords:
 
     # ---- how far it came
 
-    def begin_step(self, job: Job, name: str, now: datetime) -> Step:
+    def begin_step(self, job: Job, name: str, now: datetime, *, told: Sequence[NewEvent] = ()) -> Step:
         here = (*_of(job), steps.c.name == name)
         with self._file.writing() as tx:
             writes.require_claim(tx, job)
             again = {"tries": steps.c.tries + 1, "begun_at": now, "ended_at": None, "outcome": None}
             if tx.execute(update(steps).where(*here).values(**again)).rowcount == 0:
                 tx.execute(insert(steps), _row(job, name, tries=1, begun_at=now))
+            writes.tell_these(tx, told, now)
             return _step(tx.execute(select(steps).where(*here)).mappings().one())
 
     def end_step(
-        self, job: Job, name: str, now: datetime, outcome: bytes, *, log: tuple[str, bytes] | None = None
+        self,
+        job: Job,
+        name: str,
+        now: datetime,
+        outcome: bytes,
+        *,
+        log: tuple[str, bytes] | None = None,
+        told: Sequence[NewEvent] = (),
     ) -> None:
         here = (*_of(job), steps.c.name == name)
         ended = {"ended_at": now, "outcome": outcome}
@@ -73,6 +83,7 @@ class AttemptRecords:
                 tx.execute(insert(steps), _row(job, name, tries=1, begun_at=now) | ended)
             if log is not None:
                 writes.put_log(tx, job, *log)
+            writes.tell_these(tx, told, now)
 
     def steps(self, job: Job) -> tuple[Step, ...]:
         query = select(steps).where(*_of(job)).order_by(steps.c.begun_at, steps.c.name)

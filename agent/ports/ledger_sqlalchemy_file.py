@@ -1,27 +1,39 @@
 """The ledger's file: made with its modes, brought to the newest schema, opened, and its two kinds of transactions.
 
-Every error of SQLAlchemy and SQLite becomes LedgerUnavailable here and nowhere else.
+Every error of SQLAlchemy and SQLite becomes LedgerUnavailable here and nowhere else; that the disk is full, LedgerFull.
 """
 
+import errno
 import os
 import sqlite3
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from agent.errors import LedgerUnavailable
+from agent.errors import LedgerFull, LedgerUnavailable
 from agent.ports.ledger_schema import HEAD
 
 BUSY_S: Final = 15.0  # how long one transaction waits for another process to finish its own
 POOLED: Final = 8  # connections kept open; a burst may open more for its own time
 BURST: Final = 56
+
+STEP_PAGES: Final = 256  # given back in one transaction, so that no writer waits long
+CHECKPOINT_S: Final = 1.0  # how long the log's end may be waited for: a reader of a moment, not a long one
+REBUILD_FACTOR: Final = 3  # of a file's size: the new one, the log it comes through, and something left
+NEARLY_NOTHING: Final = (
+    1 << 16
+)  # bytes: with less than this free, what SQLite calls an I/O error is a full disk
+
+# Free pages can be given back step by step only in a file that was made so: it must be said before the first page is written.
+AUTO_VACUUM: Final = "PRAGMA auto_vacuum = INCREMENTAL"
+INCREMENTAL: Final = 2
 
 # One commit is one fsync of the log: measured, a power cut took nothing that was acknowledged under FULL and all of it
 # under NORMAL. The log file shrinks again after a large hand-off.
@@ -58,6 +70,46 @@ class LedgerFile:
                 if self._before_commit is not None:
                     self._before_commit()
 
+    def give_back(self) -> int:
+        """Give free pages and the log's end back to the file system; how many bytes the file is smaller.
+
+        In steps between which others write. A file that an older version made keeps its free pages until `rebuild`.
+        """
+        with translated(self._path), closing(self._plain(CHECKPOINT_S)) as plain:
+            before = self._path.stat().st_size
+            if _pragma(plain, "auto_vacuum") == INCREMENTAL:
+                while left := _pragma(plain, "freelist_count"):
+                    with self._turn:
+                        plain.execute(f"PRAGMA incremental_vacuum({STEP_PAGES})").fetchall()
+                    if _pragma(plain, "freelist_count") >= left:
+                        break
+            with self._turn:
+                plain.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            return max(0, before - self._path.stat().st_size)
+
+    def rebuild(self) -> None:
+        """Write the file anew without free pages, so that later ones can be given back. Takes as much room again meanwhile,
+        and nobody writes until it is done."""
+        with translated(self._path), closing(self._plain(BUSY_S)) as plain, self._turn:
+            plain.execute(AUTO_VACUUM)
+            plain.execute("VACUUM")
+
+    def pages(self) -> tuple[int, int, bool]:
+        """(bytes of the file, of them free, whether free ones can be given back step by step)."""
+        with translated(self._path), closing(self._plain(BUSY_S)) as plain:
+            size = _pragma(plain, "page_size")
+            can_shrink = _pragma(plain, "auto_vacuum") == INCREMENTAL
+            return _pragma(plain, "page_count") * size, _pragma(plain, "freelist_count") * size, can_shrink
+
+    def _plain(self, busy_s: float) -> sqlite3.Connection:
+        """A connection beside the pool's, for what must not run inside a transaction."""
+        return sqlite3.connect(self._path, timeout=busy_s, isolation_level=None)
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self._path
+
     def close(self) -> None:
         """Let go of the file."""
         self._engine.dispose()
@@ -78,8 +130,18 @@ def open_file(path: Path, before_commit: Callable[[], None] | None = None) -> Le
         if is_behind:
             with file.writing() as connection:
                 _upgrade(connection)
+            _make_shrinkable(file)
         undo.pop_all()
     return file
+
+
+def _make_shrinkable(file: LedgerFile) -> None:
+    """Rebuild a file of an older version, once, where there is room for it. What keeps it from that keeps no ledger shut."""
+    size, _, can_shrink = file.pages()
+    about = os.statvfs(file.path.parent)
+    if not can_shrink and about.f_bavail * about.f_frsize > REBUILD_FACTOR * size:
+        with suppress(LedgerUnavailable):  # another process writes: it stays as it is
+            file.rebuild()
 
 
 def migrate(path: Path) -> None:
@@ -93,11 +155,38 @@ def translated(path: Path) -> Iterator[None]:
     try:
         yield
     except DBAPIError as cause:
-        raise LedgerUnavailable(f"the ledger {path}: {cause.orig}") from cause
+        raise _unavailable(path, cause.orig) from cause
     except SQLAlchemyError as cause:
         raise LedgerUnavailable(f"the ledger {path}: {type(cause).__name__}") from cause
     except (sqlite3.Error, OSError) as cause:
-        raise LedgerUnavailable(f"the ledger {path}: {cause}") from cause
+        raise _unavailable(path, cause) from cause
+
+
+# What SQLite says when it finds no room: for a page, or for the log's index, which it makes and lengthens as it goes.
+_OUT_OF_ROOM: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
+
+
+def _unavailable(path: Path, cause: BaseException | None) -> LedgerUnavailable:
+    if _is_full(path, cause):
+        return LedgerFull(f"the file system of the ledger {path} is full: {cause}")
+    return LedgerUnavailable(f"the ledger {path}: {cause}")
+
+
+def _is_full(path: Path, cause: BaseException | None) -> bool:
+    if isinstance(cause, OSError):
+        return cause.errno in {errno.ENOSPC, errno.EDQUOT}
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return True
+    with suppress(OSError):
+        about = os.statvfs(path.parent)
+        return code in _OUT_OF_ROOM and about.f_bavail * about.f_frsize < NEARLY_NOTHING
+    return False
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    (value,) = connection.execute(f"PRAGMA {name}").fetchone()
+    return int(value)
 
 
 def _make(path: Path) -> None:
@@ -136,6 +225,7 @@ def _engine(path: Path) -> Engine:
 def _prepare(connection: sqlite3.Connection, _record: Any) -> None:
     """Transactions begin and end where we say, not where the driver guesses; then the pragmas."""
     connection.isolation_level = None
+    connection.execute(AUTO_VACUUM)
     _use_wal(connection)
     for pragma in PRAGMAS:
         connection.execute(pragma)

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Select, delete, func, insert, or_, select, text, update
 
+from agent.domain.audit import is_told
 from agent.domain.ids import KeyId
 from agent.domain.jobs import Job
 from agent.errors import LostRace, NotFound
@@ -15,6 +16,7 @@ from agent.ports.ledger_schema import IS_DEAD, IS_PENDING, bodies, deliveries, t
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
 from agent.ports.ledger_sqlalchemy_rows import Plain, delivery_of, head_of
 
+MAX_TOLD: Final = 200  # characters of an error in a line of the log of events
 PROBES: Final = 1  # deliveries that are rung for a target in trouble: one finds out whether it is back
 
 
@@ -39,13 +41,18 @@ class OutboxRecords:
                 return None
             if rests is not None:
                 tx.execute(update(targets).where(targets.c.target == there).values(rests_until=lease_until))
-            return delivery_of(tx.execute(_of(delivery)).mappings().one())
+            leased = delivery_of(tx.execute(_of(delivery)).mappings().one())
+            if is_told(leased.attempts + 1):
+                after = {} if leased.last_error is None else {"after": leased.last_error[:MAX_TOLD]}
+                writes.tell_delivery(tx, delivery, "delivery.sent", now, **after)
+            return leased
 
     def acknowledge(self, delivery: DeliveryId, now: datetime) -> Job:
         with self._file.writing() as tx:
             job, _, state = writes.read_delivery_state(tx, delivery)
             if state is not DeliveryState.ACKNOWLEDGED:
                 writes.change_delivery(tx, delivery, state=DeliveryState.ACKNOWLEDGED, acknowledged_at=now)
+                writes.tell_delivery(tx, delivery, "delivery.acknowledged", now)
             return writes.settle(tx, writes.read_job(tx, job), now)
 
     def postpone(self, delivery: DeliveryId, next_try_at: datetime, error: str) -> None:
@@ -65,6 +72,7 @@ class OutboxRecords:
             if state is not DeliveryState.PENDING:
                 return
             writes.change_delivery(tx, delivery, state=DeliveryState.DEAD, last_error=error)
+            writes.tell_delivery(tx, delivery, "delivery.buried", now, error=error[:MAX_TOLD])
             job = writes.read_job(tx, job_id)
             instead = next((new.target for new in deliveries if new.kind is DeliveryKind.HANDOFF), None)
             if kind is DeliveryKind.HANDOFF:
@@ -82,12 +90,12 @@ class OutboxRecords:
         return delivery_of(row)
 
     def outbox(self, states: Collection[DeliveryState], limit: int) -> tuple[DeliveryHead, ...]:
-        found: list[DeliveryHead] = []
+        found: dict[int, DeliveryHead] = {}
         with self._file.reading() as tx:
             for state in states:
                 query = select(deliveries).where(_in_state(state)).order_by(deliveries.c.seq).limit(limit)
-                found += [head_of(row) for row in tx.execute(query).mappings()]
-        return tuple(sorted(found, key=lambda head: head.created_at)[:limit])
+                found |= {row["seq"]: head_of(row) for row in tx.execute(query).mappings()}
+        return tuple(found[seq] for seq in sorted(found)[:limit])
 
     def outbox_counts(self) -> dict[DeliveryState, int]:
         with self._file.reading() as tx:
@@ -192,7 +200,7 @@ def send_by(tx: Connection, now: datetime, limit: int) -> tuple[DeliveryId, ...]
 
 def full_deliveries() -> Select[Any]:
     """Deliveries with their bodies."""
-    return select(deliveries, bodies.c.body).join(bodies, bodies.c.delivery == deliveries.c.id)
+    return select(deliveries, bodies.c.body).outerjoin(bodies, bodies.c.delivery == deliveries.c.id)
 
 
 def _of(delivery: DeliveryId) -> Select[Any]:

@@ -6,11 +6,12 @@ from typing import Any
 import msgspec
 from sqlalchemy import RowMapping
 
+from agent.domain.audit import Line, Plain, digest_of_line
 from agent.domain.chain import TaskKind
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.jobs import Job, JobState
+from agent.domain.orders import MAX_ORDER_BYTES, SignedOrder, parse_order
 from agent.domain.receipts import MAX_RECEIPT_BYTES, SignedReceipt, parse_receipt
-from agent.domain.strict_json import encode
 from agent.errors import AgentError, LedgerUnavailable
 from agent.ports.ledger import (
     Delivery,
@@ -23,7 +24,7 @@ from agent.ports.ledger import (
 )
 from agent.trust.envelope import parse_envelope
 
-Plain = str | int | float | None
+__all__ = ["Plain"]
 
 
 def job_of(row: RowMapping) -> Job:
@@ -58,7 +59,7 @@ def row_of_job(job: Job, *, signer: str, last_receipt: Digest | None) -> dict[st
 
 def delivery_of(row: RowMapping) -> Delivery:
     """A row of `deliveries` with its `body`."""
-    return Delivery(**_head(row), body=row["body"])
+    return Delivery(**_head(row), body=row["body"] or b"")  # forgotten some time after it arrived
 
 
 def head_of(row: RowMapping) -> DeliveryHead:
@@ -101,6 +102,16 @@ def order_of(row: RowMapping) -> OrderRecord:
     )
 
 
+def signed_of(row: RowMapping) -> SignedOrder:
+    """The order in a row of `orders`. Raises: LedgerUnavailable when it does not parse any more: somebody wrote in the file."""
+    try:
+        envelope = parse_envelope(row["envelope"], limit_bytes=MAX_ORDER_BYTES)
+        order = parse_order(envelope.payload_type, envelope.payload)
+    except AgentError as cause:
+        raise LedgerUnavailable(f"the recorded order {row['id']} cannot be read: {cause}") from cause
+    return SignedOrder(order, Digest(row["digest"]), KeyId(row["signer"]), row["envelope"])
+
+
 def receipt_of(row: RowMapping) -> SignedReceipt:
     """A row of `receipts`. Raises: LedgerUnavailable when it does not parse any more: somebody wrote in the file."""
     try:
@@ -133,15 +144,23 @@ def event_of(row: RowMapping) -> EventRecord:
         order_id=row["order_id"],
         position=row["position"],
         values=msgspec.json.decode(row["values"], type=dict[str, Plain]),
+        dataset=row["dataset"],
+        digest=row["digest"],
     )
 
 
-def row_of_event(
-    name: str, now: datetime, order_id: OrderId | None, position: int | None, values: dict[str, Plain]
-) -> dict[str, Any]:
-    """An event as a row of `events`."""
-    text = encode(values).decode()
-    return {"at": now, "name": name, "order_id": order_id, "position": position, "values": text}
+def row_of_line(line: Line) -> dict[str, Any]:
+    """A line of the audit log as a row of `events`."""
+    return {
+        "seq": line.seq,
+        "at": line.at,
+        "name": line.name,
+        "order_id": line.order,
+        "position": line.position,
+        "values": bytes(line.values).decode(),
+        "dataset": line.dataset,
+        "digest": digest_of_line(line),
+    }
 
 
 def told_of(job: Job) -> dict[str, Plain]:

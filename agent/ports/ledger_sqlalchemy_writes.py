@@ -6,9 +6,11 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, insert, select, text, update
 
-from agent.domain.chain import TaskKind
+from agent.domain.audit import NewEvent, next_line, told_of_task
+from agent.domain.chain import TaskKind, task_at
 from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
+from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
 from agent.errors import HandoffConflict, LostRace, NotFound, OrderConflict, QueueFull
 from agent.ports.ledger import Arrival, DeliveryId, DeliveryKind, DeliveryState, NewDelivery, Successor
@@ -16,9 +18,10 @@ from agent.ports.ledger_schema import IS_PENDING, bodies, deliveries, events, jo
 from agent.ports.ledger_sqlalchemy_rows import (
     Plain,
     job_of,
-    row_of_event,
     row_of_job,
+    row_of_line,
     row_of_receipt,
+    signed_of,
     told_of,
 )
 
@@ -103,19 +106,20 @@ def settle(tx: Connection, job: Job, now: datetime) -> Job:
 def put_job(
     tx: Connection,
     *,
-    order: tuple[OrderId, Digest],
+    signed: SignedOrder,
     position: int,
     kind: TaskKind,
     state: JobState,
     max_attempts: int,
     last_receipt: Digest | None,
     now: datetime,
+    sender: KeyId | None = None,
 ) -> Job:
-    """A new job, told to the log of events."""
-    order_id, digest = order
+    """A new job, told to the log of events with what it is about. `sender` is None where it follows a job of this host."""
+    order_id = signed.order.id
     job = Job(
         id=job_id(order_id, position),
-        order=digest,
+        order=signed.digest,
         order_id=order_id,
         position=position,
         kind=kind,
@@ -125,9 +129,10 @@ def put_job(
         received_at=now,
         changed_at=now,
     )
-    signer = tx.execute(select(orders.c.signer).where(orders.c.id == order_id)).scalar_one()
-    tx.execute(insert(jobs), row_of_job(job, signer=signer, last_receipt=last_receipt))
-    tell(tx, f"job.{state}", now, order_id, position, told_of(job))
+    tx.execute(insert(jobs), row_of_job(job, signer=signed.signer, last_receipt=last_receipt))
+    about = told_of(job) | told_of_task(signed, position) | ({} if sender is None else {"sender": sender})
+    dataset = task_at(signed.order, position).dataset.id
+    tell(tx, f"job.{state}", now, order_id, position, about, dataset=dataset)
     return job
 
 
@@ -139,9 +144,10 @@ def put_successor(
         raise IllegalMove(f"job {before.id} cannot be followed by position {successor.position}")
     if place_of(tx, before.order, successor.position) is not None:
         raise HandoffConflict(f"position {successor.position} of order {before.order_id} is recorded already")
+    row = tx.execute(select(orders).where(orders.c.id == before.order_id)).mappings().one()
     put_job(
         tx,
-        order=(before.order_id, before.order),
+        signed=signed_of(row),
         position=successor.position,
         kind=successor.kind,
         state=JobState.QUEUED,
@@ -308,6 +314,15 @@ def read_delivery_state(tx: Connection, delivery: DeliveryId) -> tuple[JobId, De
     return JobId(row["job_id"]), DeliveryKind(row["kind"]), DeliveryState(row["state"])
 
 
+def tell_delivery(tx: Connection, delivery: DeliveryId, name: str, now: datetime, **said: Plain) -> None:
+    """A line about a delivery as it is now: what goes to whom, how many bytes, how often it was tried before."""
+    size = func.coalesce(func.length(bodies.c.body), 0).label("bytes")
+    query = select(deliveries, size).outerjoin(bodies, bodies.c.delivery == deliveries.c.id)
+    row = tx.execute(query.where(deliveries.c.id == delivery)).mappings().one()
+    about = {"kind": row["kind"], "n": row["n"], "to": row["target"], "bytes": row["bytes"]}
+    tell(tx, name, now, row["order_id"], row["position"], about | {"failed": row["attempts"]} | said)
+
+
 def change_delivery(tx: Connection, delivery: DeliveryId, **columns: Any) -> None:
     """Set these columns; whoever leased the delivery is done with it."""
     values = {"lease_until": None} | columns
@@ -321,9 +336,31 @@ def tell(
     order_id: OrderId | None,
     position: int | None,
     values: dict[str, Plain],
+    *,
+    dataset: str | None = None,
 ) -> None:
     """One line more in the log of events."""
-    tx.execute(insert(events), row_of_event(name, now, order_id, position, values))
+    tell_these(
+        tx, (NewEvent(name=name, order_id=order_id, position=position, dataset=dataset, values=values),), now
+    )
+
+
+def tell_these(tx: Connection, told: Sequence[NewEvent], now: datetime) -> None:
+    """These lines, each chained to the one before."""
+    if not told:
+        return
+    seq, digest = last_line(tx)
+    rows = []
+    for event in told:
+        rows.append(row_of_line(next_line(event, now, seq, digest)))
+        seq, digest = rows[-1]["seq"], rows[-1]["digest"]
+    tx.execute(insert(events), rows)
+
+
+def last_line(tx: Connection) -> tuple[int, Digest | None]:
+    """(number, digest) of the newest line; (0, None) when there is none."""
+    row = tx.execute(select(events.c.seq, events.c.digest).order_by(events.c.seq.desc()).limit(1)).first()
+    return (0, None) if row is None else (row.seq, row.digest)
 
 
 def put_log(tx: Connection, job: Job, run: str, log: bytes) -> None:

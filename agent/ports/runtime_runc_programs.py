@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 from agent.domain.ceilings import Ceilings
+from agent.domain.file_systems import IN_MEMORY
 from agent.errors import BadImage, CageNotApplied, RuntimeUnavailable
 from agent.ports import cage
 from agent.ports.runtime_runc_cgroups import Cgroups
@@ -18,7 +19,6 @@ TOOL_TIMEOUT_S = 10.0
 LOG_FACTOR = 2  # conmon's own copy of the log is a stand-in for a dead agent: it keeps the newest part
 LEAST_LOG_BYTES = 1 << 16
 STATFS_BYTES = 256  # more than struct statfs has; its first word is the kind of file system
-IN_MEMORY = {0x01021994, 0x858458F6}  # TMPFS_MAGIC, RAMFS_MAGIC of linux/magic.h
 PASSING = "Resource temporarily unavailable"  # processes that were killed a moment ago still count under the same ids
 NOT_STARTABLE = re.compile(
     r'exec: \\?".*(no such file|permission denied|exec format|not found in|is a directory)'
@@ -133,7 +133,7 @@ def _lies_in_memory(folder: Path) -> bool:
     told = ctypes.create_string_buffer(STATFS_BYTES)
     if ctypes.CDLL(None).statfs(os.fsencode(folder), told) != 0:
         return False
-    return ctypes.c_long.from_buffer(told).value in IN_MEMORY
+    return ctypes.c_long.from_buffer(told).value in IN_MEMORY.values()
 
 
 def refusal_of(words: str, what: str) -> BadImage | CageNotApplied | RuntimeUnavailable:

@@ -31,6 +31,7 @@ from agent.errors import (
 from agent.trust.envelope import pae, parse_envelope, sign_envelope
 from agent.trust.keys import PublicKey, SigningKey
 
+AUDIT_HEAD_TYPE: Final = "application/vnd.dc-compute.audit-head.v1+json"
 DATASET_TYPE: Final = "application/vnd.dc-compute.dataset.v1+json"
 ROSTER_TYPE: Final = "application/vnd.dc-compute.roster.v1+json"
 
@@ -53,6 +54,7 @@ PAYLOAD_ROLES: Final = MappingProxyType(
         PREDUPLET_TYPE: Role.ORCHESTRATOR,
         CANCEL_TYPE: Role.ORCHESTRATOR,
         RECEIPT_TYPE: Role.AGENT,
+        AUDIT_HEAD_TYPE: Role.AGENT,
         DATASET_TYPE: Role.OWNER,
     }
 )

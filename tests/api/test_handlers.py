@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.api.refusals import BUDGET
 from agent.domain.ids import digest_of, job_id
 from agent.domain.jobs import JobEvent
 from agent.domain.orders import LEARNUPLET_TYPE
@@ -14,7 +15,18 @@ from agent.trust.handoff import build_handoff
 from agent.trust.http_signatures import HttpAnswer, HttpRequest, content_digest, verify_answer
 from agent.trust.job_log import seal_log
 from tests.api.house import House, open_house, signed_headers
-from tests.builders import NOW, SKEW, key_of, payload_of, policy_for, preduplet, sign_payload, tamper, uuid_of
+from tests.builders import (
+    NOW,
+    SKEW,
+    dataset,
+    key_of,
+    payload_of,
+    policy_for,
+    preduplet,
+    sign_payload,
+    tamper,
+    uuid_of,
+)
 from tests.ports.ledger_stage import arrival
 
 
@@ -299,16 +311,76 @@ def test_every_refusal_is_in_the_log_of_events_with_who_and_where(house: House) 
     ]
 
 
+def test_a_refused_order_is_told_with_what_it_was_about(house: House) -> None:
+    order = house.world.order(key=house.world.other_orchestrator)
+
+    answer = house.call(house.world.other_orchestrator, "POST", "/v1/learnuplets", order.envelope)
+
+    (told,) = [event for event in house.ledger.events() if event.name == "request.refused"]
+    about = {"order_id": order.order.id, "order": order.digest, "position": 0, "kind": "learn"}
+    assert answer.json()["code"] == told.values["code"] == "policy-refused"
+    assert told.dataset == told.values["dataset"] == dataset("a1").id
+    assert told.values.items() >= about.items()
+    assert (told.values["who"], told.values["algo_image"]) == (order.signer, order.order.algo_image.digest)
+
+
+def test_a_refused_hand_off_is_told_with_the_task_it_was_for(house: House) -> None:
+    order = house.world.order()
+    body = build_handoff(order, house.world.chain(order, 1))
+
+    house.call(house.world.agent("c"), "POST", "/v1/handoffs", body)
+
+    (told,) = [event for event in house.ledger.events() if event.name == "request.refused"]
+    assert (told.values["order_id"], told.values["position"]) == (order.order.id, 1)
+    assert told.values["who"] == house.world.agent("c").keyid
+    assert told.order_id is None, "nothing of a refused call belongs to an order"
+
+
+def test_a_body_that_is_no_order_is_told_without_a_word_of_it(house: House) -> None:
+    house.call(house.world.orchestrator, "POST", "/v1/learnuplets", b'{"dataset": "of mine"}')
+
+    (told,) = [event for event in house.ledger.events() if event.name == "request.refused"]
+    assert told.dataset is None
+    assert set(told.values) == {"code", "detail", "method", "path", "who"}
+
+
+def test_what_was_left_out_is_told_when_the_process_ends(house: House) -> None:
+    with house.desk.refusals.telling():
+        for _ in range(12):
+            house.network.get("/v1/orders")
+
+    assert house.ledger.events()[-1].name == "requests.refused"
+    assert house.ledger.events()[-1].values["count"] == 2
+
+
+def test_a_known_caller_has_a_larger_budget_of_its_own(house: House) -> None:
+    for _ in range(BUDGET + 5):
+        house.call(house.world.owner, "GET", "/v1/orders")
+    house.network.get("/v1/orders")
+
+    who = [event.values["who"] for event in house.ledger.events() if event.name == "request.refused"]
+    assert who == [*[house.world.owner.keyid] * BUDGET, None]
+
+
 def test_a_flood_of_strangers_does_not_fill_the_log_of_events(house: House) -> None:
     for _ in range(100):
         house.network.get("/v1/orders")
-    house.clock.pass_by(timedelta(minutes=2))
+    house.clock.pass_by(timedelta(hours=2))
     house.network.get("/v1/orders")
 
-    told = [event.values for event in house.ledger.events() if event.name == "request.refused"]
+    told = [event for event in house.ledger.events() if event.name.startswith("request")]
 
-    assert len(told) == 61
-    assert told[-1]["left_out"] == 40
+    assert [event.name for event in told] == [
+        *["request.refused"] * 10,
+        "requests.refused",
+        "request.refused",
+    ]
+    assert told[10].values == {
+        "who": None,
+        "count": 90,
+        "codes": "unsigned-request 90",
+        "since": NOW.isoformat(timespec="seconds"),
+    }
 
 
 # ------------------------------------------------------------------ who may read what
@@ -414,6 +486,7 @@ def test_a_log_is_for_the_operator_alone(house: House) -> None:
 
     assert (by_orchestrator.status_code, by_orchestrator.json()["code"]) == (403, "not-yours")
     assert by_operator.json()["runs"][0]["text"] == "hello \\xff\x1b[31m"
+    assert [event.name for event in house.ledger.events(order_id=job.order_id)][-1] == "log.read"
 
 
 def test_an_output_that_does_not_open_says_why_and_hides_no_other(house: House) -> None:

@@ -150,7 +150,9 @@ def test_an_orchestrators_desk_work_is_done_beside_its_server(tmp_path: Path) ->
         (issued,) = run("orders", "--config", config)
         releases, alarms = run("releases", "--config", config), run("alarms", "--config", config)
         target = f"/v1/orders/{issued['id']}"
-        told = json.loads(site.client("agent-a").send(site.roster[0], "GET", target))["standing"]
+        told = json.loads(site.client("agent-a").send(site.roster[0], "GET", target, is_answer_signed=True))[
+            "standing"
+        ]
 
     assert failure.value.returncode == 1
     assert failure.value.stderr.splitlines()[-2].startswith("peer-unavailable: agent-a")

@@ -12,14 +12,34 @@ from typing import Any
 from msgspec.structs import replace
 
 from agent.domain.approvals import Ruling, Verdict
+from agent.domain.audit import (
+    CHECKPOINT,
+    NewEvent,
+    SignHead,
+    digest_of_line,
+    is_told,
+    next_line,
+    told_of_task,
+)
 from agent.domain.cancellations import OPERATOR, KeptCancellation
-from agent.domain.chain import TaskKind
+from agent.domain.chain import TaskKind, task_at
 from agent.domain.control import Control
 from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
 from agent.domain.images import PAGE_ENTRIES, ImageDescription, ImageEntry
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
+from agent.domain.orders import MAX_ORDER_BYTES, SignedOrder, parse_order
 from agent.domain.receipts import SignedReceipt
-from agent.errors import HandoffConflict, LedgerUnavailable, LostRace, NotFound, OrderConflict, QueueFull
+from agent.domain.retention import Garbage, LedgerSizes, Retention, is_over
+from agent.domain.strict_json import encode
+from agent.errors import (
+    HandoffConflict,
+    LedgerUnavailable,
+    LostRace,
+    NotFound,
+    OrderConflict,
+    OrderExpired,
+    QueueFull,
+)
 from agent.ports.ledger import (
     ATTEMPT_FAILED,
     Admission,
@@ -37,6 +57,7 @@ from agent.ports.ledger import (
     Unrung,
 )
 from agent.ports.ledger_attempts import Step
+from agent.trust.envelope import parse_envelope
 from tests.fakes.ledger_outbox import MemoryOutbox, count_on, is_due, last_number, send_by
 
 Plain = str | int | float | None
@@ -61,6 +82,7 @@ class _Books:
     control: list[Control] = field(default_factory=list)
     cancellations: dict[tuple[Digest, str], KeptCancellation] = field(default_factory=dict)
     rulings: list[Ruling] = field(default_factory=list)
+    past: dict[OrderId, tuple[Digest, datetime]] = field(default_factory=dict)
     descriptions: dict[Digest, tuple[ImageDescription, tuple[ImageEntry, ...]]] = field(default_factory=dict)
 
     def draft(self) -> "_Books":
@@ -89,6 +111,11 @@ class MemoryLedger(MemoryOutbox):
                 if books.arrived_with[job.id] != arrival.last_receipt:
                     raise HandoffConflict(f"{job.id} follows another receipt")
                 return Admission(job, is_repeat=True)
+            if order_id in books.past:
+                digest, expires = books.past[order_id]
+                if digest != signed.digest:
+                    raise OrderConflict(f"order {order_id} was recorded with other content")
+                raise OrderExpired(f"order {order_id} ended here and expired {expires}")
             if (signed.digest, arrival.position) in books.receipts:
                 raise HandoffConflict(f"position {arrival.position} of {order_id} is done already")
             if sum(job.state in WAITING for job in books.jobs.values()) >= queue_limit:
@@ -98,20 +125,22 @@ class MemoryLedger(MemoryOutbox):
                 _put_receipt(books, signed.digest, position, receipt)
             job = _put_job(
                 books,
-                order=(order_id, signed.digest),
+                signed=signed,
                 position=arrival.position,
                 kind=arrival.kind,
                 state=JobState.RECEIVED,
                 max_attempts=max_attempts,
                 last_receipt=arrival.last_receipt,
                 now=now,
+                sender=arrival.sender,
             )
             count_on(books, job, arrival.told, now, _tell)
             return Admission(job, is_repeat=False)
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
         with self._reading() as books:
-            return books.orders[order_id].digest if order_id in books.orders else None
+            past, _ = books.past.get(order_id, (None, None))
+            return books.orders[order_id].digest if order_id in books.orders else past
 
     def recorded_last_receipt(self, order: Digest, position: int) -> tuple[JobId, Digest | None] | None:
         with self._reading() as books:
@@ -183,6 +212,7 @@ class MemoryLedger(MemoryOutbox):
         score: str | None = None,
         deliveries: Sequence[NewDelivery] = (),
         successor: Successor | None = None,
+        told: Sequence[NewEvent] = (),
     ) -> Job:
         if event in {JobEvent.START, JobEvent.SETTLE}:
             raise IllegalMove(f"{event} is not the caller's")
@@ -196,6 +226,7 @@ class MemoryLedger(MemoryOutbox):
         given = {"next_agent": next_agent, "score": score}
         columns: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         with self._writing() as books:
+            _tell_these(books, told, now)
             moved = _transit(books, job, event, now, reason=reason, not_before=not_before, **columns)
             if receipt is not None:
                 _put_own_receipt(books, moved, receipt, now)
@@ -260,16 +291,24 @@ class MemoryLedger(MemoryOutbox):
                     released += 1
             return released
 
-    def begin_step(self, job: Job, name: str, now: datetime) -> Step:
+    def begin_step(self, job: Job, name: str, now: datetime, *, told: Sequence[NewEvent] = ()) -> Step:
         with self._writing() as books:
             _require_claim(books, job)
             before = books.steps.get((job.id, job.attempt, name))
             step = Step(name=name, tries=1 + (before.tries if before else 0), begun_at=now)
             books.steps[job.id, job.attempt, name] = step
+            _tell_these(books, told, now)
             return step
 
     def end_step(
-        self, job: Job, name: str, now: datetime, outcome: bytes, *, log: tuple[str, bytes] | None = None
+        self,
+        job: Job,
+        name: str,
+        now: datetime,
+        outcome: bytes,
+        *,
+        log: tuple[str, bytes] | None = None,
+        told: Sequence[NewEvent] = (),
     ) -> None:
         with self._writing() as books:
             _require_claim(books, job)
@@ -278,6 +317,7 @@ class MemoryLedger(MemoryOutbox):
             books.steps[key] = replace(begun, ended_at=now, outcome=outcome)
             if log is not None:
                 books.logs[job.id, job.attempt, log[0]] = log[1]
+            _tell_these(books, told, now)
 
     def steps(self, job: Job) -> tuple[Step, ...]:
         with self._reading() as books:
@@ -317,10 +357,32 @@ class MemoryLedger(MemoryOutbox):
         *,
         order_id: OrderId | None = None,
         position: int | None = None,
+        dataset: str | None = None,
         values: dict[str, Plain] | None = None,
     ) -> None:
         with self._writing() as books:
-            _tell(books, name, now, order_id, position, values or {})
+            _tell(books, name, now, order_id, position, values or {}, dataset=dataset)
+
+    # ---- the audit log
+
+    def record_events(self, told: Sequence[NewEvent], now: datetime) -> None:
+        with self._writing() as books:
+            _tell_these(books, told, now)
+
+    def last_event(self, name: str) -> EventRecord | None:
+        with self._reading() as books:
+            of_host = (event for event in reversed(books.events) if event.order_id is None)
+            return next((event for event in of_host if event.name == name), None)
+
+    def checkpoint(self, sign: SignHead, now: datetime, *, lines: int, age: timedelta) -> bool:
+        with self._writing() as books:
+            before = self.last_event(CHECKPOINT)
+            after = books.events[0 if before is None else before.seq :]
+            if len(after) < lines and not (after and abs(now - after[0].at) >= age):
+                return False
+            head = sign(len(books.events), books.events[-1].digest)
+            _tell(books, CHECKPOINT, now, None, None, {"head": head})
+            return True
 
     # ---- cancelling
 
@@ -423,6 +485,61 @@ class MemoryLedger(MemoryOutbox):
             kept = books.logs.items()
             return tuple((*key, log) for key, log in kept if books.jobs[key[0]].order_id == order_id)
 
+    # ---- what is kept
+
+    def garbage(self, told: Retention) -> Garbage:
+        with self._reading() as books:
+            old_logs, old_bodies = _old_logs(books, told), _old_bodies(books, told)
+            return Garbage(
+                logs=len(old_logs),
+                log_bytes=sum(len(books.logs[key]) for key in old_logs),
+                bodies=len(old_bodies),
+                body_bytes=sum(len(books.deliveries[name].body) for name in old_bodies),
+                orders=len(_old_orders(books, told)),
+            )
+
+    def collect(self, told: Retention, now: datetime, limit: int) -> Garbage:
+        with self._writing() as books:
+            old_logs, old_bodies = _old_logs(books, told)[:limit], _old_bodies(books, told)[:limit]
+            log_bytes = sum(len(books.logs.pop(key)) for key in old_logs)
+            body_bytes = sum(len(books.deliveries[name].body) for name in old_bodies)
+            for name in old_bodies:
+                books.deliveries[name] = replace(books.deliveries[name], body=b"")
+            over = _old_orders(books, told)[:limit]
+            for record in over:
+                _forget(books, record, now)
+            return Garbage(
+                logs=len(old_logs),
+                log_bytes=log_bytes,
+                bodies=len(old_bodies),
+                body_bytes=body_bytes,
+                orders=len(over),
+            )
+
+    def give_back(self) -> int:
+        return 0
+
+    def sizes(self) -> LedgerSizes:
+        with self._reading() as books:
+            all_bodies = [d for d in books.deliveries.values() if d.body]
+            pending = [d for d in all_bodies if d.state is not DeliveryState.ACKNOWLEDGED]
+            envelopes = [o.envelope for o in books.orders.values()]
+            envelopes += [r.envelope for r in books.receipts.values()]
+            return LedgerSizes(
+                file_bytes=0,
+                free_bytes=0,
+                can_shrink=True,
+                orders=len(books.orders),
+                order_bytes=sum(map(len, envelopes)),
+                logs=len(books.logs),
+                log_bytes=sum(map(len, books.logs.values())),
+                bodies=len(all_bodies),
+                body_bytes=sum(len(d.body) for d in all_bodies),
+                pending_bytes=sum(len(d.body) for d in pending),
+                events=len(books.events),
+                event_bytes=sum(len(encode(e.values)) for e in books.events),
+            )
+
     # ---- attempts
 
     def codes_before(self, job: Job) -> tuple[str, ...]:
@@ -444,6 +561,11 @@ class MemoryLedger(MemoryOutbox):
             if failures:
                 books.targets[found.target] = (failures, lease_until)
             books.deliveries[delivery] = replace(found, lease_until=lease_until)
+            if is_told(found.attempts + 1):
+                after: dict[str, Plain] = (
+                    {} if found.last_error is None else {"after": found.last_error[:200]}
+                )
+                _tell_delivery(books, found, "delivery.sent", now, **after)
             return books.deliveries[delivery]
 
     def acknowledge(self, delivery: DeliveryId, now: datetime) -> Job:
@@ -453,6 +575,7 @@ class MemoryLedger(MemoryOutbox):
                 books.deliveries[delivery] = replace(
                     found, state=DeliveryState.ACKNOWLEDGED, acknowledged_at=now, lease_until=None
                 )
+                _tell_delivery(books, found, "delivery.acknowledged", now)
             return _settle(books, _job(books, found.job), now)
 
     def postpone(self, delivery: DeliveryId, next_try_at: datetime, error: str) -> None:
@@ -474,6 +597,7 @@ class MemoryLedger(MemoryOutbox):
             books.deliveries[delivery] = replace(
                 found, state=DeliveryState.DEAD, last_error=error, lease_until=None
             )
+            _tell_delivery(books, found, "delivery.buried", now, error=error[:200])
             job = _job(books, found.job)
             instead = next((new.target for new in deliveries if new.kind is DeliveryKind.HANDOFF), None)
             if found.kind is DeliveryKind.HANDOFF and job.state in {JobState.RECEIVED, JobState.ATTESTED}:
@@ -624,18 +748,19 @@ def _settle(books: _Books, job: Job, now: datetime) -> Job:
 def _put_job(
     books: _Books,
     *,
-    order: tuple[OrderId, Digest],
+    signed: SignedOrder,
     position: int,
     kind: TaskKind,
     state: JobState,
     max_attempts: int,
     last_receipt: Digest | None,
     now: datetime,
+    sender: KeyId | None = None,
 ) -> Job:
     job = Job(
-        id=job_id(order[0], position),
-        order=order[1],
-        order_id=order[0],
+        id=job_id(signed.order.id, position),
+        order=signed.digest,
+        order_id=signed.order.id,
         position=position,
         kind=kind,
         state=state,
@@ -646,7 +771,9 @@ def _put_job(
     )
     books.jobs[job.id] = job
     books.arrived_with[job.id] = last_receipt
-    _tell(books, f"job.{state}", now, job.order_id, position, _told_of(job))
+    about = _told_of(job) | told_of_task(signed, position) | ({} if sender is None else {"sender": sender})
+    dataset = task_at(signed.order, position).dataset.id
+    _tell(books, f"job.{state}", now, job.order_id, position, about, dataset=dataset)
     return job
 
 
@@ -657,9 +784,12 @@ def _put_successor(
         raise IllegalMove(f"{before.id} cannot be followed by {successor.position}")
     if job_id(before.order_id, successor.position) in books.jobs:
         raise HandoffConflict(f"position {successor.position} is recorded already")
+    record = books.orders[before.order_id]
+    payload = parse_envelope(record.envelope, limit_bytes=MAX_ORDER_BYTES).payload
+    order = parse_order(record.payload_type, payload)
     _put_job(
         books,
-        order=(before.order_id, before.order),
+        signed=SignedOrder(order, record.digest, record.signer, record.envelope),
         position=successor.position,
         kind=successor.kind,
         state=JobState.QUEUED,
@@ -779,6 +909,43 @@ def _put_deliveries(books: _Books, job: Job, new: Sequence[NewDelivery], now: da
         books.deliveries[delivery.id] = delivery
 
 
+# ------------------------------------------------------------------ what is over
+
+
+def _old_logs(books: _Books, told: Retention) -> list[tuple[JobId, int, str]]:
+    over = {job.id for job in books.jobs.values() if job.is_final and job.changed_at < told.logs_before}
+    return [key for key in books.logs if key[0] in over]
+
+
+def _old_bodies(books: _Books, told: Retention) -> list[DeliveryId]:
+    arrived = [d for d in books.deliveries.values() if d.state is DeliveryState.ACKNOWLEDGED and d.body]
+    return [d.id for d in arrived if d.acknowledged_at and d.acknowledged_at < told.bodies_before]
+
+
+def _old_orders(books: _Books, told: Retention) -> list[OrderRecord]:
+    over = []
+    for record in books.orders.values():
+        mine = [job for job in books.jobs.values() if job.order_id == record.id]
+        sent = [d for d in books.deliveries.values() if d.order_id == record.id]
+        waits = {DeliveryState.PENDING, DeliveryState.DEAD}
+        arrived = [None if d.state in waits else d.acknowledged_at or d.created_at for d in sent]
+        if is_over(record.expires, mine, arrived, told):
+            over.append(record)
+    return sorted(over, key=lambda record: (record.expires, record.id))
+
+
+def _forget(books: _Books, record: OrderRecord, now: datetime) -> None:
+    books.past[record.id] = (record.digest, record.expires)
+    values: dict[str, Plain] = {"order": record.digest, "expires": record.expires.isoformat()}
+    _tell(books, "order.forgotten", now, record.id, None, values)
+    del books.orders[record.id]
+    gone = {job.id for job in books.jobs.values() if job.order_id == record.id}
+    books.jobs = {name: job for name, job in books.jobs.items() if name not in gone}
+    books.logs = {key: log for key, log in books.logs.items() if key[0] not in gone}
+    books.deliveries = {name: d for name, d in books.deliveries.items() if d.order_id != record.id}
+    books.receipts = {place: r for place, r in books.receipts.items() if place[0] != record.digest}
+
+
 def _tell(
     books: _Books,
     name: str,
@@ -786,8 +953,34 @@ def _tell(
     order_id: OrderId | None,
     position: int | None,
     values: dict[str, Plain],
+    *,
+    dataset: str | None = None,
 ) -> None:
-    books.events.append(EventRecord(len(books.events) + 1, now, name, order_id, position, values))
+    event = NewEvent(name=name, order_id=order_id, position=position, dataset=dataset, values=values)
+    _tell_these(books, (event,), now)
+
+
+def _tell_these(books: _Books, told: Sequence[NewEvent], now: datetime) -> None:
+    for new in told:
+        line = next_line(new, now, len(books.events), books.events[-1].digest if books.events else None)
+        books.events.append(
+            EventRecord(
+                line.seq,
+                now,
+                new.name,
+                new.order_id,
+                new.position,
+                dict(new.values),
+                new.dataset,
+                digest_of_line(line),
+            )
+        )
+
+
+def _tell_delivery(books: _Books, delivery: Delivery, name: str, now: datetime, **said: Plain) -> None:
+    about: dict[str, Plain] = {"kind": delivery.kind, "n": delivery.n, "to": delivery.target}
+    about |= {"bytes": len(delivery.body), "failed": delivery.attempts}
+    _tell(books, name, now, delivery.order_id, delivery.position, about | said)
 
 
 def _told_of(job: Job) -> dict[str, Plain]:

@@ -14,8 +14,9 @@ from agent.domain.orders import ImageRef, SignedOrder
 from agent.domain.receipts import Outcome
 from agent.domain.reports import ReportState
 from agent.errors import ImageDenied, LostRace, PolicyRefused
-from agent.pipeline.hold import SHELF, follow_ruling, look_again, waiting_images
+from agent.pipeline.hold import follow_ruling, look_again, waiting_images
 from agent.pipeline.host import context_of
+from agent.pipeline.space import SHELF
 from agent.ports.ledger import JobQuery
 from agent.ports.ledger_sqlalchemy import open_ledger
 from agent.ports.storage import BlobKind

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from agent.errors import (
     HandoffConflict,
     HandoffSender,
     KeyNotValid,
+    LedgerFull,
     NoSpace,
     NotYours,
     OrderConflict,
@@ -35,7 +37,7 @@ from agent.ports.ledger import Arrival
 from agent.trust.handoff import build_handoff
 from tests.builders import DAY, HOUR, NOW, changed, dataset, key_of, preduplet, tamper
 from tests.fakes.broker import Ring
-from tests.pipeline.world import POLICY, Hospital, World
+from tests.pipeline.world import POLICY, Hospital, Tapped, World, once
 
 
 def nothing_happened(hospital: Hospital) -> bool:
@@ -193,6 +195,21 @@ def while_the_disk_is_low(world: World) -> object:
     return world.post(world.order(), world.a)
 
 
+def while_the_ledgers_disk_is_low(world: World) -> object:
+    world.a.rules(
+        low_disk_bytes=1 << 60, spool=Path("/proc"), records=(world.a.spool,)
+    )  # /proc has no size of its own
+    return world.post(world.order(), world.a)
+
+
+def while_the_ledger_takes_no_write(world: World) -> object:
+    def refuse() -> None:
+        raise LedgerFull("the test filled its disk")
+
+    world.a.ports(ledger=Tapped(world.a.ledger, before=once("admit", refuse)))
+    return world.post(world.order(), world.a)
+
+
 def while_the_queue_is_full(world: World) -> object:
     world.a.rules(queue_limit=0)
     return world.post(world.order(), world.a)
@@ -209,6 +226,8 @@ REFUSED_ORDERS: dict[Refused, type[AgentError]] = {
     without_a_policy: PolicyRefused,
     of_a_kind_the_policy_lacks: PolicyRefused,
     while_the_disk_is_low: NoSpace,
+    while_the_ledgers_disk_is_low: NoSpace,
+    while_the_ledger_takes_no_write: LedgerFull,
     while_the_queue_is_full: QueueFull,
 }
 
@@ -323,6 +342,11 @@ def handed_over_to_a_full_disk(world: World) -> object:
     return world.hand_over(world.order(), 1, to=world.b)
 
 
+def handed_over_to_a_workspace_that_is_too_small(world: World) -> object:
+    world.b.allows(POLICY.replace("8388608", str(1 << 53)))
+    return world.hand_over(world.order(), 1, to=world.b)
+
+
 REFUSED_HANDOFFS: dict[Refused, type[AgentError]] = {
     from_another_than_the_last_agent: HandoffSender,
     for_a_dataset_that_lies_elsewhere: DatasetNotHere,
@@ -331,6 +355,7 @@ REFUSED_HANDOFFS: dict[Refused, type[AgentError]] = {
     handed_over_without_a_policy: PolicyRefused,
     handed_over_too_late: OrderExpired,
     handed_over_to_a_full_disk: NoSpace,
+    handed_over_to_a_workspace_that_is_too_small: NoSpace,
 }
 
 

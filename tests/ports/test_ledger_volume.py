@@ -46,7 +46,8 @@ INSERT INTO deliveries SELECT NULL, 'o' || i || '.0.' || kind || '.1', 'o' || i 
         0, next_try_at + 86400000000, created_at, expires_at, NULL, NULL, NULL
     FROM deliveries, n;
 INSERT INTO bodies SELECT id, x'00' FROM deliveries WHERE order_id GLOB 'o*';
-INSERT INTO events SELECT NULL, at, name, 'o' || i, position, "values" FROM events, n WHERE name = 'job.done' OR seq < 5;
+INSERT INTO events SELECT NULL, at, name, 'o' || i, position, "values", dataset, NULL FROM events, n
+    WHERE name = 'job.done' OR seq < 5;
 INSERT INTO nonces SELECT 'k', i, {later} FROM n;
 INSERT INTO logs SELECT NULL, 'o' || i || '.0', 1, 'train', 'o' || i, x'00' FROM n;
 """
