@@ -29,7 +29,7 @@ def without_sweep() -> None:
 def without_outbox() -> None:
     """What could not be sent at once counts as sent."""
 
-    def forget(delivery: Delivery, _error: Exception, host: Host) -> None:
+    def forget(delivery: Delivery, _error: Exception, host: Host, **_rest: object) -> None:
         host.ports.ledger.acknowledge(delivery.id, host.ports.now())
 
     deliver._postpone = forget  # type: ignore[assignment]

@@ -22,9 +22,11 @@ from tests.chaos.stage import Stage, workspaces
 from tests.chaos.town import Town
 from tests.checker import Issued, Seen, Taken, Told, ToldResult, Violation
 
-# What may cost an attempt: the engine or a container gone wrong, a full disk, a worker that died between the container's making
-# and its begin. Never a worker's death while it runs, never the network.
-SPENT_BY = frozenset({"unknown", "runtime-unavailable", "no-space", "cage-not-applied", "container-lost"})
+# What may cost an attempt: the engine or a container gone wrong, a full disk, bytes that are not those of their name, a
+# worker that died between the container's making and its begin. Never a worker's death while it runs, never the network.
+SPENT_BY = frozenset(
+    {"unknown", "runtime-unavailable", "no-space", "cage-not-applied", "container-lost", "digest-mismatch"}
+)
 
 
 def look(stage: Stage, desk: Desk, may_fail: frozenset[str], excused: dict[str, frozenset[str]]) -> Seen:
