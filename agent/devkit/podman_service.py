@@ -88,11 +88,11 @@ def podman_service(
     log = runtime_dir / f"{name}.log"
     with contextlib.ExitStack() as stack:
         if root is not None:
-            root = stack.enter_context(_claimed(root, runtime_dir))
+            root = stack.enter_context(claimed_root(root, runtime_dir))
         with log.open("wb") as log_file:
             process = subprocess.Popen(
-                _command(path, runtime_dir, root),
-                env=_environment() | dict(env or {}),
+                service_command(path, runtime_dir, root),
+                env=service_environment() | dict(env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
@@ -106,7 +106,7 @@ def podman_service(
 
 
 @contextlib.contextmanager
-def _claimed(root: Path, runtime_dir: Path) -> Iterator[Path]:
+def claimed_root(root: Path, runtime_dir: Path) -> Iterator[Path]:
     """`root`, or root-2 and so on: the first that no service of another boot has. Podman would take that one's containers
     for what a reboot left and reset them."""
     boot = runtime_dir / "boot"
@@ -137,7 +137,8 @@ def _is_ours(lock: IO[str], boot: str) -> bool:
     return lock.read() == boot
 
 
-def _command(path: Path, runtime_dir: Path, root: Path | None) -> list[str]:
+def service_command(path: Path, runtime_dir: Path, root: Path | None) -> list[str]:
+    """What is started to serve at this socket."""
     command = ["podman", "--runtime", oci_runtime(), "--storage-driver", "overlay"]
     if root is not None:
         command += [
@@ -151,7 +152,8 @@ def _command(path: Path, runtime_dir: Path, root: Path | None) -> list[str]:
     return [*command, "system", "service", "--time=0", f"unix://{path}"]
 
 
-def _environment() -> dict[str, str]:
+def service_environment() -> dict[str, str]:
+    """All that a service knows of its caller's environment."""
     return {
         "PATH": PATH,
         "HOME": str(Path.home()),
@@ -162,14 +164,15 @@ def _environment() -> dict[str, str]:
 def _await_answer(path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
-        if _answers(path):
+        if answers(path):
             return
         time.sleep(0.02)
     words = log.read_text(errors="replace").strip().splitlines()[-3:]
     raise NoPodman(f"the service did not start: {' / '.join(words) or 'it says nothing'}")
 
 
-def _answers(path: Path) -> bool:
+def answers(path: Path) -> bool:
+    """Whether a service answers at this socket."""
     try:
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(5)
