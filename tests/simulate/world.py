@@ -530,10 +530,11 @@ class Played:
 def play(plan: Plan, tell: Callable[[float], None] = lambda _part: None) -> Played:
     """Play it, judge it. `tell` hears how much of the time of faults is over."""
     with ExitStack() as stack:
-        stack.callback(gc.set_threshold, *gc.get_threshold())
-        gc.set_threshold(
-            200_000, 20, 100
-        )  # much is kept to the end; looking at it again and again takes a third of the time
+        if (
+            gc.isenabled()
+        ):  # nearly everything is kept to the end; to look at it again and again takes a fifth of the time
+            gc.disable()
+            stack.callback(gc.enable)
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY)))
         world = Consortium(plan, root)
         world.tell = tell
