@@ -44,6 +44,13 @@ test-host: deps-host ## the slow tests of the whole system: real workloads in th
 	slow=0; .ci/rootless $(PYTHON) -m pytest -rs --durations=10 $(ARGS) tests/host/slow || slow=$$?; \
 	[ $$slow -ne $$none ] || slow=0; [ $$code -ne 0 ] || code=$$slow; exit $$code
 
+DURATION ?= 60
+SEED ?= 1
+.PHONY: chaos
+chaos: deps ## three agents while everything is killed, cut and mangled (DURATION=seconds SEED=n): N violations
+	@mkdir -p build/chaos
+	@.ci/rootless --nets $(PYTHON) -m tests.chaos --duration $(DURATION) --seed $(SEED) $(ARGS)
+
 .PHONY: bench
 bench: deps ## what the cage costs over plain `podman run`: a table, and build/bench.json (ARGS='--rounds 15')
 	@mkdir -p build && .ci/rootless $(PYTHON) -m tests.bench $(ARGS) >build/bench.json.part

@@ -234,6 +234,7 @@ class BadAnswer(TrustError):
     code = "bad-answer"
     status = 502
     is_retried = True  # whoever answered was not the one we asked: the right one may answer next time
+    is_passing = True
     advice = "The other side's answer is not signed as the contract asks: check its version and its key."
 
 

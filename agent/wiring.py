@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from agent.config import Settings
 from agent.domain.ids import Digest, KeyId
 from agent.errors import AgentUnreachable, BadSettings, RuntimeUnavailable
+from agent.faults import find_faults
 from agent.pipeline.garbage import BUILD_PREFIX, building
 from agent.pipeline.gate import Breach, Prove
 from agent.pipeline.host import Host, Rules
-from agent.ports import Ports
+from agent.ports import Clock, Ports
 from agent.ports.audit import AuditLog
 from agent.ports.broker import Consumer, Handler, Queue
 from agent.ports.builder import Builder
@@ -330,10 +331,14 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
 
     key, roster = SigningKey.load(settings.identity.key), read_roster(settings)
     policy = read_policy(settings)
-    identity, timeouts = _identity(settings, key, roster), _timeouts(settings)
+    faults = find_faults(os.environ)
+    clock = now if faults is None else faults.clock(now)
+    identity, timeouts = _identity(settings, key, roster, clock), _timeouts(settings)
     make_folders(settings)
     with ExitStack() as doors:
-        ledger = open_ledger(settings.paths.ledger)
+        ledger = open_ledger(
+            settings.paths.ledger, before_commit=None if faults is None else faults.before_commit
+        )
         doors.callback(ledger.close)
         broker = HueyBroker(settings.paths.queues)
         doors.callback(broker.close)
@@ -352,16 +357,18 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
             peers,
             runtime,
             TarImages(),
-            now,
+            clock,
             FlockHands(settings.paths.hands),
         )
+        if faults is not None:
+            ports = faults.ports(ports)
         yield Host(key, roster, policy, ports, _rules(settings, runtime)), broker
 
 
-def _identity(settings: Settings, key: SigningKey, roster: Roster) -> "Identity":
+def _identity(settings: Settings, key: SigningKey, roster: Roster, clock: Clock = now) -> "Identity":
     from agent.ports.https import Identity
 
-    return Identity(key, lambda: roster, now, timedelta(seconds=settings.limits.skew_s))
+    return Identity(key, lambda: roster, clock, timedelta(seconds=settings.limits.skew_s))
 
 
 def _timeouts(settings: Settings) -> "Timeouts":

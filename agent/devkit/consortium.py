@@ -55,10 +55,11 @@ class Party:
     folder: Path
     port: int
     command: tuple[str, ...]
+    host: str = HOST  # by which others call it; it listens on loopback
 
     @property
     def url(self) -> str:
-        return f"https://{HOST}:{self.port}"
+        return f"https://{self.host}:{self.port}"
 
     @property
     def log(self) -> Path:
@@ -192,12 +193,19 @@ def on_runc() -> dict[str, str]:
 
 
 def found(
-    folder: Path, names: Sequence[str], *, runtime: Mapping[str, str], memory: Path, orchestrators: int = 2
+    folder: Path,
+    names: Sequence[str],
+    *,
+    runtime: Mapping[str, str],
+    memory: Path,
+    orchestrators: int = 2,
+    hosts: Mapping[str, str] | None = None,
 ) -> Consortium:
     """Make a consortium's keys, certificates, roster and settings below `folder`, which is emptied first.
 
     `runtime`: the section of the agents' settings, see `on_podman` and `on_runc`. `memory`: a folder on tmpfs, where the agents
-    keep workspaces and sockets. The policies admit nothing yet.
+    keep workspaces and sockets. `hosts`: addresses by hospital, and of the orchestrators under "desk", where others call them;
+    something that listens there passes calls on to their port on loopback. The policies admit nothing yet.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, parents=True)
@@ -207,17 +215,19 @@ def found(
     python = (sys.executable, "-m")
     devkit = (*python, "agent.devkit")
 
-    def party(name: str, command: Callable[[Path], tuple[str, ...]]) -> Party:
+    def party(name: str, at: str, command: Callable[[Path], tuple[str, ...]]) -> Party:
         home = folder / name
         home.mkdir(mode=0o700)
-        write_identity(home, "tls", authority, [HOST], now=now())
+        host = HOST if hosts is None else hosts[at]
+        write_identity(home, "tls", authority, [host], now=now())
         key = SigningKey.generate()
         key.save(home / "identity.pem")
-        return Party(name, key, home, next(ports), command(home))
+        return Party(name, key, home, next(ports), command(home), host)
 
     desks = tuple(
         party(
             f"orchestrator-{n + 1}",
+            "desk",
             lambda home: (*devkit, "orchestrator", "--config", str(home / "server.toml")),
         )
         for n in range(orchestrators)
@@ -225,9 +235,11 @@ def found(
     hospitals = tuple(
         Hospital(
             name,
-            party(f"agent-{name}", lambda home: (*python, "agent", "--home", str(home), "run")),
+            party(f"agent-{name}", name, lambda home: (*python, "agent", "--home", str(home), "run")),
             party(
-                f"storage-{name}", lambda home: (*devkit, "storage", "--config", str(home / "server.toml"))
+                f"storage-{name}",
+                name,
+                lambda home: (*devkit, "storage", "--config", str(home / "server.toml")),
             ),
         )
         for name in names
@@ -286,7 +298,7 @@ def _write_server(party: Party, roster: Roster) -> None:
         "port": party.port,
         "certificate": "tls.crt",
         "private_key": "tls.key",
-        "authorities": [f"{HOST}:{party.port}"],
+        "authorities": [f"{party.host}:{party.port}"],
     }
     (party.folder / "memory").mkdir(mode=0o700)
     (party.folder / "server.toml").write_bytes(msgspec.toml.encode(settings))

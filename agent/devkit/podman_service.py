@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -88,11 +88,11 @@ def podman_service(
     log = runtime_dir / f"{name}.log"
     with contextlib.ExitStack() as stack:
         if root is not None:
-            root = stack.enter_context(_claimed(root, runtime_dir))
+            root = stack.enter_context(claimed_root(root, runtime_dir))
         with log.open("wb") as log_file:
             process = subprocess.Popen(
-                _command(path, runtime_dir, root),
-                env=_environment() | dict(env or {}),
+                service_command(path, runtime_dir, root),
+                env=service_environment() | dict(env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
@@ -106,7 +106,7 @@ def podman_service(
 
 
 @contextlib.contextmanager
-def _claimed(root: Path, runtime_dir: Path) -> Iterator[Path]:
+def claimed_root(root: Path, runtime_dir: Path) -> Iterator[Path]:
     """`root`, or root-2 and so on: the first that no service of another boot has. Podman would take that one's containers
     for what a reboot left and reset them."""
     boot = runtime_dir / "boot"
@@ -119,16 +119,25 @@ def _claimed(root: Path, runtime_dir: Path) -> Iterator[Path]:
         choice = root if number == 1 else root.with_name(f"{root.name}-{number}")
         choice.mkdir(mode=0o700, parents=True, exist_ok=True)
         with choice.with_name(f"{choice.name}.lock").open("a+") as lock:
-            if _is_ours(lock, boot.read_text()):
+            if _is_ours(lock, boot.read_text(), lambda: _remove_containers(choice, runtime_dir)):  # noqa: B023
                 yield choice
                 return
     raise NoPodman(f"{MOST_ROOTS} other boots have every folder beside {root}")
 
 
-def _is_ours(lock: IO[str], boot: str) -> bool:
-    """Hold the lock with everybody of this boot; False when another boot holds it."""
+def _remove_containers(root: Path, runtime_dir: Path) -> None:
+    """What a killed run of another boot left takes id maps from those of this one. Nobody else is here yet."""
+    command = [*_podman(root, runtime_dir), "rm", "--all", "--force", "--time", "0"]
+    subprocess.run(command, env=service_environment(), cwd="/", capture_output=True, check=False)
+
+
+def _is_ours(lock: IO[str], boot: str, on_first: Callable[[], None]) -> bool:
+    """Hold the lock with everybody of this boot, after `on_first` by the first; False when another boot holds it."""
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.seek(0)
+        if lock.read() != boot:
+            on_first()
         lock.truncate(0)
         lock.write(boot)
         lock.flush()
@@ -137,21 +146,21 @@ def _is_ours(lock: IO[str], boot: str) -> bool:
     return lock.read() == boot
 
 
-def _command(path: Path, runtime_dir: Path, root: Path | None) -> list[str]:
+def service_command(path: Path, runtime_dir: Path, root: Path | None) -> list[str]:
+    """What is started to serve at this socket."""
+    return [*_podman(root, runtime_dir), "system", "service", "--time=0", f"unix://{path}"]
+
+
+def _podman(root: Path | None, runtime_dir: Path) -> list[str]:
     command = ["podman", "--runtime", oci_runtime(), "--storage-driver", "overlay"]
-    if root is not None:
-        command += [
-            "--root",
-            str(root),
-            "--runroot",
-            str(runtime_dir / "run"),
-            "--tmpdir",
-            str(runtime_dir / "tmp"),
-        ]
-    return [*command, "system", "service", "--time=0", f"unix://{path}"]
+    if root is None:
+        return command
+    runs = ["--runroot", str(runtime_dir / "run"), "--tmpdir", str(runtime_dir / "tmp")]
+    return [*command, "--root", str(root), *runs]
 
 
-def _environment() -> dict[str, str]:
+def service_environment() -> dict[str, str]:
+    """All that a service knows of its caller's environment."""
     return {
         "PATH": PATH,
         "HOME": str(Path.home()),
@@ -162,14 +171,15 @@ def _environment() -> dict[str, str]:
 def _await_answer(path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
-        if _answers(path):
+        if answers(path):
             return
         time.sleep(0.02)
     words = log.read_text(errors="replace").strip().splitlines()[-3:]
     raise NoPodman(f"the service did not start: {' / '.join(words) or 'it says nothing'}")
 
 
-def _answers(path: Path) -> bool:
+def answers(path: Path) -> bool:
+    """Whether a service answers at this socket."""
     try:
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(5)

@@ -4,7 +4,7 @@ Here are the transactions, one method each; their parts are in `ledger_sqlalchem
 `ledger_sqlalchemy_file.py`.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,9 @@ from agent.ports.ledger_sqlalchemy_rows import delivery_of, job_of, order_of, re
 __all__ = ["SqlAlchemyLedger", "migrate", "open_ledger"]
 
 
-def open_ledger(path: Path) -> "SqlAlchemyLedger":
+def open_ledger(path: Path, *, before_commit: Callable[[], None] | None = None) -> "SqlAlchemyLedger":
     """The ledger at `path`: made with mode 0600 when it is missing, migrated when it is behind. Raises: LedgerUnavailable."""
-    return SqlAlchemyLedger(open_file(path))
+    return SqlAlchemyLedger(open_file(path, before_commit))
 
 
 class SqlAlchemyLedger(

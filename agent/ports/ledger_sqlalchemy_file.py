@@ -9,7 +9,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -48,9 +48,12 @@ PRAGMAS: Final = (
 class LedgerFile:
     """An open ledger file. Threads share it freely, and so do processes that open the same path."""
 
-    def __init__(self, path: Path, lock: int | None = None) -> None:
+    def __init__(
+        self, path: Path, lock: int | None = None, before_commit: Callable[[], None] | None = None
+    ) -> None:
         self._path = path
         self._lock = lock
+        self._before_commit = before_commit
         self._engine = _engine(path)
         # SQLite lets waiting writers poll. Within one process they queue up here instead, at no cost.
         self._turn = threading.Lock()
@@ -68,6 +71,8 @@ class LedgerFile:
             connection = plain.execution_options(begin="BEGIN IMMEDIATE")
             with connection.begin():
                 yield connection
+                if self._before_commit is not None:
+                    self._before_commit()
 
     def give_back(self) -> int:
         """Give free pages and the log's end back to the file system; how many bytes the file is smaller.
@@ -117,12 +122,15 @@ class LedgerFile:
             self._lock = None
 
 
-def open_file(path: Path) -> LedgerFile:
-    """The ledger at `path`, made and migrated when needed, its use told by a lock. Raises: LedgerUnavailable."""
+def open_file(path: Path, before_commit: Callable[[], None] | None = None) -> LedgerFile:
+    """The ledger at `path`, made and migrated when needed, its use told by a lock. Raises: LedgerUnavailable.
+
+    `before_commit` is called in each writing transaction after its last write; what it raises undoes them.
+    """
     with translated(path):
         _make_folder(path.parent)
         lock = use(path)
-    return _opened(LedgerFile(path, lock))
+    return _opened(LedgerFile(path, lock, before_commit))
 
 
 def open_staged(path: Path) -> LedgerFile:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from agent.devkit.podman_service import _claimed
+from agent.devkit.podman_service import claimed_root
 
 
 def test_services_of_one_boot_share_the_storage(tmp_path: Path) -> None:
@@ -10,8 +10,8 @@ def test_services_of_one_boot_share_the_storage(tmp_path: Path) -> None:
     runtime_dir.mkdir()
 
     with (
-        _claimed(tmp_path / "storage", runtime_dir) as one,
-        _claimed(tmp_path / "storage", runtime_dir) as two,
+        claimed_root(tmp_path / "storage", runtime_dir) as one,
+        claimed_root(tmp_path / "storage", runtime_dir) as two,
     ):
         assert one == two == tmp_path / "storage"
 
@@ -21,9 +21,9 @@ def test_another_boot_takes_another_storage_while_the_first_is_in_use(tmp_path: 
     for boot in boots:
         boot.mkdir()
 
-    with _claimed(tmp_path / "storage", boots[0]), _claimed(tmp_path / "storage", boots[1]) as other:
+    with claimed_root(tmp_path / "storage", boots[0]), claimed_root(tmp_path / "storage", boots[1]) as other:
         assert other == tmp_path / "storage-2"
-    with _claimed(tmp_path / "storage", boots[1]) as later:
+    with claimed_root(tmp_path / "storage", boots[1]) as later:
         assert later == tmp_path / "storage"
 
 
@@ -33,8 +33,8 @@ def test_a_boot_goes_on_with_the_storage_it_has_begun_with(tmp_path: Path) -> No
         boot.mkdir()
 
     with (
-        _claimed(tmp_path / "storage", boots[0]),
-        _claimed(tmp_path / "storage", boots[1]) as first,
-        _claimed(tmp_path / "storage", boots[1]) as second,
+        claimed_root(tmp_path / "storage", boots[0]),
+        claimed_root(tmp_path / "storage", boots[1]) as first,
+        claimed_root(tmp_path / "storage", boots[1]) as second,
     ):
         assert first == second == tmp_path / "storage-2"

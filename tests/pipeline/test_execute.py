@@ -771,6 +771,13 @@ def upload_is_answered_by_a_stranger(world: World) -> None:
     world.a.ports(storage=Tapped(world.a.host.ports.storage, after=once("put_blob", answer)))
 
 
+def storage_is_answered_for_by_a_stranger(world: World) -> None:
+    def answer() -> None:
+        raise BadAnswer("not signed by that storage")
+
+    world.a.ports(storage=Tapped(world.a.host.ports.storage, after=once("dataset", answer)))
+
+
 OUTSIDE_FAULTS = {
     engine_down: "runtime-unavailable",
     next_dataset_unknown: "dataset-missing",
@@ -782,6 +789,7 @@ PASSING_FAULTS = {
     orchestrator_down: "orchestrator-unavailable",
     model_upload_fails: "storage-unavailable",
     upload_is_answered_by_a_stranger: "bad-answer",
+    storage_is_answered_for_by_a_stranger: "bad-answer",
 }
 
 outside_faults = pytest.mark.parametrize(
