@@ -56,6 +56,14 @@ bench: deps ## what the cage costs over plain `podman run`: a table, and build/b
 	@mkdir -p build && .ci/rootless $(PYTHON) -m tests.bench $(ARGS) >build/bench.json.part
 	@mv build/bench.json.part build/bench.json
 
+AGENTS ?= 50
+TASKS ?= 2000
+SEED ?= 1
+
+.PHONY: simulate
+simulate: deps ## many agents in virtual time, killed, cut off and lied to (AGENTS=1000 TASKS=100000 SEED=7)
+	@$(PYTHON) -m tests.simulate --agents $(AGENTS) --tasks $(TASKS) --seed $(SEED) $(ARGS)
+
 .PHONY: check
 check: deps ## format, lint, types, layout, shell scripts
 	@$(PYTHON) -m ruff format --check --quiet .

@@ -129,6 +129,11 @@ class OrderNotYetValid(OrderError):
     advice = "Send it after its `not_before`; check the clocks when it looks wrong."
 
 
+class BadBackup(OrderError):
+    code = "bad-backup"
+    advice = "Take another backup: nothing was changed."
+
+
 class CancellationNotYetValid(OrderError):
     code = "cancellation-not-yet-valid"
     status = 425  # as an order: passes by itself
@@ -458,7 +463,7 @@ class RoomTaken(NoSpace):
     """There is room for it once others have ended: to wait is enough, nothing needs to be mended."""
 
     code = "room-taken"
-    most_retries = None
+    is_passing = True
     advice = "It is tried again by itself. Give the workspace more memory, or let fewer tasks run at once ([workers])."
 
 
@@ -500,6 +505,17 @@ class LedgerFull(LedgerUnavailable):
     code = "ledger-full"
     status = 507
     advice = "Free space on the file system that the message names (`dc-compute df`, `dc-compute gc`); nothing is lost."
+
+
+class LedgerInUse(OutsideError):
+    code = "ledger-in-use"
+    is_retried = False
+    advice = "Stop the agent's services first: `systemctl stop dc-compute.target`."
+
+
+class JustRestored(OutsideError):
+    code = "just-restored"
+    advice = "Sign the request anew and send it again after the seconds in Retry-After."
 
 
 class LostRace(OutsideError):

@@ -25,12 +25,12 @@ RANKS = {
     "trust": 2,
     "ports": 3,
     "pipeline": 4,
-    "api": 5, "worker": 5, "config": 5, "doctor": 5, "selftest": 5, "faults": 5,
+    "api": 5, "worker": 5, "config": 5, "doctor": 5, "selftest": 5, "fsck": 5, "faults": 5,
     "wiring": 6, "devkit": 6,
     "cli": 7,
 }  # fmt: skip
 # Files that are part of a room by name: cli_orders.py and __main__.py are the command line.
-ROOM_OF = {"cli_*": "cli", "__main__": "cli"}
+ROOM_OF = {"cli_*": "cli", "__main__": "cli", "wiring_*": "wiring"}
 
 # In ports/, `X.py` is a port, `X_lib.py` (or X_lib_part.py) an adapter of it; adapters share these.
 PLUMBING = {
@@ -74,9 +74,11 @@ PART_OF_PORT = {
     "ledger_cancellations": "ledger",
     "ledger_audit": "ledger",
     "ledger_images": "ledger",
+    "ledger_keeping": "ledger",
     "ledger_outbox": "ledger",
+    "ledger_restores": "ledger",
 }
-ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py"}
+ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py", "agent/wiring_state.py"}
 
 LEDGER_ON_SQL = [
     "agent/ports/ledger_sqlalchemy*.py",

@@ -85,6 +85,9 @@ def open_desk(host: Host) -> Desk:
 def network_app(desk: Desk, authorities: Collection[str]) -> ASGIApp:
     """The door to orchestrators and agents. `authorities`: host[:port] under which this agent may be called."""
     host = desk.host
+    restores = (
+        host.ports.ledger.restores()
+    )  # read once: nobody restores while this process has the ledger open
     guard = Guard(
         roster=lambda: host.roster,
         authorities=frozenset(authorities),
@@ -93,6 +96,7 @@ def network_app(desk: Desk, authorities: Collection[str]) -> ASGIApp:
         skew=host.rules.skew,
         remember_nonce=host.ports.ledger.remember_nonce,
         note_refusal=desk.refusals.note,
+        signed_after=restores[0].signed_after if restores else None,
     )
     endpoints = [_signed(row, desk, guard) if row.is_signed else _open(row, desk) for row in TABLE]
     return _app(desk, endpoints, "network")

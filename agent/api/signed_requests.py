@@ -27,6 +27,7 @@ from agent.domain.ids import Digest, KeyId, digest_from_hex
 from agent.errors import (
     AgentError,
     BadRequestSignature,
+    JustRestored,
     NoSpace,
     ReplayedRequest,
     SlowBody,
@@ -74,7 +75,8 @@ class Guard:
     """What a server needs to know of its callers, and of itself.
 
     `roster`: asked for each request, so that a reload is seen. `authorities`: host[:port] under which this server is called, as
-    `authority_of` writes them. `key`: signs the answers that the contract wants signed.
+    `authority_of` writes them. `key`: signs the answers that the contract wants signed. `signed_after`: what was signed at this
+    moment or before is refused, for the memory of nonces begins after it; None: it never was lost.
     """
 
     roster: Callable[[], Roster]
@@ -84,6 +86,7 @@ class Guard:
     skew: timedelta
     remember_nonce: RememberNonce
     note_refusal: NoteRefusal = lambda *_: None
+    signed_after: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +267,11 @@ def _check_role(caller: VerifiedRequest, roles: Collection[Role]) -> None:
 
 
 def _check_nonce(caller: VerifiedRequest, guard: Guard) -> None:
+    if guard.signed_after is not None and caller.created <= guard.signed_after:
+        raise JustRestored(
+            f"signed at {caller.created.isoformat()}; this agent was restored and takes what is signed after "
+            f"{guard.signed_after.isoformat(timespec='seconds')}"
+        )
     keep_until = caller.expires + guard.skew
     if not guard.remember_nonce(caller.keyid, caller.nonce, keep_until, guard.now()):
         raise ReplayedRequest("this signed request was received before")

@@ -12,12 +12,14 @@ from agent import __version__
 from agent.cli import (
     audit,
     audit_log,
+    backup,
     cancel,
     control,
     data,
     deliveries,
     disk,
     doctor,
+    fsck,
     held,
     image,
     keys,
@@ -59,7 +61,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for page in (setup, services, selftest, doctor, orders, held, cancel, control, watch, audit, disk):
+for page in (
+    setup,
+    services,
+    selftest,
+    doctor,
+    fsck,
+    backup,
+    orders,
+    held,
+    cancel,
+    control,
+    watch,
+    audit,
+    disk,
+):
     page.register(app)
 for name, group in (
     ("keys", keys.app),

@@ -14,7 +14,8 @@ from agent.cli import doctor_sections as sections
 from agent.cli.doctor_patient import STRANGE, Patient, meet, owner_file
 from agent.cli.files import as_owner_of
 from agent.cli.here import here_of
-from agent.cli.out import JsonFlag, clean, console, print_json
+from agent.cli.lines import show, show_sum
+from agent.cli.out import JsonFlag, print_json
 from agent.doctor.lines import Check, State
 from agent.errors import AgentError
 
@@ -76,7 +77,7 @@ def doctor(
     if as_json:
         print_json(Report(checks))
     else:
-        show_sum(checks)
+        show_sum(sum_of(checks))
     if any(check.state is State.FAIL for check in checks):
         raise typer.Exit(1)
 
@@ -92,32 +93,7 @@ def examine(patient: Patient) -> Iterator[list[Check]]:
             yield [Check(name, name, State.NOTE, f"cannot tell: {why}")]
 
 
-# ------------------------------------------------------------------ printing
-
-STYLES = {State.OK: "green", State.WARN: "yellow", State.FAIL: "bold red", State.NOTE: "dim"}
-
-
-def show(lines: Sequence[Check]) -> None:
-    """The lines of a section, whole: a command is there to be copied."""
-    from rich.text import Text
-
-    width = max((len(line.name) for line in lines), default=0)
-    group = None
-    for line in lines:
-        if line.group != group:
-            group = line.group
-            console().print(Text(clean(group), style="bold"), soft_wrap=True)
-        text = Text(f"  {line.state:<4} ", style=STYLES[line.state])
-        text.append(f" {clean(line.name):<{width}}  {clean(line.seen)}", style="default")
-        console().print(text, soft_wrap=True)
-        if line.mend is not None and line.state is not State.OK:
-            console().print(Text(f"        → {clean(line.mend)}"), soft_wrap=True)
-
-
-def show_sum(checks: Sequence[Check]) -> None:
+def sum_of(checks: Sequence[Check]) -> str:
     """How many of each."""
-    from rich.text import Text
-
     told = {state: sum(1 for check in checks if check.state is state) for state in State}
-    words = f"{told[State.FAIL]} failed, {told[State.WARN]} to mend, {told[State.NOTE]} not judged, {told[State.OK]} well"
-    console().print(Text(words, style="bold"), soft_wrap=True)
+    return f"{told[State.FAIL]} failed, {told[State.WARN]} to mend, {told[State.NOTE]} not judged, {told[State.OK]} well"

@@ -3,7 +3,8 @@
 | what | goes when |
 |---|---|
 | a log of a job | the job has ended, and that is `log_age` ago; below the low mark at once |
-| the body of a delivery | it was acknowledged, and that is `log_age` ago; below the low mark at once |
+| the body of a delivery | it was acknowledged, that is `log_age` ago (below the low mark: at once), and its order expired: |
+| | until then whoever lost it may ask for it again |
 | an order with its receipts, jobs, deliveries, logs | it expired by more than the clocks' skew, and `order_age` ago: |
 | | every job of it had ended, and every delivery was acknowledged |
 
@@ -92,7 +93,8 @@ def is_over(
     acknowledged_at: Collection[datetime | None],
     told: Retention,
 ) -> bool:
-    """Whether an order with these jobs and deliveries may go. `acknowledged_at`: None for a pending or dead delivery."""
+    """Whether an order with these jobs and deliveries may go. `acknowledged_at`: None for a pending or dead delivery;
+    one that a person dropped is not among them."""
     ended = [job.changed_at if job.is_final else None for job in jobs] + list(acknowledged_at)
     return expires < told.expired_before and all(
         moment is not None and moment < told.orders_before for moment in ended

@@ -1,5 +1,6 @@
 """An attempt that ends badly: put off, tried again within its budget, or failed with a receipt, by the error's class."""
 
+from agent.domain.backups import CLAIMS_BETWEEN
 from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import is_expired
 from agent.domain.reports import ReportState
@@ -50,7 +51,9 @@ def _is_over(context: Context, host: Host) -> bool:
 def _put_off(context: Context, error: AgentError, host: Host) -> Job:
     """RUNNING, and nobody's until the rest is over. Raises: LostRace."""
     job, now = context.job, host.ports.now()
-    times = (job.claim - job.attempt) // 2 + 1  # it is taken in hand and put off: two claims each time
+    times = (
+        job.claim % CLAIMS_BETWEEN - job.attempt
+    ) // 2 + 1  # it is taken in hand and put off: two claims each time
     rest = backoff(times, dice(job.id, job.claim))
     job = host.ports.ledger.park(job, now, until=now + rest, reason=reason_of(error))
     ring_job(job, host, delay_s=rest.total_seconds())

@@ -5,8 +5,9 @@
 | 1 | containers, workspaces and folders in the spool of attempts that are over (`resume.py`) | always | |
 | 2 | an archive that was read for the operator, a build that was killed | always | |
 | 3 | images: interrupted loads; unused for `image_days`, or over `images_bytes` | always | the longest unused |
-| 4 | nonces whose time is over | always | |
-| 5 | logs of jobs, bodies of deliveries that arrived: `log_days` after their end | about hourly | whatever has ended |
+| 4 | nonces, and cancellations of orders that never came, whose time is over | always | |
+| 5 | logs of jobs `log_days` after their end; bodies of deliveries that arrived, the same | about hourly | of any age |
+| | … and whose order expired: before that they may be asked for again | | |
 | 6 | orders: `order_days` after their end, and expired by more than the skew | about hourly | |
 | 7 | pages of the ledger that became free go back to the file system | after 5 and 6 | |
 
@@ -91,7 +92,11 @@ def _images(host: Host, _is_asked: bool, is_rehearsal: bool) -> list[Gone]:
 
 
 def _nonces(host: Host, _is_asked: bool, is_rehearsal: bool) -> list[Gone]:
-    return [] if is_rehearsal else [Gone(Kind.NONCES, host.ports.ledger.forget_nonces(host.ports.now()))]
+    if is_rehearsal:
+        return []
+    now, ledger = host.ports.now(), host.ports.ledger
+    ledger.forget_cancellations(now)
+    return [Gone(Kind.NONCES, ledger.forget_nonces(now))]
 
 
 def _records(host: Host, is_asked: bool, is_rehearsal: bool) -> list[Gone]:

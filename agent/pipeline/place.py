@@ -10,6 +10,7 @@ from agent.pipeline.attest import handoff
 from agent.pipeline.bells import ring_deliveries, ring_job
 from agent.pipeline.host import Context, Host
 from agent.pipeline.report import report
+from agent.trust.roster import Role
 
 
 def place(context: Context, host: Host) -> Job:
@@ -42,11 +43,12 @@ def holder_of(task: Task, host: Host) -> KeyId:
     agents = [location.agent for location in host.ports.storage.dataset(task.dataset).locations]
     if host.me in agents:
         return host.me
-    valid = {entry.keyid for entry in host.roster.agents() if entry.is_valid(host.ports.now())}
-    known = [agent for agent in agents if agent in valid]
-    if not known:
-        raise DatasetMissing(f"storage names no valid agent of the roster for {task.dataset}")
-    return known[0]
+    now = host.ports.now()
+    for agent in agents:
+        entry = host.roster.find(agent)
+        if entry is not None and entry.role is Role.AGENT and entry.is_valid(now):
+            return agent
+    raise DatasetMissing(f"storage names no valid agent of the roster for {task.dataset}")
 
 
 def expire(context: Context, host: Host) -> Job:

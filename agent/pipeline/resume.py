@@ -43,6 +43,9 @@ def tidy(host: Host, *, is_asked: bool = False, is_rehearsal: bool = False) -> t
     A rehearsal only tells. `is_asked`, by the operator: everything is due, and what stays is told.
     Raises: LedgerUnavailable, RuntimeUnavailable unless asked, after all that could go went.
     """
+    if host.ports.ledger.control().mode is Mode.RESTORED:
+        why = "the ledger was restored: nothing goes until orchestrators were asked"
+        return (Gone(Kind.WORKSPACES, 0, None, why),)
     gone: list[Gone] = []
     try:
         gone += _would_clean(host) if is_rehearsal else _clean(host)
@@ -64,7 +67,6 @@ def _take_up(host: Host) -> None:
         ring_job(job, host)
     for delivery in unrung.deliveries:
         ring(Queue.DELIVERIES, delivery, host)
-    host.ports.ledger.forget_cancellations(now)
     checkpoint(host)
 
 

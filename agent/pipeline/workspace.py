@@ -204,6 +204,8 @@ def _leaving(folder: Path, runtime: Runtime, is_anothers: Callable[[], bool]) ->
             raise NoSpace(f"the workspace filled up: {cause.strerror}") from cause
         if not folder.exists():
             raise LostRace("the workspace is gone: a sweep gave this attempt up") from cause
+        if is_anothers():  # who stalled, and wakes up in a folder where another worker goes on
+            raise LostRace("another worker goes on in this workspace") from cause
         raise
     finally:
         if not is_put_off and not is_anothers():

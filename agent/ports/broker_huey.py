@@ -51,7 +51,7 @@ class HueyBroker:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with _translated(path), ExitStack() as undo:
+        with translated(path), ExitStack() as undo:
             _make(path)
             self._bells = Bells(path.with_name(f"{path.name}.bells"))
             undo.callback(self._bells.close)
@@ -61,7 +61,7 @@ class HueyBroker:
     def ring(self, queue: Queue, item: str, *, delay_s: float = 0.0) -> None:
         huey = self._queues[queue]
         task = huey.task_class(args=(item,), id=item)
-        with _translated(self._path):
+        with translated(self._path):
             if delay_s > 0:
                 task.eta = datetime.now(UTC) + timedelta(seconds=delay_s)
                 huey.add_schedule(task)
@@ -69,7 +69,7 @@ class HueyBroker:
                 huey.enqueue(task)
 
     def depth(self) -> Mapping[Queue, int]:
-        with _translated(self._path):
+        with translated(self._path):
             counts = dict(self._queues[Queue.DELIVERIES].storage.sql(_DEPTH, results=True))
         return {queue: counts.get(queue, 0) for queue in Queue}
 
@@ -99,7 +99,7 @@ class HueyConsumer:
         self._threads: list[_Threads] = []
 
     def start(self) -> None:
-        with _translated(self._path), ExitStack() as undo:
+        with translated(self._path), ExitStack() as undo:
             listener = self._bells.listen(self._handlers)
             undo.callback(listener.close)
             for queue, handler in self._handlers.items():
@@ -243,7 +243,7 @@ def _make(path: Path) -> None:
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def translated(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as cause:

@@ -16,11 +16,11 @@ from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
-from agent.domain.retention import Garbage, LedgerSizes, Retention
 from agent.ports.ledger_attempts import AttemptsLedger
 from agent.ports.ledger_audit import AuditLedger
 from agent.ports.ledger_cancellations import CancellationsLedger
 from agent.ports.ledger_images import ImagesLedger
+from agent.ports.ledger_keeping import KeepingLedger
 from agent.ports.ledger_outbox import (
     Delivery,
     DeliveryHead,
@@ -30,6 +30,7 @@ from agent.ports.ledger_outbox import (
     NewDelivery,
     Outbox,
 )
+from agent.ports.ledger_restores import RestoresLedger
 
 ATTEMPT_FAILED = (
     "attempt.failed"  # the event of an attempt that ended badly; its values tell `attempt` and `code`
@@ -140,7 +141,16 @@ class EventRecord(Struct, frozen=True):
     digest: Digest | None = None  # over this line and all before it; None in what was written by no ledger
 
 
-class Ledger(AttemptsLedger, AuditLedger, CancellationsLedger, ImagesLedger, Outbox, Protocol):
+class Ledger(
+    AttemptsLedger,
+    AuditLedger,
+    CancellationsLedger,
+    ImagesLedger,
+    KeepingLedger,
+    Outbox,
+    RestoresLedger,
+    Protocol,
+):
     """The truth."""
 
     # ---- intake
@@ -269,26 +279,6 @@ class Ledger(AttemptsLedger, AuditLedger, CancellationsLedger, ImagesLedger, Out
 
     def logs(self, order_id: OrderId) -> tuple[tuple[JobId, int, str, bytes], ...]:
         """(job, attempt, run, sealed output) of an order's runs on this host, oldest first."""
-        ...
-
-    # ---- what is kept, and for how long
-
-    def garbage(self, told: Retention) -> Garbage:
-        """What is over now, and would go."""
-        ...
-
-    def collect(self, told: Retention, now: datetime, limit: int) -> Garbage:
-        """Drop what is over, at most `limit` of each kind; what went. An order leaves an event `order.forgotten`, and its
-        id and digest: `digest_of_order` knows them for ever, and `admit` answers a repeat with OrderExpired.
-        """
-        ...
-
-    def give_back(self) -> int:
-        """Give the room of what went back to the file system; how many bytes. Others write meanwhile."""
-        ...
-
-    def sizes(self) -> LedgerSizes:
-        """What takes up how much. Reads through the whole ledger: for a person, not for a sweep."""
         ...
 
     # ---- attempts, as the log of events tells them

@@ -25,7 +25,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0007"  # the newest revision in migrations/versions
+HEAD: Final = "0008"  # the newest revision in migrations/versions
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -251,6 +251,18 @@ control = Table(
     Column("since", Moment),
     Column("until", Moment),
     Column("reason", Text),
+    Column("uid", BigInteger),
+)
+
+# When this ledger was put back from a backup, and up to which moment of signing it refuses requests.
+restores = Table(
+    "restores",
+    metadata,
+    Column("seq", _Key, primary_key=True),
+    Column("at", Moment, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("backup_made_at", Moment, nullable=False),
+    Column("signed_after", Moment, nullable=False),
     Column("uid", BigInteger),
 )
 

@@ -97,18 +97,23 @@ class AttemptRecords:
             return _read_control(tx)
 
     def set_control(self, said: Control, now: datetime) -> None:
-        row = {
-            "id": _ROW,
-            "mode": said.mode,
-            "since": said.since,
-            "until": said.until,
-            "reason": said.reason,
-            "uid": said.uid,
-        }
         with self._file.writing() as tx:
-            tx.execute(delete(control))
-            tx.execute(insert(control), row)
-            writes.tell(tx, f"host.{said.mode}", now, None, None, {"reason": said.reason, "uid": said.uid})
+            put_control(tx, said, now)
+
+
+def put_control(tx: Connection, said: Control, now: datetime) -> None:
+    """The one row, in the place of what was said before, with its event."""
+    row = {
+        "id": _ROW,
+        "mode": said.mode,
+        "since": said.since,
+        "until": said.until,
+        "reason": said.reason,
+        "uid": said.uid,
+    }
+    tx.execute(delete(control))
+    tx.execute(insert(control), row)
+    writes.tell(tx, f"host.{said.mode}", now, None, None, {"reason": said.reason, "uid": said.uid})
 
 
 def require_may_start(tx: Connection) -> None:

@@ -32,6 +32,9 @@ ORDER_COLUMNS = {"order_id": "id", "order_digest": "digest"}
 KEPT_FOR_EVER = {events.name, past_orders.name, orders.name}  # `orders` goes last, by itself
 
 
+_SENT = (DeliveryState.ACKNOWLEDGED, DeliveryState.DROPPED)  # of these nobody waits for any more
+
+
 class Keeping:
     """The part of the ledger that knows how long things are kept."""
 
@@ -135,10 +138,12 @@ def _old_bodies(told: Retention) -> Any:
     arrived = (
         deliveries.c.state == DeliveryState.ACKNOWLEDGED,
         deliveries.c.acknowledged_at < told.bodies_before,
+        orders.c.expires < told.expired_before,  # until then whoever lost it may ask for it again
     )
     query = select(bodies.c.delivery, func.length(bodies.c.body))
     return (
         query.join(deliveries, deliveries.c.id == bodies.c.delivery)
+        .join(orders, orders.c.id == deliveries.c.order_id)
         .where(*arrived)
         .order_by(deliveries.c.seq)
     )

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from agent.errors import LedgerFull, LedgerUnavailable
 from agent.ports.ledger_schema import HEAD
+from agent.ports.ledger_sqlalchemy_use import use
 
 BUSY_S: Final = 15.0  # how long one transaction waits for another process to finish its own
 POOLED: Final = 8  # connections kept open; a burst may open more for its own time
@@ -47,8 +48,11 @@ PRAGMAS: Final = (
 class LedgerFile:
     """An open ledger file. Threads share it freely, and so do processes that open the same path."""
 
-    def __init__(self, path: Path, before_commit: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, path: Path, lock: int | None = None, before_commit: Callable[[], None] | None = None
+    ) -> None:
         self._path = path
+        self._lock = lock
         self._before_commit = before_commit
         self._engine = _engine(path)
         # SQLite lets waiting writers poll. Within one process they queue up here instead, at no cost.
@@ -111,20 +115,34 @@ class LedgerFile:
         return self._path
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file, then of the lock that tells of its use."""
         self._engine.dispose()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 def open_file(path: Path, before_commit: Callable[[], None] | None = None) -> LedgerFile:
-    """The ledger at `path`, made and migrated when needed. Raises: LedgerUnavailable.
+    """The ledger at `path`, made and migrated when needed, its use told by a lock. Raises: LedgerUnavailable.
 
     `before_commit` is called in each writing transaction after its last write; what it raises undoes them.
     """
     with translated(path):
-        _make(path)
-    file = LedgerFile(path, before_commit)
+        _make_folder(path.parent)
+        lock = use(path)
+    return _opened(LedgerFile(path, lock, before_commit))
+
+
+def open_staged(path: Path) -> LedgerFile:
+    """The same for a file that is not in its place yet, and that nobody else knows. Raises: LedgerUnavailable."""
+    return _opened(LedgerFile(path))
+
+
+def _opened(file: LedgerFile) -> LedgerFile:
     with ExitStack() as undo:
         undo.callback(file.close)
+        with translated(file.path):
+            _make(file.path)
         with file.reading() as connection:
             is_behind = _revision(connection) != HEAD
         if is_behind:
@@ -189,14 +207,18 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
     return int(value)
 
 
+def _make_folder(folder: Path) -> None:
+    """A folder of mode 0700, or the one that is there, unless others may write in it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if stat.S_IMODE(folder.stat().st_mode) & 0o022:
+        raise PermissionError(f"others may write in {folder}: chmod 700")
+
+
 def _make(path: Path) -> None:
-    """An empty file of mode 0600 in a folder of mode 0700, or those that are there, unless others may change or read them.
+    """An empty file of mode 0600, or the one that is there, unless others may change or read it.
 
     `mknod` and not `open`: closing a descriptor of the file would drop the locks SQLite holds on it in this process.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if stat.S_IMODE(path.parent.stat().st_mode) & 0o022:
-        raise PermissionError(f"others may write in {path.parent}: chmod 700")
     try:
         os.mknod(path, 0o600 | stat.S_IFREG)
     except FileExistsError:

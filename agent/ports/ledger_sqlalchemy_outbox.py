@@ -144,6 +144,8 @@ class OutboxRecords:
             job, kind, state = writes.read_delivery_state(tx, delivery)
             if state is not DeliveryState.ACKNOWLEDGED:
                 return False
+            if tx.execute(select(bodies.c.delivery).where(bodies.c.delivery == delivery)).first() is None:
+                return False  # it arrived long ago, and was forgotten
             writes.change_delivery(
                 tx, delivery, state=DeliveryState.PENDING, next_try_at=now, acknowledged_at=None
             )

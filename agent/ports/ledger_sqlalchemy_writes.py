@@ -7,6 +7,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, func, insert, select, text, update
 
 from agent.domain.audit import NewEvent, next_line, told_of_task
+from agent.domain.backups import NUMBERS_BETWEEN
 from agent.domain.chain import TaskKind, task_at
 from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
@@ -14,7 +15,17 @@ from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
 from agent.errors import HandoffConflict, LostRace, NotFound, OrderConflict, QueueFull
 from agent.ports.ledger import Arrival, DeliveryId, DeliveryKind, DeliveryState, NewDelivery, Successor
-from agent.ports.ledger_schema import IS_PENDING, bodies, deliveries, events, jobs, logs, orders, receipts
+from agent.ports.ledger_schema import (
+    IS_PENDING,
+    bodies,
+    deliveries,
+    events,
+    jobs,
+    logs,
+    orders,
+    receipts,
+    restores,
+)
 from agent.ports.ledger_sqlalchemy_rows import (
     Plain,
     job_of,
@@ -264,7 +275,8 @@ def require_open_place(tx: Connection, arrival: Arrival) -> None:
 def put_deliveries(tx: Connection, job: Job, new: Sequence[NewDelivery], now: datetime) -> None:
     """These deliveries of the job, due at once, each with the next number of its kind at this place."""
     for delivery in new:
-        _put_delivery(tx, job, delivery, last_number(tx, job, delivery.kind) + 1, now)
+        n = max(last_number(tx, job, delivery.kind), NUMBERS_BETWEEN * generation(tx)) + 1
+        _put_delivery(tx, job, delivery, n, now)
 
 
 def count_on(tx: Connection, job: Job, told: int, now: datetime) -> None:
@@ -369,6 +381,12 @@ def put_log(tx: Connection, job: Job, run: str, log: bytes) -> None:
     row = {"job_id": job.id, "attempt": job.attempt, "run": run, "order_id": job.order_id, "log": log}
     if tx.execute(update(logs).where(*here).values(log=log)).rowcount == 0:
         tx.execute(insert(logs), row)
+
+
+def generation(tx: Connection) -> int:
+    """Of this ledger: how often it was put back, or more where another of this host was put back oftener."""
+    last: int | None = tx.execute(select(func.max(restores.c.generation))).scalar()
+    return last or 0
 
 
 def _of_place(job: Job) -> tuple[Any, Any]:

@@ -5,13 +5,15 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -20,8 +22,9 @@ from agent.api.problems import json_answer, problem_app
 from agent.api.serving import listen, server_tls, serving, url_of
 from agent.api.signed_requests import Call, Guard, Upload, signed, uploaded
 from agent.devkit.certificates import write_identity
+from agent.domain.backups import signed_after
 from agent.domain.ids import KeyId, digest_of
-from agent.errors import AgentError, BadOrder
+from agent.errors import AgentError, BadOrder, StaleRequest
 from agent.trust.certificates import CertificateAuthority
 from agent.trust.http_signatures import (
     ContentDigest,
@@ -31,6 +34,7 @@ from agent.trust.http_signatures import (
     content_digest,
     sign_request,
     verify_answer,
+    verify_request,
 )
 from agent.trust.roster import Role, Roster
 from tests.builders import NOW, SKEW, changed, consortium, key_of
@@ -38,6 +42,8 @@ from tests.builders import NOW, SKEW, changed, consortium, key_of
 LIMIT = 1000
 UPLOAD_LIMIT = 8 << 20
 BODY = b'{"a": 1}'
+SECOND = timedelta(seconds=1)
+RESTORED = NOW - 10 * SECOND
 
 
 @dataclass
@@ -98,6 +104,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         server.remember,
         server.note,
     )
+    restored = replace(guard, signed_after=RESTORED)
     app = problem_app(
         [
             Route(
@@ -109,6 +116,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
             Route("/agents", signed(server.echo, guard, roles=(Role.AGENT,), signs_answer=True)),
             Route("/refuse", signed(server.refuse, guard, signs_answer=True)),
             Route("/crash", signed(server.crash, guard)),
+            Route("/restored", signed(server.echo, restored, signs_answer=True)),
             Route(
                 "/upload",
                 uploaded(server.keep, guard, folder=folder, limit_bytes=UPLOAD_LIMIT),
@@ -168,6 +176,53 @@ def verify(server: Server, request: httpx.Request, answer: httpx.Response) -> No
     digest = ContentDigest()
     digest.update(answer.content)
     check_body(verified, digest)
+
+
+# ------------------------------------------------------------------ after a restore
+
+
+@pytest.mark.parametrize("age", [SKEW + 2 * SECOND, SECOND, timedelta(0)])
+def test_a_request_that_the_lost_ledger_may_have_known_is_refused_for_now(
+    server: Server, age: timedelta
+) -> None:
+    request = prepared(server, "GET", "/restored", now=RESTORED - age)
+
+    answer = send(server, request)
+
+    assert code_of(answer) == (503, "just-restored")
+    assert "Retry-After" in answer.headers
+    verify(server, request, answer)
+    assert server.handled == []
+
+
+def test_what_was_signed_after_that_is_taken_once(server: Server) -> None:
+    request = prepared(server, "GET", "/restored", now=RESTORED + SECOND)
+
+    assert send(server, request).status_code == 200
+    assert code_of(send(server, request)) == (401, "replayed-request")
+
+
+@given(
+    offset=st.integers(-30, 30),
+    taken=st.integers(0, 10_000),
+    skew=st.integers(0, 30),
+    late=st.integers(0, 200),
+)
+def test_no_request_that_was_ever_taken_before_a_restore_is_taken_after_it(
+    offset: int, taken: int, skew: int, late: int
+) -> None:
+    at, allowed = NOW + taken * SECOND, timedelta(seconds=skew)
+    request = HttpRequest("GET", "https://here.test/x", ())
+    sender_clock = at + offset * SECOND
+    fields = sign_request(request, key_of("agent-a"), now=sender_clock, has_body=False)
+    signed_then = HttpRequest("GET", request.url, tuple(fields.items()))
+    roster = consortium().roster
+    try:
+        then = verify_request(signed_then, roster, now=at, skew=allowed, authorities={"here.test"})
+    except StaleRequest:
+        return
+
+    assert then.created <= signed_after(at + late * SECOND, NOW, allowed)
 
 
 # ------------------------------------------------------------------ who gets in

@@ -21,9 +21,10 @@ from agent.domain.audit import (
     next_line,
     told_of_task,
 )
+from agent.domain.backups import CLAIMS_BETWEEN, NUMBERS_BETWEEN, Restore, signed_after
 from agent.domain.cancellations import OPERATOR, KeptCancellation
 from agent.domain.chain import TaskKind, task_at
-from agent.domain.control import Control
+from agent.domain.control import Control, Mode
 from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
 from agent.domain.images import PAGE_ENTRIES, ImageDescription, ImageEntry
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
@@ -80,6 +81,7 @@ class _Books:
     logs: dict[tuple[JobId, int, str], bytes] = field(default_factory=dict)
     steps: dict[tuple[JobId, int, str], Step] = field(default_factory=dict)
     control: list[Control] = field(default_factory=list)
+    restores: list[Restore] = field(default_factory=list)
     cancellations: dict[tuple[Digest, str], KeptCancellation] = field(default_factory=dict)
     rulings: list[Ruling] = field(default_factory=list)
     past: dict[OrderId, tuple[Digest, datetime]] = field(default_factory=dict)
@@ -333,6 +335,42 @@ class MemoryLedger(MemoryOutbox):
             books.control.append(control)
             values: dict[str, Plain] = {"reason": control.reason, "uid": control.uid}
             _tell(books, f"host.{control.mode}", now, None, None, values)
+
+    def mark_restored(
+        self,
+        now: datetime,
+        *,
+        backup_made_at: datetime,
+        skew: timedelta,
+        generation: int = 0,
+        uid: int | None = None,
+    ) -> Restore:
+        moment = backup_made_at.isoformat(timespec="seconds")
+        with self._writing() as books:
+            restore = Restore(
+                at=now,
+                generation=max(_generation(books), generation) + 1,
+                backup_made_at=backup_made_at,
+                signed_after=signed_after(now, backup_made_at, skew),
+                uid=uid,
+            )
+            books.restores.append(restore)
+            for job in tuple(books.jobs.values()):
+                if not job.is_final:
+                    lease = now if job.state is JobState.RUNNING else job.lease_until
+                    books.jobs[job.id] = replace(
+                        job, claim=job.claim + CLAIMS_BETWEEN * restore.generation, lease_until=lease
+                    )
+            for delivery in tuple(books.deliveries.values()):
+                books.deliveries[delivery.id] = replace(delivery, lease_until=None)
+            _tell(books, "ledger.restored", now, None, None, {"backup_made_at": moment, "uid": uid})
+        reason = f"restored from a backup of {moment}"
+        self.set_control(Control(mode=Mode.RESTORED, since=now, reason=reason, uid=uid), now)
+        return restore
+
+    def restores(self) -> tuple[Restore, ...]:
+        with self._reading() as books:
+            return tuple(reversed(books.restores))
 
     def renew(self, worker: str, lease_until: datetime) -> None:
         with self._writing() as books:
@@ -887,9 +925,13 @@ def _delivery(books: _Books, delivery: DeliveryId) -> Delivery:
     return books.deliveries[delivery]
 
 
+def _generation(books: _Books) -> int:
+    return max((restore.generation for restore in books.restores), default=0)
+
+
 def _put_deliveries(books: _Books, job: Job, new: Sequence[NewDelivery], now: datetime) -> None:
     for each in new:
-        n = 1 + last_number(books, job, each.kind)
+        n = 1 + max(last_number(books, job, each.kind), NUMBERS_BETWEEN * _generation(books))
         delivery = Delivery(
             id=DeliveryId(f"{job.id}.{each.kind}.{n}"),
             job=job.id,
@@ -919,7 +961,8 @@ def _old_logs(books: _Books, told: Retention) -> list[tuple[JobId, int, str]]:
 
 def _old_bodies(books: _Books, told: Retention) -> list[DeliveryId]:
     arrived = [d for d in books.deliveries.values() if d.state is DeliveryState.ACKNOWLEDGED and d.body]
-    return [d.id for d in arrived if d.acknowledged_at and d.acknowledged_at < told.bodies_before]
+    over = [d for d in arrived if books.orders[d.order_id].expires < told.expired_before]
+    return [d.id for d in over if d.acknowledged_at and d.acknowledged_at < told.bodies_before]
 
 
 def _old_orders(books: _Books, told: Retention) -> list[OrderRecord]:
@@ -941,6 +984,8 @@ def _forget(books: _Books, record: OrderRecord, now: datetime) -> None:
     del books.orders[record.id]
     gone = {job.id for job in books.jobs.values() if job.order_id == record.id}
     books.jobs = {name: job for name, job in books.jobs.items() if name not in gone}
+    books.steps = {key: step for key, step in books.steps.items() if key[0] not in gone}
+    books.cancellations = {key: c for key, c in books.cancellations.items() if key[0] != record.digest}
     books.logs = {key: log for key, log in books.logs.items() if key[0] not in gone}
     books.deliveries = {name: d for name, d in books.deliveries.items() if d.order_id != record.id}
     books.receipts = {place: r for place, r in books.receipts.items() if place[0] != record.digest}

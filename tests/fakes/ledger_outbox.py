@@ -78,7 +78,7 @@ class MemoryOutbox:
             found: Delivery | None = books.deliveries.get(delivery)
             if found is None:
                 raise NotFound(f"no delivery {delivery}")
-            if found.state is not DeliveryState.ACKNOWLEDGED:
+            if found.state is not DeliveryState.ACKNOWLEDGED or not found.body:
                 return False
             books.deliveries[delivery] = replace(
                 found, state=DeliveryState.PENDING, next_try_at=now, acknowledged_at=None

@@ -11,17 +11,18 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from agent.devkit.podman_service import checkout_folders, podman_service
 from agent.domain.ids import digest_of
-from agent.errors import ContainerLost
+from agent.errors import ContainerLost, RuntimeUnavailable
 from agent.ports import cage
 from agent.ports.runtime import Mount, RunOutcome, RunSpec, Runtime
 from agent.ports.runtime_podman import PodmanRuntime
-from agent.ports.runtime_podman_api import PodmanApi
+from agent.ports.runtime_podman_api import ApiRefusal, PodmanApi
 from agent.ports.runtime_podman_found import find
 from agent.ports.runtime_runc import RuncRuntime
 from agent.ports.user_namespace import UserNamespace
@@ -381,10 +382,10 @@ def ending(one: Worker) -> str | None:
 
 def test_who_adopts_what_another_one_removes_ends_cleanly(desk: Desk) -> None:
     spec = desk.spec("sleep", "60")
-    for delay_s in (0.0, 0.05, 0.1, 0.2, 0.4):
+    for delay_s in (0.5, 0.6, 0.8):  # it takes about that long to begin
         die_at(desk.runtime, spec)
         with worker(desk.runtime, spec, "adopt", "never") as one:
-            threading.Event().wait(delay_s + 0.5)  # it takes about that long to begin
+            threading.Event().wait(delay_s)
             desk.runtime.remove("run")
             told = ending(one)
 
@@ -551,3 +552,38 @@ def test_after_a_boot_nobody_takes_a_run_for_done(own_storage: tuple[Path, Path,
                     pass
 
                 assert runtime.leftovers() == ()
+
+
+# ------------------------------------------------------------------ what passes by itself
+
+
+def test_a_cage_that_cannot_be_made_just_now_is_no_fault_of_the_cage(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ids of a guest are used up: RLIMIT_NPROC counts processes that were killed a moment ago under the same ids."""
+    told = (
+        "runc create failed: unable to start container process: fork/exec: resource temporarily unavailable"
+    )
+    if isinstance(desk.runtime, PodmanRuntime):
+        honest_post = PodmanApi.post
+
+        def post(self: PodmanApi, path: str, *words: Any, **more: str) -> Any:
+            if path.endswith("/init"):
+                raise ApiRefusal(500, f"{told}: OCI runtime error")
+            return honest_post(self, path, *words, **more)
+
+        monkeypatch.setattr(PodmanApi, "post", post)
+    else:
+        honest_ask = UserNamespace.ask
+
+        def ask(self: UserNamespace, act: str, *words: object) -> dict[str, Any]:
+            if act == "monitor":
+                return {"code": 1, "told": json.dumps({"data": -1, "message": told})}
+            return honest_ask(self, act, *words)
+
+        monkeypatch.setattr(UserNamespace, "ask", ask)
+
+    with pytest.raises(RuntimeUnavailable, match="temporarily"), desk.runtime.run(desk.spec("exit", "0")):
+        pass
+
+    assert desk.runtime.leftovers() == ()

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 
+from agent.domain.control import Control, Mode
 from agent.domain.jobs import JobState
 from agent.domain.orders import SignedOrder
 from agent.domain.reports import ReportState
@@ -92,6 +93,18 @@ def test_nothing_that_is_open_goes_however_old_it_is_and_however_full_the_disk(w
 
     assert world.a.job(order, 0).state is JobState.QUEUED
     assert world.a.ledger.order(order.order.id).digest == order.digest
+
+
+def test_of_a_restored_ledger_nothing_goes_not_even_when_asked(world: World) -> None:
+    order = done(world)
+    world.clock.moment += 400 * DAY
+    world.a.ledger.set_control(Control(mode=Mode.RESTORED), world.clock())
+
+    gone = tidy(world.a.host, is_asked=True)
+
+    assert [one.failed is not None for one in gone] == [True]
+    assert world.a.job(order, 0).state is JobState.DONE
+    assert logs_of(world.a, order) == 4
 
 
 # ------------------------------------------------------------------ below the low mark

@@ -597,3 +597,68 @@ def test_a_usual_round_closes_what_is_known_to_be_done(world: World) -> None:
 
     assert done.closed == 1
     assert world.a.runs() == ["train"]
+
+
+def test_a_sweep_of_a_restored_host_takes_nothing_away_and_rings_nothing(world: World) -> None:
+    order = world.order(train=("a1",), test=())
+    while_it_ran(world, order)
+    world.pass_time(61)
+    restore(world.a, backup(world.a))
+    left = world.a.workspaces / "nobody's.1"
+    left.mkdir()
+    rung = len(world.a.broker.rings)
+
+    world.a.sweep()
+
+    assert left.is_dir()
+    assert len(world.a.broker.rings) == rung
+    assert world.a.job(order, 0).state is JobState.RUNNING
+
+
+def test_a_peer_that_forgot_a_place_that_was_acknowledged_gets_nothing_though_the_order_is_open(
+    world: World,
+) -> None:
+    order = world.order(train=("a1", "b1", "c1"), test=())
+    world.peers.down.add(world.c.keyid)
+    world.post(order, world.a)
+    world.work()
+    books(world.b)._books = MemoryLedger()._books
+
+    assert ask(world.a).sent_again == 0
+    assert world.b.runs() == ["train"]
+
+
+def test_a_host_that_forgot_everything_without_saying_so_counts_its_reports_on(world: World) -> None:
+    order = world.order(train=("a1",), test=())
+    while_it_ran_and_was_told(world, order)
+    books(world.a)._books = MemoryLedger()._books
+    world.a.forget_bells()
+
+    ask(world.a)
+    world.settle()
+
+    assert world.has_result(order)
+    assert numbers(world, order) == [(0, world.a.keyid, n) for n in (1, 2, 3)]
+    assert dead(world) == []
+
+
+def test_an_order_that_comes_during_a_round_is_asked_about_before_anything_runs(world: World) -> None:
+    order = world.order(**ONE_HOP)
+    before_it_ran(world, order)
+    world.settle()
+    restore(world.a, MemoryLedger()._books)
+    real = world.orchestrators.ask
+
+    def meanwhile(orchestrator: KeyId) -> KeyId:
+        if orchestrator == world.o2 and not world.a.jobs():  # o1 was asked already
+            world.post(order, world.a)
+        return real(orchestrator)
+
+    world.orchestrators.ask = meanwhile  # type: ignore[method-assign]
+    ask(world.a)
+    is_waiting = is_restored(world.a)
+    live_on(world, world.a)
+
+    assert is_waiting
+    assert world.a.runs() == ["train"]
+    assert dead(world) == []

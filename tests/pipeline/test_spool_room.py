@@ -124,5 +124,20 @@ def test_who_waits_for_room_that_others_hold_is_not_told_that_the_disk_is_full(t
     with pytest.raises(NoSpace) as never:
         reserve(another(tmp_path, 2), 170 * MIB)
 
-    assert (waits.value.code, waits.value.most_retries) == ("room-taken", None)
-    assert (never.value.code, never.value.most_retries) == ("no-space", 1)
+    assert (waits.value.code, waits.value.is_passing) == ("room-taken", True)
+    assert (never.value.code, never.value.is_passing, never.value.most_retries) == ("no-space", False, 1)
+
+
+@pytest.mark.usefixtures("small")
+def test_to_wait_for_room_that_others_hold_spends_no_attempt(world: World, tmp_path: Path) -> None:
+    order_for_a_new_image(world, tmp_path)
+    reserve(another(world.a.workspaces), 99 * MIB)
+
+    world.a.work(Queue.LEARN_TASKS)
+
+    (job,) = world.a.jobs()
+    assert (job.state, job.attempt, job.reason) == (JobState.RUNNING, 1, "room-taken")
+    another(world.a.workspaces).joinpath(".reserved").unlink()
+    world.settle()
+    (job,) = world.a.jobs()
+    assert (job.state, job.attempt) == (JobState.DONE, 1)

@@ -1,4 +1,4 @@
-"""What the ledger's tests run in processes of their own: `python -m tests.ports.ledger_processes claim|attest|read FILE …`.
+"""What the tests of the ledger run in processes: `python -m tests.ports.ledger_processes claim|attest|admit|read FILE …`.
 
 Each prints a line only after the ledger said that it was done.
 """
@@ -14,7 +14,7 @@ from agent.errors import LostRace
 from agent.ports.ledger import JobQuery, Successor
 from agent.ports.ledger_sqlalchemy import SqlAlchemyLedger, open_ledger
 from tests.builders import NOW
-from tests.ports.ledger_stage import LEASE, PEER, chain_of, handoff, order_named, report, running
+from tests.ports.ledger_stage import LEASE, PEER, arrival, chain_of, handoff, order_named, report, running
 
 
 def say(*words: object) -> None:
@@ -52,6 +52,14 @@ def attest(ledger: SqlAlchemyLedger, name: str) -> None:
         say(done.id)
 
 
+def admit(ledger: SqlAlchemyLedger, name: str) -> None:
+    """For ever: one more order from its orchestrator, acknowledged once the ledger said so."""
+    for number in count():
+        order = order_named(f"{name} {number}")
+        ledger.admit(arrival(order), NOW, max_attempts=3, queue_limit=1_000_000)
+        say(order.order.id)
+
+
 def read(ledger: SqlAlchemyLedger, job: str) -> None:
     """The job's state, and whether Alembic had to be imported to find out."""
     say(ledger.job(JobId(job)).state, "alembic" in sys.modules)
@@ -59,4 +67,6 @@ def read(ledger: SqlAlchemyLedger, job: str) -> None:
 
 if __name__ == "__main__":
     action, path, argument = sys.argv[1:]
-    {"claim": claim, "attest": attest, "read": read}[action](open_ledger(Path(path)), argument)
+    {"claim": claim, "attest": attest, "admit": admit, "read": read}[action](
+        open_ledger(Path(path)), argument
+    )

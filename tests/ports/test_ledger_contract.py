@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -1119,3 +1120,66 @@ def test_held_jobs_are_rung_apart_from_those_that_wait_for_a_worker(ledger: Ledg
     again = ledger.move(held, JobEvent.APPROVE, at(2))
     assert ledger.unrung(at(3), 10).held == ()
     assert set(ledger.unrung(at(3), 10).jobs) == {again, waiting}
+
+
+# ------------------------------------------------------------------ put back from a backup
+
+
+def test_a_ledger_that_was_put_back_has_nothing_in_hand_and_starts_nothing(ledger: Ledger) -> None:
+    ran, waits, done = (
+        running(ledger, "runs"),
+        queued(ledger, "waits"),
+        attested(ledger, report(), name="done"),
+    )
+    (delivery,) = pending(ledger)
+    ledger.lease_delivery(delivery, at(2), at(600))
+
+    restore = ledger.mark_restored(at(100), backup_made_at=at(50), skew=timedelta(seconds=30), uid=7)
+
+    assert (restore.at, restore.backup_made_at, restore.signed_after) == (at(100), at(50), at(130))
+    assert (restore.generation, restore.uid) == (1, 7)
+    control = ledger.control()
+    assert (control.mode, control.since, control.uid, control.may_start) == (Mode.RESTORED, at(100), 7, False)
+    assert [orphan.id for orphan in ledger.unrung(at(100), 10).orphans] == [ran.id]
+    assert ledger.lease_delivery(delivery, at(100), at(600)) is not None
+    for seen in (ran, waits, done):
+        now = ledger.job(seen.id)
+        assert (now.state, now.attempt, now.claim - seen.claim > 1000) == (seen.state, seen.attempt, True)
+    with pytest.raises(LostRace):
+        ledger.move(ran, JobEvent.RETRY, at(101))
+    assert [name for name in event_names(ledger) if "restored" in name] == [
+        "ledger.restored",
+        "host.restored",
+    ]
+
+
+def test_claims_and_numbers_of_reports_go_on_beyond_those_of_every_ledger_before(ledger: Ledger) -> None:
+    job = running(ledger)
+    seen = [(job.claim, 0)]
+
+    for generation in (0, 0, 7):
+        made = ledger.mark_restored(at(1), backup_made_at=NOW, skew=LEASE, generation=generation)
+        now = ledger.job(job.id)
+        job = ledger.adopt(now, at(1), worker="w", lease_until=at(1))
+        job = ledger.move(job, JobEvent.RETRY, at(2), deliveries=[report()])
+        ledger.set_control(Control(), at(3))
+        job = ledger.start(job, at(3), worker="w", lease_until=at(3))
+        seen.append((now.claim, max(delivery.n for delivery in ledger.deliveries())))
+
+    assert [made.generation for made in ledger.restores()] == [8, 2, 1]
+    assert ledger.restores()[0] == made
+    assert all(later[0] > before[0] + 1000 for before, later in pairwise(seen))
+    assert [n for _, n in seen] == [0, 1001, 2001, 8001]
+    assert len({delivery.id for delivery in ledger.deliveries()}) == 3
+
+
+def test_the_clock_of_the_backup_counts_when_it_was_ahead(ledger: Ledger) -> None:
+    restore = ledger.mark_restored(at(100), backup_made_at=at(120), skew=timedelta(seconds=30))
+
+    assert restore.signed_after == at(150)
+
+
+def test_a_ledger_that_was_never_put_back_says_so(ledger: Ledger) -> None:
+    received(ledger)
+
+    assert ledger.restores() == ()

@@ -123,15 +123,41 @@ def test_nothing_goes_before_its_time(ledger: Ledger) -> None:
     assert everything_of(ledger, job) == before
 
 
-def test_a_log_and_the_bodies_of_what_arrived_go_first(ledger: Ledger) -> None:
+EXPIRED = DAY_S + SKEW.total_seconds() + 1
+
+
+def test_a_log_goes_first(ledger: Ledger) -> None:
     job = done(ledger)
 
     gone = ledger.collect(told(104), at(104), 10)
 
-    assert gone == Garbage(logs=1, log_bytes=12, bodies=2, body_bytes=8 + len(handoff().body))
+    assert gone == Garbage(logs=1, log_bytes=12)
     assert ledger.logs(job.order_id) == ()
-    assert [d.body for d in ledger.deliveries(order_id=job.order_id)] == [b"", b""]
     assert ledger.collect(told(104), at(104), 10) == Garbage()
+
+
+def test_bodies_of_what_arrived_go_when_nobody_can_ask_for_them_again(ledger: Ledger) -> None:
+    job = done(ledger)
+    ledger.collect(told(104), at(104), 10)
+    first, second = (d.id for d in ledger.deliveries(order_id=job.order_id))
+    assert ledger.send_again(first, at(200), "the orchestrator lost it")
+    ledger.acknowledge(first, at(201))
+
+    gone = ledger.collect(told(EXPIRED, orders=1e9), at(EXPIRED), 10)
+
+    assert gone == Garbage(bodies=2, body_bytes=8 + len(handoff().body))
+    assert [d.body for d in ledger.deliveries(order_id=job.order_id)] == [b"", b""]
+    assert not ledger.send_again(second, at(EXPIRED), "too late")
+    assert ledger.deliveries(state=DeliveryState.PENDING) == ()
+
+
+def test_an_order_whose_last_letter_a_person_dropped_goes(ledger: Ledger) -> None:
+    job = a_report_is_dead(ledger)
+    (head,) = ledger.outbox([DeliveryState.DEAD], 10)
+    ledger.drop_delivery(head, at(5), uid=0, reason="dropped-by-operator")
+
+    assert ledger.job(job.id).is_final
+    assert ledger.collect(told(2 * DAY_S), at(2 * DAY_S), 10).orders == 1
 
 
 @pytest.mark.parametrize("make", [received, queued, running], ids=["received", "queued", "running"])

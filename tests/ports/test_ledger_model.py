@@ -1,12 +1,13 @@
 """The ledger in memory and the real one agree on whatever happens to them, step by step.
 
 The fake is short enough to be read; every test of the pipeline stands on it. Hypothesis looks for a sequence of calls after
-which the two tell different stories.
+which the two tell different stories, and for one after which what every ledger must hold does not hold: the laws at the end.
 """
 
 import shutil
 import tempfile
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from agent.domain.approvals import Ruling, Verdict
 from agent.domain.chain import TaskKind
-from agent.domain.ids import Digest, digest_of
+from agent.domain.control import Control, Mode
+from agent.domain.ids import Digest, JobId, digest_of
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState
 from agent.errors import AgentError
-from agent.ports.ledger import DeliveryId, DeliveryState, JobQuery, Ledger, NewDelivery, Successor
+from agent.ports.ledger import (
+    Delivery,
+    DeliveryId,
+    DeliveryState,
+    JobQuery,
+    Ledger,
+    NewDelivery,
+    Successor,
+)
+from agent.ports.ledger_sqlalchemy import open_ledger
 from tests.fakes.ledger import MemoryLedger
 from tests.ports.ledger_stage import (
     ORCHESTRATOR,
@@ -39,6 +50,7 @@ from tests.ports.ledger_stage import (
 NAMES = ("one", "two")
 WORKERS = ("w1", "w2")
 WHOLE_CHAIN = 5
+STEPS = ("inputs", "run.train", "output")
 
 NEW_DELIVERIES = st.lists(
     st.sampled_from([report(b"1"), report(b"2"), handoff(PEER), handoff(OTHER_PEER)]), max_size=2
@@ -69,6 +81,9 @@ class TwoLedgers(RuleBasedStateMachine):
         self.real = fresh_ledger(self.folder / "ledger")
         self.fake = MemoryLedger()
         self.clock = 0
+        self.claims: dict[JobId, int] = {}
+        self.ended: set[JobId] = set()
+        self.deliveries: dict[DeliveryId, Delivery] = {}
         self.seen: list[Job] = []  # every state of a job that a caller ever saw, stale ones too
 
     def teardown(self) -> None:
@@ -97,6 +112,11 @@ class TwoLedgers(RuleBasedStateMachine):
         """A job in this state if there is one."""
         found = self.fake.jobs(JobQuery(states=frozenset({state})))
         return found[some % len(found)] if found else self.job_at(some)
+
+    def in_hand(self, some: int) -> Job:
+        """A running job as somebody had it in hand: who has it now, or one who was given up and does not know."""
+        views = [job for job in self.seen if job.state is JobState.RUNNING][-6:]
+        return views[some % len(views)] if views else self.job_at(some)
 
     def a_delivery(self, some: int) -> DeliveryId:
         pending = self.fake.deliveries(state=DeliveryState.PENDING)
@@ -163,7 +183,7 @@ class TwoLedgers(RuleBasedStateMachine):
 
     @rule(some=SOME, is_other=st.booleans(), has_next=st.booleans(), deliveries=NEW_DELIVERIES)
     def attest(self, some: int, is_other: bool, has_next: bool, deliveries: list[NewDelivery]) -> None:
-        job, now = self.job_in(JobState.RUNNING, some), at(self.clock)
+        job, now = self.in_hand(some), at(self.clock)
         order = next(order_named(name) for name in NAMES if order_named(name).order.id == job.order_id)
         receipt = other_receipt(order, job.position) if is_other else chain_of(order, job.position + 1)[-1]
         successor = Successor(job.position + 1, TaskKind.LEARN) if has_next else None
@@ -183,6 +203,57 @@ class TwoLedgers(RuleBasedStateMachine):
                 job, now, worker=worker, lease_until=lease_until, deliveries=deliveries
             )
         )
+
+    @rule(some=SOME, worker=st.sampled_from(WORKERS))
+    def adopt(self, some: int, worker: str) -> None:
+        job, now, until = self.job_in(JobState.RUNNING, some), at(self.clock), at(self.clock + 20)
+        self.same(lambda ledger: ledger.adopt(job, now, worker=worker, lease_until=until))
+
+    @rule(some=SOME, rest=st.sampled_from([1, 10]))
+    def park(self, some: int, rest: int) -> None:
+        job, now, until = self.in_hand(some), at(self.clock), at(self.clock + rest)
+        self.same(lambda ledger: ledger.park(job, now, until=until, reason="storage-unavailable"))
+
+    @rule(process=st.sampled_from(["w", "w1"]))
+    def release(self, process: str) -> None:
+        now = at(self.clock)
+        self.same(lambda ledger: ledger.release(process, now))
+
+    @rule(some=SOME, name=st.sampled_from(STEPS))
+    def begin_step(self, some: int, name: str) -> None:
+        job, now = self.in_hand(some), at(self.clock)
+        self.same(lambda ledger: ledger.begin_step(job, name, now))
+
+    @rule(some=SOME, name=st.sampled_from(STEPS), log=st.sampled_from([None, ("train", b"sealed")]))
+    def end_step(self, some: int, name: str, log: tuple[str, bytes] | None) -> None:
+        job, now = self.in_hand(some), at(self.clock)
+        self.same(lambda ledger: ledger.end_step(job, name, now, b"%d" % some, log=log))
+
+    @rule(some=SOME)
+    def look_at_steps(self, some: int) -> None:
+        job = self.job_at(some)
+        self.same(lambda ledger: ledger.steps(job))
+        self.same(lambda ledger: ledger.codes_before(job))
+
+    @rule(mode=st.sampled_from(Mode))
+    def say_what_the_host_does(self, mode: Mode) -> None:
+        said, now = Control(mode=mode, since=at(self.clock), reason="the operator"), at(self.clock)
+        self.same(lambda ledger: ledger.set_control(said, now))
+        self.same(lambda ledger: ledger.control())
+
+    @rule(seconds=st.sampled_from([5, 30, 120]))
+    def the_clock_is_set_back(self, seconds: int) -> None:
+        self.clock -= seconds
+        now = at(self.clock)
+        self.same(
+            lambda ledger: ledger.correct_clock(now, lease=timedelta(seconds=20), rest=timedelta(seconds=10))
+        )
+
+    @rule()
+    def the_host_restarts(self) -> None:
+        """Nothing is in the process: the file, opened anew, tells the same."""
+        self.real.close()
+        self.real = open_ledger(self.folder / "ledger" / "ledger.db")
 
     @rule(worker=st.sampled_from(WORKERS))
     def renew(self, worker: str) -> None:
@@ -273,6 +344,38 @@ class TwoLedgers(RuleBasedStateMachine):
         now = at(self.clock)
         self.same(lambda ledger: ledger.jobs(JobQuery()))
         self.same(lambda ledger: ledger.unrung(now, 3))
+
+    @invariant()
+    def the_laws_hold(self) -> None:
+        """What is true of every ledger after every call, read from the real one."""
+        jobs = {job.id: job for job in self.real.jobs(JobQuery())}
+        pending = {delivery.job for delivery in self.real.deliveries(state=DeliveryState.PENDING)}
+        for job in jobs.values():
+            assert job.attempt <= job.claim, "each attempt begins with a claim of its own"
+            assert (job.lease_until is None) or job.state is JobState.RUNNING, "only what runs is leased"
+            assert (job.worker is None) or job.state is JobState.RUNNING, "only what runs has a worker"
+            assert job.state is not JobState.DONE or job.id not in pending, "what is done has told everybody"
+            assert job.state is not JobState.ATTESTED or job.id in pending, "what has told everybody is done"
+        for job_id, claim in self.claims.items():
+            assert jobs[job_id].claim >= claim, "a claim never goes back"
+        for job_id in self.ended:
+            assert jobs[job_id].is_final, "what ended never moves again"
+        self.claims = {job.id: job.claim for job in jobs.values()}
+        self.ended = {job.id for job in jobs.values() if job.is_final}
+
+    @invariant()
+    def what_was_acknowledged_stays_so(self) -> None:
+        sent = {each.id: each for each in self.real.deliveries()}
+        for found in sent.values():
+            before = self.deliveries.get(found.id)
+            if before is not None:
+                assert (found.body, found.n, found.target) == (before.body, before.n, before.target)
+                assert before.state is DeliveryState.PENDING or found.state in {
+                    before.state,
+                    DeliveryState.ACKNOWLEDGED,
+                }
+        assert self.deliveries.keys() <= sent.keys()
+        self.deliveries = sent
 
 
 TwoLedgers.TestCase.settings = settings(

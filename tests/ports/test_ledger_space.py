@@ -20,7 +20,7 @@ from tests.builders import SKEW
 from tests.ports.ledger_stage import at, attested, fresh_ledger, report
 from tests.ports.test_ledger_migrations import make_revision
 
-OF_NO_ORDER = {"control", "targets", "nonces", "rulings", "descriptions", "listings", "probe"}
+OF_NO_ORDER = {"control", "restores", "targets", "nonces", "rulings", "descriptions", "listings", "probe"}
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_the_file_and_its_folder_belong_to_the_agent_alone(tmp_path: Path) -> No
     finally:
         os.umask(before)
 
-    assert modes == {"ledger.db": 0o600, "ledger.db-wal": 0o600, "ledger.db-shm": 0o600}
+    assert modes == dict.fromkeys(("ledger.db", "ledger.db-wal", "ledger.db-shm", "ledger.db.lock"), 0o600)
     assert mode_of(path.parent) == 0o700
 
 

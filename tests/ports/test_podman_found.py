@@ -6,9 +6,15 @@ from typing import Any
 
 import pytest
 
+from agent.domain.ids import digest_of
 from agent.errors import BadImage, CageNotApplied, RuntimeUnavailable
+from agent.ports import runtime_podman_adoption
+from agent.ports.cage import applied
+from agent.ports.run_kept import Kept, Lying
+from agent.ports.runtime_podman_adoption import Adoption
 from agent.ports.runtime_podman_api import ApiRefusal
 from agent.ports.runtime_podman_found import find, is_first_process, not_made, refusals
+from tests.ports.test_podman_body import ON_V2, SPEC
 
 STATE = {"Status": "exited", "Pid": 0, "ExitCode": 3, "OOMKilled": False}
 BEGAN, ENDED = "2026-11-26T07:12:25.031052264Z", "2026-11-26T08:12:26.072074813+01:00"
@@ -51,6 +57,29 @@ def test_a_container_that_is_not_there_is_none_and_another_refusal_is_told() -> 
     assert find(Api(ApiRefusal(404, "no such container")), "abc") is None  # type: ignore[arg-type]
     with pytest.raises(RuntimeUnavailable):
         find(Api(ApiRefusal(500, "database is locked")), "abc")  # type: ignore[arg-type]
+
+
+def test_a_run_that_one_place_calls_a_success_and_another_does_not_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = Kept.of(SPEC, applied("podman", SPEC, ON_V2, digest_of(b"")), Lying(0, 0))
+    told = container(StartedAt=BEGAN, FinishedAt=ENDED, ExitCode=137)
+    api: Any = Api(told)
+    found = find(api, "abc")
+    assert found is not None
+    monkeypatch.setattr(runtime_podman_adoption, "recorded_code", lambda *_: 0)
+
+    inside: Any = NothingThere()
+    outcome = Adoption(SPEC, found, kept, api, inside).ended().wait()
+
+    assert outcome.cause == "unknown"
+
+
+class NothingThere:
+    """A user namespace whose folders are empty."""
+
+    def ask(self, *_: object) -> dict[str, Any]:
+        return {"bytes": 0, "entries": 0, "is_deep": False}
 
 
 def test_a_process_that_only_got_the_id_is_not_the_container_s() -> None:
