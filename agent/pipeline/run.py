@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from agent.domain.ceilings import Ceilings
 from agent.domain.chain import TaskKind
 from agent.domain.jobs import Job
-from agent.errors import BadImage, BadOutput, JobFailed, RuntimeUnavailable
+from agent.errors import BadImage, BadOutput, JobFailed, LedgerUnavailable, RuntimeUnavailable
 from agent.pipeline import audit
 from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
@@ -212,6 +212,9 @@ def _outcome(stage: _Stage, name: str, role: str, spec: RunSpec) -> RunOutcome:
                 told = audit.run_ended(job, name, spec.image, outcome)
                 stage.journal.end(RUN + name, outcome, log=(name, log), told=[told])
                 is_recorded = True
+            except LedgerUnavailable:
+                run.leave()  # nothing has yet how it ended: who goes on asks the container again
+                raise
             finally:
                 if not is_recorded and stage.journal.is_anothers():
                     run.leave()

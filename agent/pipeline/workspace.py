@@ -17,7 +17,7 @@ from agent.domain.ceilings import Ceilings
 from agent.domain.chain import TaskKind
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job
-from agent.errors import AgentError, BadOutput, LostRace, NoSpace, WorkerLost
+from agent.errors import AgentError, BadOutput, LedgerUnavailable, LostRace, NoSpace, WorkerLost
 from agent.pipeline.space import FOLDER_NAME, lower_reservation, reserve, used_bytes
 from agent.ports.runtime import Runtime
 
@@ -196,7 +196,7 @@ def _leaving(folder: Path, runtime: Runtime, is_anothers: Callable[[], bool]) ->
     is_put_off = False
     try:
         yield
-    except PutOff:
+    except (PutOff, LedgerUnavailable):  # the attempt stands where the ledger has it, and goes on from here
         is_put_off = True
         raise
     except OSError as cause:
