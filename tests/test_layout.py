@@ -25,7 +25,7 @@ RANKS = {
     "trust": 2,
     "ports": 3,
     "pipeline": 4,
-    "api": 5, "worker": 5, "config": 5, "doctor": 5, "selftest": 5, "fsck": 5, "faults": 5,
+    "api": 5, "worker": 5, "config": 5, "doctor": 5, "selftest": 5, "faults": 5, "fsck": 5,
     "wiring": 6, "devkit": 6,
     "cli": 7,
 }  # fmt: skip

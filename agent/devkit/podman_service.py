@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -119,16 +119,25 @@ def claimed_root(root: Path, runtime_dir: Path) -> Iterator[Path]:
         choice = root if number == 1 else root.with_name(f"{root.name}-{number}")
         choice.mkdir(mode=0o700, parents=True, exist_ok=True)
         with choice.with_name(f"{choice.name}.lock").open("a+") as lock:
-            if _is_ours(lock, boot.read_text()):
+            if _is_ours(lock, boot.read_text(), lambda: _remove_containers(choice, runtime_dir)):  # noqa: B023
                 yield choice
                 return
     raise NoPodman(f"{MOST_ROOTS} other boots have every folder beside {root}")
 
 
-def _is_ours(lock: IO[str], boot: str) -> bool:
-    """Hold the lock with everybody of this boot; False when another boot holds it."""
+def _remove_containers(root: Path, runtime_dir: Path) -> None:
+    """What a killed run of another boot left takes id maps from those of this one. Nobody else is here yet."""
+    command = [*_podman(root, runtime_dir), "rm", "--all", "--force", "--time", "0"]
+    subprocess.run(command, env=service_environment(), cwd="/", capture_output=True, check=False)
+
+
+def _is_ours(lock: IO[str], boot: str, on_first: Callable[[], None]) -> bool:
+    """Hold the lock with everybody of this boot, after `on_first` by the first; False when another boot holds it."""
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.seek(0)
+        if lock.read() != boot:
+            on_first()
         lock.truncate(0)
         lock.write(boot)
         lock.flush()
@@ -139,17 +148,15 @@ def _is_ours(lock: IO[str], boot: str) -> bool:
 
 def service_command(path: Path, runtime_dir: Path, root: Path | None) -> list[str]:
     """What is started to serve at this socket."""
+    return [*_podman(root, runtime_dir), "system", "service", "--time=0", f"unix://{path}"]
+
+
+def _podman(root: Path | None, runtime_dir: Path) -> list[str]:
     command = ["podman", "--runtime", oci_runtime(), "--storage-driver", "overlay"]
-    if root is not None:
-        command += [
-            "--root",
-            str(root),
-            "--runroot",
-            str(runtime_dir / "run"),
-            "--tmpdir",
-            str(runtime_dir / "tmp"),
-        ]
-    return [*command, "system", "service", "--time=0", f"unix://{path}"]
+    if root is None:
+        return command
+    runs = ["--runroot", str(runtime_dir / "run"), "--tmpdir", str(runtime_dir / "tmp")]
+    return [*command, "--root", str(root), *runs]
 
 
 def service_environment() -> dict[str, str]:

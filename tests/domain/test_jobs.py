@@ -3,8 +3,9 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from agent.domain.jobs import FINAL, TRANSITIONS, IllegalMove, JobEvent, JobState, follow
 
@@ -104,3 +105,52 @@ def test_an_attested_job_can_no_longer_fail() -> None:
 def test_the_table_cannot_be_changed() -> None:
     with pytest.raises(TypeError):
         TRANSITIONS[JobState.DONE, JobEvent.RETRY] = JobState.QUEUED  # type: ignore[index]
+
+
+class Walk(RuleBasedStateMachine):
+    """One job through every event that may come, in any order, with the numbers that the ledger keeps beside its state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states = [JobState.RECEIVED]
+        self.began = self.given_back = self.attested = 0
+
+    @rule(event=st.sampled_from(JobEvent))
+    def happens(self, event: JobEvent) -> None:
+        before = self.states[-1]
+        if (before, event) not in TRANSITIONS:
+            with pytest.raises(IllegalMove):
+                follow(before, event)
+            return
+        self.states.append(follow(before, event))
+        self.began += event is JobEvent.START
+        self.given_back += event is JobEvent.RETRY
+        self.attested += event in {JobEvent.ATTEST, JobEvent.RECALL}
+
+    @precondition(lambda self: self.states[-1] in FINAL)
+    @rule(event=st.sampled_from(JobEvent))
+    def what_ended_stays(self, event: JobEvent) -> None:
+        with pytest.raises(IllegalMove):
+            follow(self.states[-1], event)
+
+    @invariant()
+    def at_most_one_attempt_is_under_way(self) -> None:
+        under_way = self.began - self.given_back
+        assert under_way in {0, 1}
+        if self.states[-1] in {JobState.RECEIVED, JobState.HELD, JobState.QUEUED, JobState.RUNNING}:
+            assert under_way == (self.states[-1] is JobState.RUNNING)
+
+    @invariant()
+    def it_is_attested_once_and_ends_once(self) -> None:
+        assert self.attested <= 1
+        assert sum(state in FINAL for state in self.states) <= 1
+
+    @invariant()
+    def what_is_done_was_attested_or_went_elsewhere_before_it_began(self) -> None:
+        if self.states[-1] is JobState.DONE and self.attested == 0:
+            assert self.states[-2] is JobState.RECEIVED
+            assert self.began == 0
+
+
+Walk.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+TestWalk = Walk.TestCase

@@ -672,18 +672,14 @@ class MemoryLedger(MemoryOutbox):
                 if job.state is JobState.QUEUED and job.not_before and job.not_before > now + rest:
                     books.jobs[job.id] = replace(job, not_before=now)
                     corrected += 1
-            for found in tuple(books.deliveries.values()):
-                if found.state is DeliveryState.PENDING and found.next_try_at > now + rest:
-                    found = replace(found, next_try_at=now)  # noqa: PLW2901 - both may be so
+            pending = [each for each in books.deliveries.values() if each.state is DeliveryState.PENDING]
+            for found in pending:
+                if found.next_try_at > now + rest:
+                    books.deliveries[found.id] = replace(books.deliveries[found.id], next_try_at=now)
                     corrected += 1
-                if (
-                    found.state is DeliveryState.PENDING
-                    and found.lease_until
-                    and found.lease_until > now + lease
-                ):
-                    found = replace(found, lease_until=now)  # noqa: PLW2901
+                if found.lease_until and found.lease_until > now + lease:
+                    books.deliveries[found.id] = replace(books.deliveries[found.id], lease_until=now)
                     corrected += 1
-                books.deliveries[found.id] = found
             for target, (failures, until) in tuple(books.targets.items()):
                 if until > now + rest:
                     books.targets[target] = (failures, now)

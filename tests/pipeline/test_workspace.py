@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from agent.domain.chain import TaskKind
 from agent.domain.ids import OrderId, job_id
@@ -160,6 +161,24 @@ def test_what_is_anothers_by_now_is_left_to_it(
             raise error
 
     assert (root / folder_name(JOB.id, JOB.attempt) / "model" / "weights").exists()
+
+
+def test_who_wakes_up_in_a_folder_where_another_goes_on_has_lost_the_race(
+    root: Path, runtime: MemoryRuntime
+) -> None:
+    with (
+        pytest.raises(LostRace, match="another worker goes on"),
+        workspace(JOB, root, runtime, reserve_bytes=0, is_anothers=lambda: True) as space,
+    ):
+        space.private("dataset.partial").chmod(0o644)  # the other one renamed it
+
+    with (
+        pytest.raises(FileNotFoundError),
+        workspace(
+            replace(JOB, attempt=JOB.attempt + 1), root, runtime, reserve_bytes=0, is_anothers=lambda: False
+        ) as space,
+    ):
+        space.private("dataset.partial").chmod(0o644)
 
 
 def test_two_attempts_do_not_share_a_folder(root: Path, runtime: MemoryRuntime) -> None:

@@ -21,8 +21,6 @@ from agent.ports.runtime import Cage, ImageInfo, Leftover, RunOutcome, RunSpec
 from tests.fakes.runtime import Guest, MemoryRuntime, Program
 from tests.simulate.scheduler import Hub, Reply
 
-PATIENCE_S = 1e9  # of who waits for a container: its ceiling ends it first
-
 
 @dataclass(eq=False, slots=True)
 class Container:
@@ -51,7 +49,7 @@ class SimulatedRun:
         if container.is_running:
             reply = Reply(hub)
             container.waiting.append(reply)
-            hub.wait(reply, PATIENCE_S)
+            hub.wait(reply, None)  # its ceiling ends it
         return RunOutcome(
             cause=container.cause, cage=container.cage, log=container.log.kept(), wall_s=container.wall_s
         )

@@ -61,7 +61,7 @@ def _no_sweep(stack: ExitStack) -> None:
 def _no_outbox(stack: ExitStack) -> None:
     """What could not be sent is forgotten, as if it had gone out beside the ledger."""
 
-    def forget(delivery: Delivery, _error: AgentError, host: Host) -> None:
+    def forget(delivery: Delivery, _error: AgentError, host: Host, **_rest: object) -> None:
         host.ports.ledger.acknowledge(delivery.id, host.ports.now())
 
     stack.enter_context(patch.object(deliver, "_postpone", forget))

@@ -318,7 +318,7 @@ class SimulatedHost:
     # ---- what is done to it
 
     def is_during(self, blow: Blow) -> bool:
-        return self._until_s.get(blow, 0.0) > self.world.hub.now_s
+        return bool(self._until_s) and self._until_s.get(blow, 0.0) > self.world.hub.now_s
 
     def suffer(self, blow: Blow, for_s: float) -> None:
         self._until_s[blow] = max(self._until_s[blow], self.world.hub.now_s + for_s)

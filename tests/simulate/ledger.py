@@ -1,10 +1,9 @@
 """The fake of the ledger, made for many rows: a transaction writes in place and takes back what it did when it raises."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
+from agent.errors import LedgerUnavailable
 from tests.fakes.ledger import MemoryLedger
 
 _ABSENT: Any = object()
@@ -68,31 +67,60 @@ class _Log(list[Any]):
         super().pop()
 
 
+class _Reading:
+    """Entered for every read: a plain object, for it is entered a hundred times for each task."""
+
+    __slots__ = ("_ledger",)
+
+    def __init__(self, ledger: "SwiftLedger") -> None:
+        self._ledger = ledger
+
+    def __enter__(self) -> Any:
+        if self._ledger.is_broken:
+            raise LedgerUnavailable("the test broke this ledger")
+        return self._ledger._books
+
+    def __exit__(self, *_error: object) -> None:
+        return
+
+
+class _Writing(_Reading):
+    """A transaction. One within another is part of it."""
+
+    __slots__ = ("_depth", "_undo")
+
+    def __init__(self, ledger: "SwiftLedger", undo: _Undo) -> None:
+        super().__init__(ledger)
+        self._undo = undo
+        self._depth = 0
+
+    def __enter__(self) -> Any:
+        books = super().__enter__()
+        if self._depth == 0:
+            self._undo.clear()
+        self._depth += 1
+        return books
+
+    def __exit__(self, *error: object) -> None:
+        self._depth -= 1
+        if self._depth == 0 and error[0] is not None:
+            self._undo.take_back()
+
+
 class SwiftLedger(MemoryLedger):
     """See `MemoryLedger`: the same answers, in time that does not grow with what is recorded."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._undo = _Undo()
-        self._is_writing = False
+        undo = _Undo()
+        self._reader, self._writer = _Reading(self), _Writing(self, undo)
         for each in fields(self._books):
             found = getattr(self._books, each.name)
             if isinstance(found, dict | list):
-                own = _Table(self._undo) if isinstance(found, dict) else _Log(self._undo)
-                setattr(self._books, each.name, own)
+                setattr(self._books, each.name, _Table(undo) if isinstance(found, dict) else _Log(undo))
 
-    @contextmanager
-    def _writing(self) -> Iterator[Any]:
-        with self._reading() as books:
-            if self._is_writing:  # one transaction within another is part of it
-                yield books
-                return
-            self._is_writing = True
-            self._undo.clear()
-            try:
-                yield books
-            except BaseException:
-                self._undo.take_back()
-                raise
-            finally:
-                self._is_writing = False
+    def _reading(self) -> Any:
+        return self._reader
+
+    def _writing(self) -> Any:
+        return self._writer

@@ -32,7 +32,7 @@ BLOCK_BYTES = 4096
 BLOCKS = 1 << 30
 
 
-KEPT = 60_000  # answers of a pure function
+KEPT = 10_000  # answers of a pure function: those on orders under way
 
 
 class CrashLog:
@@ -56,7 +56,7 @@ def parsed_once() -> Callable[..., Any]:
         found = known.get((data, limit_bytes))
         if found is None:
             if len(known) > KEPT:
-                known.clear()
+                del known[next(iter(known))]
             found = known[data, limit_bytes] = real(data, limit_bytes=limit_bytes, what=what, **named)
         return found
 
@@ -71,7 +71,7 @@ def converted_once() -> Any:
         found = known.get((id(tree), kind))
         if found is None:
             if len(known) > KEPT:
-                known.clear()
+                del known[next(iter(known))]
             found = known[id(tree), kind] = (
                 msgspec.convert(tree, kind),
                 tree,
@@ -89,7 +89,7 @@ def decoded_once() -> Callable[[str, str], bytes]:
         found = known.get(text)
         if found is None:
             if len(known) > KEPT:
-                known.clear()
+                del known[next(iter(known))]
             found = known[text] = real(name, text)
         return found
 
@@ -98,15 +98,15 @@ def decoded_once() -> Callable[[str, str], bytes]:
 
 def verified_once() -> Callable[[PublicKey, bytes, bytes], None]:
     """`PublicKey.verify`, asked once for what it finds good."""
-    real, good = PublicKey.verify, set[tuple[bytes, bytes, bytes]]()
+    real, good = PublicKey.verify, dict[tuple[bytes, bytes, bytes], None]()
 
     def verify(key: PublicKey, signature: bytes, data: bytes) -> None:
         name = (key.raw, signature, data)
         if name not in good:
             real(key, signature, data)
             if len(good) > KEPT:
-                good.clear()
-            good.add(name)
+                del good[next(iter(good))]
+            good[name] = None
 
     return verify
 

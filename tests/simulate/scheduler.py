@@ -120,14 +120,15 @@ class Hub:
         self.at(self.now_s + seconds, self._resume, thread, thread.turn)
         self._loop.switch()
 
-    def wait(self, reply: "Reply", seconds: float) -> bool:
-        """Until the reply is there, or so long; whether it is."""
+    def wait(self, reply: "Reply", seconds: float | None) -> bool:
+        """Until the reply is there, or so long; whether it is. None: as long as it takes."""
         if reply.is_there:
             return True
         thread = self._current()
         thread.turn += 1
         reply.waiter = (thread, thread.turn)
-        self.at(self.now_s + seconds, self._resume, thread, thread.turn)
+        if seconds is not None:
+            self.at(self.now_s + seconds, self._resume, thread, thread.turn)
         self._loop.switch()
         return reply.is_there
 

@@ -38,7 +38,7 @@ def played(plan: Plan) -> Played:
 # ------------------------------------------------------------------ nothing lost, nothing twice
 
 
-@pytest.mark.parametrize("seed", range(1, 7))
+@pytest.mark.parametrize("seed", range(1, 5))
 def test_whatever_is_done_to_them_every_order_ends_once(seed: int) -> None:
     assert played(short(seed)).violations == ()
 
@@ -90,24 +90,24 @@ def test_it_does_the_same_in_another_process_with_other_hashes() -> None:
 
 # ------------------------------------------------------------------ each guard, taken out
 
-# Where the short form finds it: with these seeds it does, and with the guard in its place it finds nothing.
+# Where the short form finds it, and by which rules: with these seeds it does, and with the guard in its place it finds nothing.
 FOUND_BY = {
-    "fencing": stalls(1),
-    "sweep": short(1),
-    "compare-and-set": stalls(1),
-    "outbox": short(1),
-    "handoff-dedup": short(1),
+    "fencing": (stalls(1), {"once-trained", "not-excused", "fenced", "one-receipt"}),
+    "sweep": (short(1), {"ended"}),
+    "compare-and-set": (stalls(1), {"one-receipt"}),
+    "outbox": (short(1), {"ended", "reported"}),
+    "handoff-dedup": (short(1), {"one-receipt"}),
 }
 
 
 @pytest.mark.parametrize("guard", sorted(GUARDS))
 def test_a_guard_that_is_off_is_found(guard: str) -> None:
-    plan = FOUND_BY[guard]
+    plan, by = FOUND_BY[guard]
 
     with without(guard):
         found = play(plan)
 
-    assert found.violations
+    assert {violation.rule for violation in found.violations} & by
     assert played(plan).violations == ()
 
 
