@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from agent.domain.ceilings import Ceilings
 from agent.domain.chain import TaskKind
 from agent.domain.jobs import Job
-from agent.errors import BadImage, BadOutput, JobFailed, RuntimeUnavailable
+from agent.errors import BadImage, BadOutput, JobFailed, LedgerUnavailable, RuntimeUnavailable
 from agent.pipeline import audit
 from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
@@ -199,12 +199,12 @@ def _run(
 def _outcome(stage: _Stage, name: str, role: str, spec: RunSpec) -> RunOutcome:
     """How the run ended, recorded before its container goes; its log is kept apart, sealed.
 
-    Raises: LostRace when the attempt is another worker's by now: the container is left to that one.
+    Raises: LostRace when the attempt is another worker's by now, LedgerUnavailable: the container is left to whoever goes on.
     """
     job, runtime = stage.context.job, stage.host.ports.runtime
     try:
         with _open(stage, name, role, spec) as run:
-            is_recorded = False
+            is_recorded = is_for_the_next = False
             try:
                 outcome = run.wait()
                 log = seal_log(outcome.log, stage.host.key, job=job.id, attempt=job.attempt, run=name)
@@ -212,8 +212,11 @@ def _outcome(stage: _Stage, name: str, role: str, spec: RunSpec) -> RunOutcome:
                 told = audit.run_ended(job, name, spec.image, outcome)
                 stage.journal.end(RUN + name, outcome, log=(name, log), told=[told])
                 is_recorded = True
+            except LedgerUnavailable:  # what it did is not lost because that could not be written down
+                is_for_the_next = True
+                raise
             finally:
-                if not is_recorded and stage.journal.is_anothers():
+                if is_for_the_next or (not is_recorded and stage.journal.is_anothers()):
                     run.leave()
     except BadImage as cause:
         if (
