@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from agent.errors import AgentError, LedgerUnavailable, NoSpace, RuntimeUnavaila
 from agent.pipeline.advance import advance
 from agent.ports.broker import Queue
 from agent.ports.ledger import ATTEMPT_FAILED
-from tests.builders import DAY
+from tests.builders import DAY, NOW, changed
 from tests.fakes.runtime import Guest
 from tests.pipeline.world import LEASE, Hospital, Tapped, World, append_what_it_sees, die, once
 
@@ -93,8 +92,7 @@ def before_the_first_run(world: World, **changes: Any) -> SignedOrder:
 def test_a_key_that_was_revoked_since_the_inputs_came_runs_nothing(world: World) -> None:
     """Promise 2: the operator takes an orchestrator off the roster and restarts the worker."""
     order = before_the_first_run(world)
-    entries = [entry for entry in world.people.roster.entries if entry.keyid != order.signer]
-    world.a.trusts(replace(world.people.roster, entries=tuple(entries)))
+    world.a.trusts(changed(world.people.roster, order.signer, revoked_at=NOW))
 
     go_on(world, order)
 
@@ -128,6 +126,7 @@ def test_a_step_that_a_newer_version_cannot_read_costs_the_attempt_and_not_the_o
 
     for _ in range(4):
         go_on(world, order)
+    world.a.sweep()
 
     assert world.a.job(order, 0).state is JobState.FAILED
     assert list(world.a.workspaces.iterdir()) == []
