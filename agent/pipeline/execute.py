@@ -21,7 +21,7 @@ from agent.pipeline.bells import ring_deliveries, ring_successor
 from agent.pipeline.fail import end_badly
 from agent.pipeline.fetch import Inputs, dataset_for, fetch, kept_inputs, model_for
 from agent.pipeline.host import Context, Host, context_of
-from agent.pipeline.journal import INPUTS, LATE, OUTPUT, Journal
+from agent.pipeline.journal import INPUTS, LATE, OUTPUT, RUN, Journal
 from agent.pipeline.phases import Phases
 from agent.pipeline.place import expire, holder_of
 from agent.pipeline.publish import Packed, pack_output, publish
@@ -70,6 +70,8 @@ def execute(job: Job, host: Host, worker: str) -> None:
 def resume(job: Job, host: Host, worker: str) -> None:
     """Take over the attempt of a worker that is gone, or one that was put off, and see it to an end."""
     now = host.ports.now()
+    if not _may_go_on(job, host):
+        return
     try:
         job = host.ports.ledger.adopt(job, now, worker=worker, lease_until=now + host.rules.lease)
     except LostRace:
@@ -79,6 +81,13 @@ def resume(job: Job, host: Host, worker: str) -> None:
     work = Work(job.changed_at, Phases(None if known is None else known.phases))
     log.info("task.taken_over", job=job.id, attempt=job.attempt, claim=job.claim)
     _see_through(_Attempt(context_of(job, host), work, journal, host))
+
+
+def _may_go_on(job: Job, host: Host) -> bool:
+    """Whether it may: on a host that starts nothing, only what runs ends, and what ran is sent."""
+    return host.ports.ledger.control().may_start or any(
+        step.name.startswith(RUN) for step in host.ports.ledger.steps(job)
+    )
 
 
 def _known(journal: Journal) -> Packed | Taken | None:
@@ -209,6 +218,7 @@ def _to_the_end(attempt: _Attempt, taken: Taken, inputs: Inputs, space: Workspac
             journal.begin(OUTPUT)
         with work.phases("run"):
             results = run_task(context, inputs, space, work.runs, journal, host)
+        work.phases.at_least("run", sum(outcome.wall_s for outcome in work.runs.outcomes.values()))
         with work.phases("pack"):
             packed = pack_output(context, results, space, work.phases)
         journal.end(

@@ -7,7 +7,8 @@ The lines below are gone through again by a worker that takes over the attempt o
 journal, one that was begun is adopted, and what is moved or dropped may have been before.
 """
 
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
@@ -23,7 +24,7 @@ from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
 from agent.pipeline.journal import RUN, Journal
 from agent.pipeline.outputs import Performance, read_performance, take, take_file
-from agent.pipeline.workspace import Workspace, add_pred, output_bytes_needed
+from agent.pipeline.workspace import PutOff, Workspace, add_pred, output_bytes_needed
 from agent.ports.runtime import Mount, Run, RunKind, RunOutcome, RunSpec, Runtime
 from agent.trust.job_log import seal_log
 
@@ -234,11 +235,25 @@ def _open(stage: _Stage, name: str, role: str, spec: RunSpec) -> AbstractContext
     """
     context, host = stage.context, stage.host
     if stage.journal.has_begun(RUN + name):
-        return host.ports.runtime.adopt(spec)
+        return _adopted(spec, host)
     # Once more: inputs may have been fetched for hours, and an image that the operator denied meanwhile does not start.
     host.policy.admit(context.signed, [context.task], host.ports.ledger.verdict_on)
     stage.journal.begin(RUN + name, [audit.run_started(context.job, name, role, spec.image)])
     return host.ports.runtime.run(spec)
+
+
+@contextmanager
+def _adopted(spec: RunSpec, host: Host) -> Iterator[Run]:
+    """The container of the worker before this one. An engine that is away, as at a restart, is waited for: it may run on.
+
+    Raises: ContainerLost; PutOff.
+    """
+    with ExitStack() as stack:
+        try:
+            run = stack.enter_context(host.ports.runtime.adopt(spec))
+        except RuntimeUnavailable as error:
+            raise PutOff(error) from error
+        yield run
 
 
 def _reclaim(folder: Path, run: str, runtime: Runtime) -> None:
