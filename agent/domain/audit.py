@@ -20,9 +20,8 @@ from agent.domain.strict_json import encode
 Plain = str | int | float | None
 
 CHECKPOINT: Final = "audit.checkpoint"  # a line that holds a signed head of everything before it
-RESTORED: Final = (
-    "host.restored"  # the lines before this one come from a backup: later ones of that time are not here
-)
+# The first line that is written anew after a restore: those before it come from a backup, later ones of that time are not here.
+RESTORED: Final = "ledger.restored"
 FIRST: Final = 1  # the number of the first line
 MAX_LINE_BYTES: Final = 64 << 10
 MAX_HEAD_BYTES: Final = 4 << 10

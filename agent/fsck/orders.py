@@ -141,6 +141,12 @@ class Chain:
 
     def _delivery(self, row: Row) -> Iterator[Finding]:
         where = f"delivery {row['id']}"
+        if (
+            not row["body"]
+            and row["state"] == DeliveryState.ACKNOWLEDGED
+            and row["acknowledged_at"] is not None
+        ):
+            return  # it arrived, and its time was over; or a report of another life, which was counted on
         if row["body"] is None:
             yield finding(Code.BODY_MISSING, where, "there is nothing to send", DECIDE)
             return

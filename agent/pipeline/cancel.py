@@ -244,5 +244,6 @@ def _ring(steps: Sequence[CancelStep], host: Host) -> None:
 
 def _is_at_work(job_id: JobId, host: Host) -> bool:
     """Whether the workspace of an attempt of this job is there still."""
-    owners = (parse_folder_name(folder.name) for folder in host.rules.workspace_root.iterdir())
+    root = host.rules.workspace_root
+    owners = (parse_folder_name(folder.name) for folder in (root.iterdir() if root.is_dir() else ()))
     return any(owner is not None and owner[0] == job_id for owner in owners)

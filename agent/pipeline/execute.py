@@ -4,6 +4,7 @@ An attempt belongs to a claim, not to a worker: when a worker dies, the next one
 same lines. What the journal has is not done again, a container that was begun is found and waited for.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from msgspec import Struct
@@ -12,7 +13,7 @@ from agent.domain.ids import Digest, KeyId
 from agent.domain.jobs import Job, JobState
 from agent.domain.orders import is_expired
 from agent.domain.reports import ReportState
-from agent.errors import AgentError, LedgerUnavailable, LostRace, OrderExpired
+from agent.errors import AgentError, LedgerUnavailable, LostRace, OrderExpired, WorkerLost
 from agent.log import get_logger
 from agent.pipeline import audit
 from agent.pipeline.attest import Done, Work, attest
@@ -20,7 +21,7 @@ from agent.pipeline.bells import ring_deliveries, ring_successor
 from agent.pipeline.fail import end_badly
 from agent.pipeline.fetch import Inputs, dataset_for, fetch, kept_inputs, model_for
 from agent.pipeline.host import Context, Host, context_of
-from agent.pipeline.journal import INPUTS, OUTPUT, Journal
+from agent.pipeline.journal import INPUTS, LATE, OUTPUT, RUN, Journal
 from agent.pipeline.phases import Phases
 from agent.pipeline.place import expire, holder_of
 from agent.pipeline.publish import Packed, pack_output, publish
@@ -69,15 +70,31 @@ def execute(job: Job, host: Host, worker: str) -> None:
 def resume(job: Job, host: Host, worker: str) -> None:
     """Take over the attempt of a worker that is gone, or one that was put off, and see it to an end."""
     now = host.ports.now()
+    if not _may_go_on(job, host):
+        return
     try:
         job = host.ports.ledger.adopt(job, now, worker=worker, lease_until=now + host.rules.lease)
     except LostRace:
         return  # a doubled bell, its worker lives, or another one was quicker
     journal = Journal(job, host, host.ports.ledger.steps(job))
-    known = journal.outcome(OUTPUT, Packed) or journal.outcome(INPUTS, Taken)
+    known = _known(journal)
     work = Work(job.changed_at, Phases(None if known is None else known.phases))
     log.info("task.taken_over", job=job.id, attempt=job.attempt, claim=job.claim)
     _see_through(_Attempt(context_of(job, host), work, journal, host))
+
+
+def _may_go_on(job: Job, host: Host) -> bool:
+    """Whether it may: on a host that starts nothing, only what runs ends, and what ran is sent."""
+    return host.ports.ledger.control().may_start or any(
+        step.name.startswith(RUN) for step in host.ports.ledger.steps(job)
+    )
+
+
+def _known(journal: Journal) -> Packed | Taken | None:
+    """What the worker before this one recorded last; None too when nobody can read it, which ends the attempt later."""
+    with suppress(WorkerLost):
+        return journal.outcome(OUTPUT, Packed) or journal.outcome(INPUTS, Taken)
+    return None
 
 
 def _start(context: Context, host: Host, worker: str) -> Context | None:
@@ -126,7 +143,23 @@ def _go(attempt: _Attempt) -> Job:
     job, host = attempt.context.job, attempt.host
     root, runtime = host.rules.workspace_root, host.ports.runtime
     with kept_workspace(job, root, runtime, is_anothers=attempt.journal.is_anothers) as space:
+        _require_still_wanted(attempt)
         return _to_the_end(attempt, taken, kept_inputs(taken.images, space), space)
+
+
+def _require_still_wanted(attempt: _Attempt) -> None:
+    """What changed while nobody had it in hand. What had begun to run in time goes on, after the order's end not for ever.
+
+    Raises: OrderExpired, TrustError when nothing ran yet; WorkerLost when too many workers died of it after the end.
+    """
+    context, journal, host = attempt.context, attempt.journal, attempt.host
+    is_over = is_expired(context.signed.order, host.ports.now(), host.rules.skew)
+    if not journal.has_runs():
+        open_order(context.signed.envelope, host.roster, None)
+        if is_over:
+            raise OrderExpired("the order expired before its task began to run")
+    elif is_over:
+        journal.begin(LATE)
 
 
 def _from_the_start(attempt: _Attempt) -> Job:
@@ -185,6 +218,7 @@ def _to_the_end(attempt: _Attempt, taken: Taken, inputs: Inputs, space: Workspac
             journal.begin(OUTPUT)
         with work.phases("run"):
             results = run_task(context, inputs, space, work.runs, journal, host)
+        work.phases.at_least("run", sum(outcome.wall_s for outcome in work.runs.outcomes.values()))
         with work.phases("pack"):
             packed = pack_output(context, results, space, work.phases)
         journal.end(

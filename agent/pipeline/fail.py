@@ -1,7 +1,7 @@
 """An attempt that ends badly: put off, tried again within its budget, or failed with a receipt, by the error's class."""
 
 from agent.domain.backups import CLAIMS_BETWEEN
-from agent.domain.jobs import Job, JobEvent, JobState
+from agent.domain.jobs import Job, JobEvent
 from agent.domain.orders import is_expired
 from agent.domain.reports import ReportState
 from agent.domain.retries import backoff, dice, may_retry, rest_between_attempts
@@ -27,7 +27,8 @@ def end_badly(context: Context, work: Work, error: AgentError, host: Host, *, is
     """
     job = context.job
     now = host.ports.ledger.job(job.id)
-    if now.state is JobState.CANCELLED:  # its container was killed, which is no failure of its own
+    if (now.state, now.attempt, now.claim) != (job.state, job.attempt, job.claim):
+        # Cancelled, and its container killed; or another's, who says how the attempt ends; or it ended well before this.
         log.warning("task.given_up", job=job.id, attempt=job.attempt)
         return now
     log.warning("task.attempt_failed", job=job.id, attempt=job.attempt, code=error.code, detail=str(error))

@@ -20,6 +20,7 @@ from agent.ports.runtime import RunOutcome
 
 INPUTS = "inputs"  # all of them lie in the workspace
 OUTPUT = "output"  # it lies in the workspace as it is sent
+LATE = "late"  # it is gone on with after the order's end
 RUN = "run."  # before the name of a run
 
 MOST_TRIES = 5  # a step that took so many workers with it takes no further one
@@ -40,6 +41,10 @@ class Journal:
         """Whether another worker had this attempt before."""
         return self._is_resumed
 
+    def has_runs(self) -> bool:
+        """Whether a worker before this one began any run."""
+        return any(name.startswith(RUN) for name in self._steps)
+
     def has_open_run(self) -> bool:
         """Whether a worker before this one began a run and nobody saw its end."""
         return any(step.outcome is None for name, step in self._steps.items() if name.startswith(RUN))
@@ -57,14 +62,14 @@ class Journal:
         return name in self._steps
 
     def outcome(self, name: str, kind: type[S]) -> S | None:
-        """What came of it; None when it has not ended. Raises: LedgerUnavailable when nobody can read it any more."""
+        """What came of it; None when it has not ended. Raises: WorkerLost when nobody can read it any more."""
         step = self._steps.get(name)
         if step is None or step.outcome is None:
             return None
         try:
             return msgspec.json.decode(step.outcome, type=kind)
         except msgspec.MsgspecError as cause:
-            raise LedgerUnavailable(f"step {name} of job {self._job.id} cannot be read: {cause}") from cause
+            raise WorkerLost(f"step {name} of job {self._job.id} cannot be read: {cause}") from cause
 
     def begin(self, name: str, told: Sequence[NewEvent] = ()) -> None:
         """Record that it is about to be, with lines for the audit log.

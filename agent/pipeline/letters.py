@@ -25,7 +25,7 @@ def retry(delivery_id: DeliveryId, uid: int | None, host: Host) -> Delivery:
     """The delivery, pending and due at once. Raises: NotFound; DeliveryOver when nothing is to be sent any more."""
     ledger, now = host.ports.ledger, host.ports.now()
     delivery = ledger.delivery(delivery_id)
-    if delivery.state in {DeliveryState.ACKNOWLEDGED, DeliveryState.DROPPED}:
+    if delivery.state not in {DeliveryState.PENDING, DeliveryState.DEAD}:
         raise DeliveryOver(f"{delivery.id} is {delivery.state}")
     told = []
     if delivery.kind is DeliveryKind.HANDOFF and delivery.state is DeliveryState.DEAD:
@@ -48,14 +48,14 @@ def retry(delivery_id: DeliveryId, uid: int | None, host: Host) -> Delivery:
 
 
 def drop(delivery_id: DeliveryId, uid: int | None, host: Host) -> Delivery:
-    """The delivery, dropped for good; dropped already is fine. Raises: NotFound; DeliveryOver when it was acknowledged, or is
-    being sent."""
+    """The delivery, dropped for good; dropped already is fine. Raises: NotFound; DeliveryOver when it was acknowledged or
+    withdrawn, or is being sent."""
     ledger, now = host.ports.ledger, host.ports.now()
     delivery = ledger.delivery(delivery_id)
     if delivery.state is DeliveryState.DROPPED:
         return delivery
-    if delivery.state is DeliveryState.ACKNOWLEDGED:
-        raise DeliveryOver(f"{delivery.id} is acknowledged")
+    if delivery.state not in {DeliveryState.PENDING, DeliveryState.DEAD}:
+        raise DeliveryOver(f"{delivery.id} is {delivery.state}")
     told = []
     if delivery.kind is DeliveryKind.HANDOFF and delivery.state is DeliveryState.PENDING:
         context = context_of(ledger.job(delivery.job), host)

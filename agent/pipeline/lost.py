@@ -182,7 +182,7 @@ def look_after(handed: DeliveryHead, orchestrator: KeyId, host: Host, known: Kno
     The orchestrator is asked first: a place that somebody has done since is nobody's to take again.
     Raises: OutsideError.
     """
-    if handed.id in known.gone_on:
+    if handed.id in known.gone_on or _is_cancelled(handed, orchestrator, host):
         return False
     place = parse_handoff(host.ports.ledger.delivery(handed.id).body).position
     told = host.ports.orchestrators.standing(orchestrator, handed.order_id)
@@ -193,6 +193,11 @@ def look_after(handed: DeliveryHead, orchestrator: KeyId, host: Host, known: Kno
     if there is not None and there.is_known_at(place):
         return False
     return send_again(handed, "the peer does not know it", host)
+
+
+def _is_cancelled(handed: DeliveryHead, orchestrator: KeyId, host: Host) -> bool:
+    """Whether its orchestrator said here that the order ends: a peer that lost it lost that word with it."""
+    return any(kept.source == orchestrator for kept in host.ports.ledger.cancellations(handed.order))
 
 
 def _is_past(standing: Standing, place: int) -> bool:

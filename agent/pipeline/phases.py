@@ -23,6 +23,13 @@ class Phases:
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - began, 4)
 
+    def at_least(self, name: str, seconds: float) -> None:
+        """The phase took so long, whoever measured it: a worker before this one may have waited for most of it."""
+        missing_s = seconds - self.seconds.get(name, 0.0)
+        if missing_s > 0:
+            self.seconds[name] = round(seconds, 4)
+            self._before_s += missing_s
+
     @property
     def total_s(self) -> float:
         """Seconds of work on the attempt: since it began, or before and since it was taken over."""

@@ -7,7 +7,8 @@ The lines below are gone through again by a worker that takes over the attempt o
 journal, one that was begun is adopted, and what is moved or dropped may have been before.
 """
 
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
@@ -17,13 +18,13 @@ from msgspec.structs import replace
 from agent.domain.ceilings import Ceilings
 from agent.domain.chain import TaskKind
 from agent.domain.jobs import Job
-from agent.errors import BadImage, BadOutput, JobFailed, RuntimeUnavailable
+from agent.errors import BadImage, BadOutput, JobFailed, LedgerUnavailable, RuntimeUnavailable
 from agent.pipeline import audit
 from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
 from agent.pipeline.journal import RUN, Journal
 from agent.pipeline.outputs import Performance, read_performance, take, take_file
-from agent.pipeline.workspace import Workspace, add_pred, output_bytes_needed
+from agent.pipeline.workspace import PutOff, Workspace, add_pred, output_bytes_needed
 from agent.ports.runtime import Mount, Run, RunKind, RunOutcome, RunSpec, Runtime
 from agent.trust.job_log import seal_log
 
@@ -199,12 +200,12 @@ def _run(
 def _outcome(stage: _Stage, name: str, role: str, spec: RunSpec) -> RunOutcome:
     """How the run ended, recorded before its container goes; its log is kept apart, sealed.
 
-    Raises: LostRace when the attempt is another worker's by now: the container is left to that one.
+    Raises: LostRace when the attempt is another worker's by now, LedgerUnavailable: the container is left to whoever goes on.
     """
     job, runtime = stage.context.job, stage.host.ports.runtime
     try:
         with _open(stage, name, role, spec) as run:
-            is_recorded = False
+            is_recorded = is_for_the_next = False
             try:
                 outcome = run.wait()
                 log = seal_log(outcome.log, stage.host.key, job=job.id, attempt=job.attempt, run=name)
@@ -212,8 +213,11 @@ def _outcome(stage: _Stage, name: str, role: str, spec: RunSpec) -> RunOutcome:
                 told = audit.run_ended(job, name, spec.image, outcome)
                 stage.journal.end(RUN + name, outcome, log=(name, log), told=[told])
                 is_recorded = True
+            except LedgerUnavailable:  # what it did is not lost because that could not be written down
+                is_for_the_next = True
+                raise
             finally:
-                if not is_recorded and stage.journal.is_anothers():
+                if is_for_the_next or (not is_recorded and stage.journal.is_anothers()):
                     run.leave()
     except BadImage as cause:
         if (
@@ -231,11 +235,25 @@ def _open(stage: _Stage, name: str, role: str, spec: RunSpec) -> AbstractContext
     """
     context, host = stage.context, stage.host
     if stage.journal.has_begun(RUN + name):
-        return host.ports.runtime.adopt(spec)
+        return _adopted(spec, host)
     # Once more: inputs may have been fetched for hours, and an image that the operator denied meanwhile does not start.
     host.policy.admit(context.signed, [context.task], host.ports.ledger.verdict_on)
     stage.journal.begin(RUN + name, [audit.run_started(context.job, name, role, spec.image)])
     return host.ports.runtime.run(spec)
+
+
+@contextmanager
+def _adopted(spec: RunSpec, host: Host) -> Iterator[Run]:
+    """The container of the worker before this one. An engine that is away, as at a restart, is waited for: it may run on.
+
+    Raises: ContainerLost; PutOff.
+    """
+    with ExitStack() as stack:
+        try:
+            run = stack.enter_context(host.ports.runtime.adopt(spec))
+        except RuntimeUnavailable as error:
+            raise PutOff(error) from error
+        yield run
 
 
 def _reclaim(folder: Path, run: str, runtime: Runtime) -> None:

@@ -17,7 +17,16 @@ from agent.domain.ceilings import Ceilings
 from agent.domain.chain import TaskKind
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job
-from agent.errors import AgentError, BadOutput, LostRace, NoSpace, WorkerLost
+from agent.errors import (
+    AgentError,
+    BadOutput,
+    LedgerUnavailable,
+    LostRace,
+    NoSpace,
+    RuntimeUnavailable,
+    WorkerLost,
+)
+from agent.log import get_logger
 from agent.pipeline.space import FOLDER_NAME, lower_reservation, reserve, used_bytes
 from agent.ports.runtime import Runtime
 
@@ -30,6 +39,8 @@ PACKED_MEMBER_BYTES = 4096  # the most that an archive takes for one file beside
 ARCHIVE_END_BYTES = 10240
 
 _NAME = re.compile(FOLDER_NAME)
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +204,14 @@ def kept_workspace(
 
 @contextmanager
 def _leaving(folder: Path, runtime: Runtime, is_anothers: Callable[[], bool]) -> Iterator[None]:
-    is_put_off = False
+    is_kept = False
     try:
         yield
-    except PutOff:
-        is_put_off = True
+    except (
+        PutOff,
+        LedgerUnavailable,
+    ):  # an attempt that the ledger has not heard the end of goes on from here
+        is_kept = True
         raise
     except OSError as cause:
         if cause.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -208,8 +222,16 @@ def _leaving(folder: Path, runtime: Runtime, is_anothers: Callable[[], bool]) ->
             raise LostRace("another worker goes on in this workspace") from cause
         raise
     finally:
-        if not is_put_off and not is_anothers():
-            remove_folder(folder, runtime)
+        if not is_kept and not is_anothers():
+            _remove_now_or_later(folder, runtime)
+
+
+def _remove_now_or_later(folder: Path, runtime: Runtime) -> None:
+    """What cannot go hides no error of the attempt: the sweep takes it, or whoever begins the attempt anew."""
+    try:
+        remove_folder(folder, runtime)
+    except (RuntimeUnavailable, OSError) as error:
+        log.error("leftover.stays", workspace=folder.name, detail=str(error))
 
 
 def remove_folder(folder: Path, runtime: Runtime) -> None:

@@ -27,8 +27,12 @@ class FlockHands:
             yield lock is not None
         finally:
             if lock is not None:
-                path.unlink(missing_ok=True)  # while it is locked: whoever opened it meanwhile looks again
-                os.close(lock)
+                try:
+                    path.unlink(
+                        missing_ok=True
+                    )  # while it is locked: whoever opened it meanwhile looks again
+                finally:
+                    os.close(lock)
 
     def _lock(self, path: Path) -> int | None:
         try:

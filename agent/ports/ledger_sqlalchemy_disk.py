@@ -70,6 +70,8 @@ class Keeping:
         with self._file.writing() as tx:
             for seq, _ in old_logs:
                 tx.execute(delete(logs).where(logs.c.seq == seq))
+            names = [name for name, _ in old_bodies]  # somebody may have asked for one again since
+            old_bodies = tx.execute(_old_bodies(told).where(bodies.c.delivery.in_(names))).all()
             for name, _ in old_bodies:
                 tx.execute(delete(bodies).where(bodies.c.delivery == name))
             still_over = tx.execute(_old_orders(told).where(orders.c.id.in_(over))).all()

@@ -146,9 +146,8 @@ class OutboxRecords:
                 return False
             if tx.execute(select(bodies.c.delivery).where(bodies.c.delivery == delivery)).first() is None:
                 return False  # it arrived long ago, and was forgotten
-            writes.change_delivery(
-                tx, delivery, state=DeliveryState.PENDING, next_try_at=now, acknowledged_at=None
-            )
+            again = {"next_try_at": now, "acknowledged_at": None, "last_error": f"sent again: {why}"}
+            writes.change_delivery(tx, delivery, state=DeliveryState.PENDING, **again)
             told = writes.read_job(tx, job)
             values: dict[str, Plain] = {"delivery": delivery, "kind": kind, "why": why}
             writes.tell(tx, "delivery.sent_again", now, told.order_id, told.position, values)

@@ -99,7 +99,7 @@ def send_to(tx: Connection, seen: Job, next_agent: KeyId, now: datetime) -> Job:
 
 def lose_handoff(tx: Connection, job: Job, instead: KeyId | None, error: str, now: datetime) -> Job:
     """What a dead hand-off means for its job: another host goes on instead, or nobody does."""
-    if instead is not None and job.state in {JobState.RECEIVED, JobState.ATTESTED}:
+    if instead is not None and job.state in {JobState.RECEIVED, JobState.ATTESTED, JobState.DONE}:
         return send_to(tx, job, instead, now)
     if instead is None and job.state is JobState.RECEIVED:
         return transit(tx, job, JobEvent.FAIL, now, reason=error)

@@ -60,7 +60,10 @@ def test_an_order_that_is_cancelled_while_the_second_of_three_trains_ends_there_
     assert {state for position, state in states if position == 0} == {ReportState.STARTED, ReportState.DONE}
     assert {position for position, _ in states} == {0, 1}
     assert book.alarms() == ()
-    assert '"task.killed"' in second.agent.log.read_text()
+    told = (
+        second.agent.log.read_text()
+    )  # on a slow machine the task may be given up before its container is there
+    assert '"task.killed"' in told or '"task.given_up"' in told
     assert '"order.placed"' not in third.agent.log.read_text()
 
 

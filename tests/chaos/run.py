@@ -97,6 +97,8 @@ def run(
         say("healed; waiting for rest")
         desk.finish(TAKEN_S)
         violations = _rest(stage, desk, nemesis, settle_s, frozenset() if is_strict else LOST_ATTEMPTS)
+        if violations:
+            stage.dump()
         ends = _ends(stage, desk)
         hit, fired = nemesis.points_hit(), nemesis.fired
         say("everybody ends")

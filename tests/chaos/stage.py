@@ -143,6 +143,15 @@ class Stage:
             elif service.back_at <= now:
                 service.start(self.hosts)
 
+    def dump(self) -> None:
+        """Agents end, and say in their logs where each of their threads stood."""
+        for service in self.services.values():
+            if "PYTHONFAULTHANDLER" in service.env:
+                service.send(signal.SIGABRT)
+        for service in self.services.values():
+            if service.child is not None and "PYTHONFAULTHANDLER" in service.env:
+                service.child.wait(TERM_S)
+
     def end_all(self) -> None:
         """Kill everybody, and wait."""
         for service in self.services.values():
@@ -216,7 +225,8 @@ def open_stage(
             service, _, hospital = name.partition("-")
             home = consortium.hospital(hospital).agent.folder
             command = [sys.executable, "-m", *program, "--home", str(home), COMMANDS.get(service, service)]
-            _add(stage, name, hospital, command, _environment() | {VARIABLE: str(stage.faults(hospital))})
+            told = {VARIABLE: str(stage.faults(hospital)), "PYTHONFAULTHANDLER": "1"}
+            _add(stage, name, hospital, command, _environment() | told)
         yield stage
 
 

@@ -638,7 +638,11 @@ class MemoryLedger(MemoryOutbox):
             _tell_delivery(books, found, "delivery.buried", now, error=error[:200])
             job = _job(books, found.job)
             instead = next((new.target for new in deliveries if new.kind is DeliveryKind.HANDOFF), None)
-            if found.kind is DeliveryKind.HANDOFF and job.state in {JobState.RECEIVED, JobState.ATTESTED}:
+            if found.kind is DeliveryKind.HANDOFF and job.state in {
+                JobState.RECEIVED,
+                JobState.ATTESTED,
+                JobState.DONE,
+            }:
                 if instead is not None:
                     job = _send_to(books, job, instead, now)
                 elif job.state is JobState.RECEIVED:

@@ -81,7 +81,11 @@ class MemoryOutbox:
             if found.state is not DeliveryState.ACKNOWLEDGED or not found.body:
                 return False
             books.deliveries[delivery] = replace(
-                found, state=DeliveryState.PENDING, next_try_at=now, acknowledged_at=None
+                found,
+                state=DeliveryState.PENDING,
+                next_try_at=now,
+                acknowledged_at=None,
+                last_error=f"sent again: {why}",
             )
             values = {"delivery": delivery, "kind": found.kind, "why": why}
             self._parts.tell(books, "delivery.sent_again", now, found.order_id, found.position, values)

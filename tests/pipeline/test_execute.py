@@ -1290,6 +1290,30 @@ def test_a_ledger_that_is_away_costs_nothing(at: str, nth: int, world: World) ->
     assert world.has_result(order)
 
 
+@pytest.mark.parametrize(("at", "nth"), AWAY)
+def test_a_ledger_that_is_away_for_one_call_costs_nothing(at: str, nth: int, world: World) -> None:
+    order = world.order(train=("a1",), test=(), max_attempts=1)
+    world.post(order, world.a)
+    world.a.work(Queue.LEARNUPLETS)
+    alive, left = world.a.host, [nth]
+
+    def tap(called: str) -> None:
+        left[0] -= called == at
+        if left[0] == 0 and called == at:
+            raise LedgerUnavailable("the disk was full for a moment")
+
+    world.a.ports(ledger=Tapped(alive.ports.ledger, before=tap))
+    with pytest.raises(LedgerUnavailable):
+        advance(world.a.job(order, 0).id, world.a.host, "worker")
+    world.a.host = alive
+    world.settle()
+
+    assert world.a.job(order, 0).state is JobState.DONE
+    assert world.a.runs() == ["train"]
+    assert [report.attempt for report in world.told(order, ReportState.DONE)] == [1]
+    assert world.a.leftovers() == []
+
+
 def test_a_receipt_whose_recording_seemed_to_fail_is_not_made_twice(world: World) -> None:
     order = world.order(train=("a1",), test=())
     world.post(order, world.a)

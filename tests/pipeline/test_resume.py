@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent.domain.ceilings import DEFAULT_CEILINGS
+from agent.domain.control import Control, Mode
 from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import Outcome, Receipt
@@ -333,6 +335,51 @@ def test_a_training_that_began_in_time_is_told_of_though_its_worker_died_and_the
     assert world.a.job(order, 0).state is JobState.DONE
     assert world.a.runs() == ["train"]
     assert world.has_result(order)
+
+
+def test_an_engine_that_is_away_when_its_container_is_looked_for_is_waited_for(world: World) -> None:
+    order = placed_at_a(world)
+    die(world.a, "end_step", 2)
+    world.pass_time(LEASE_S)
+    world.a.runtime.is_down = True
+    with suppress(RuntimeUnavailable):
+        world.a.sweep()
+    world.a.work(Queue.LEARN_TASKS)
+    waits = world.a.job(order, 0)
+    world.a.runtime.is_down = False
+    world.settle()
+
+    assert (waits.state, waits.attempt, waits.reason) == (JobState.RUNNING, 1, "runtime-unavailable")
+    assert world.a.runs() == ["train"]
+    assert receipt_at_b(world, order).attempt == 1
+    assert world.a.leftovers() == []
+
+
+def test_the_receipt_of_a_run_that_was_taken_over_tells_how_long_it_ran(world: World) -> None:
+    order = placed_at_a(world)
+    die(world.a, "end_step", 3)  # the run has ended: 0.2 s, by what the ledger has
+    world.settle()
+
+    usage = receipt_at_b(world, order).usage
+    assert usage.phases["run"] > 0
+    assert usage.wall_s >= usage.phases["run"]
+
+
+@pytest.mark.parametrize("mode", [Mode.PAUSED, Mode.DRAINING])
+def test_on_a_host_that_starts_nothing_an_attempt_that_ran_nothing_waits(mode: Mode, world: World) -> None:
+    order = placed_at_a(world)
+    die(world.a, "begin_step", 1)
+    world.a.ledger.set_control(Control(mode=mode), world.clock())
+    world.pass_time(LEASE_S)
+    world.a.sweep()
+    world.a.work(Queue.LEARN_TASKS)
+    paused = world.a.runs()
+    world.a.ledger.set_control(Control(), world.clock())
+    world.settle()
+
+    assert paused == []
+    assert world.a.runs() == ["train"]
+    assert receipt_at_b(world, order).attempt == 1
 
 
 def test_an_image_that_was_denied_since_starts_no_further_container(world: World) -> None:
