@@ -17,7 +17,8 @@ The rules, each with a name that stands in its violations:
                `failed`, `cancelled`, `handoff-refused` or `handoff-expired`, which end a chain
   not-excused  … and failed only if `Issued.may_fail` names the reason: what was done to it explains it
   unknown      nothing was told of an order that no agent accepted
-  both-ends    an order with a result was not also reported as failed at any place; a cancellation may lose the race
+  both-ends    an order with a result was not also reported as failed at any place; a cancellation may lose the
+               race, and whoever gave up a hand-off at the order's end cannot know that it had arrived and its answer was lost
   one-receipt  no (order, position) has two receipts in what orchestrators acknowledged: reports and result together
   one-model    no (order, position) has two outputs or two models there
   fenced       the receipt of a place is of the last attempt that began there, as reports tell: one given up attests nothing
@@ -268,7 +269,8 @@ def _ended(book: _Book) -> Iterator[tuple[str, str]]:
     if book.results and book.issued.must_fail:
         yield "not-excused", "it has a result, and could only fail"
     for end in book.ends:
-        if book.results and not book.issued.is_cancelled:
+        is_unsure = book.issued.is_cancelled or end.state is ReportState.HANDOFF_EXPIRED
+        if book.results and not is_unsure:
             yield (
                 "both-ends",
                 f"it has a result, and was reported {end.state} at {end.position}: {end.reason}",

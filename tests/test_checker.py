@@ -127,10 +127,23 @@ def test_an_order_that_can_only_fail_and_has_a_result_is_found() -> None:
 
 
 def test_an_order_that_failed_and_has_a_result_is_found() -> None:
-    failure = told(None, ReportState.HANDOFF_EXPIRED, position=1, n=9, reason="late")
+    failure = told(None, ReportState.FAILED, position=1, n=9, reason="late")
     found = seen(orders=issued(may_fail=ANYTHING), reports=[*map(told, CHAIN), failure])
 
     assert rules(found) == {"both-ends"}
+
+
+@pytest.mark.parametrize(
+    ("state", "changes"),
+    [(ReportState.HANDOFF_EXPIRED, {}), (ReportState.CANCELLED, {"is_cancelled": True})],
+)
+def test_who_could_not_know_that_the_order_went_on_may_have_told_its_end(
+    state: ReportState, changes: dict[str, bool]
+) -> None:
+    end = told(None, state, position=1, n=9, reason="late")
+
+    assert rules(seen(orders=issued(may_fail=ANYTHING, **changes), reports=[*map(told, CHAIN), end])) == set()
+    assert rules(seen(orders=issued(**changes), reports=[*map(told, CHAIN), end])) == {"not-excused"}
 
 
 def test_a_report_on_an_order_that_was_never_issued_is_found() -> None:

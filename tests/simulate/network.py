@@ -254,11 +254,12 @@ class PeersPort:
 
 READS = frozenset(
     {
-        "job", "jobs", "order", "receipts", "deliveries", "events", "digest_of_order", "recorded_last_receipt", "ruling",
-        "rulings", "verdict_on", "description", "listing", "logs", "counts", "unrung", "steps", "control", "codes_before",
+        "job", "jobs", "receipts", "deliveries", "delivery", "events", "digest_of_order", "order_of_digest", "cancellations",
+        "recorded_last_receipt", "description", "listing", "logs", "counts", "unrung", "steps", "target_failures",
     }
 )  # fmt: skip
-
+# What never changes once it is there, or nobody changes here: nothing can come in between.
+SETTLED = frozenset({"order", "verdict_on", "ruling", "rulings", "control", "codes_before"})
 TAKES_OVER = frozenset({"start", "adopt"})
 
 
@@ -272,25 +273,40 @@ class Gated:
         behind = getattr(self._port, name)
         if not callable(behind):
             return behind
-        gate = self._process.gate
-        before = f"{self._name}.{name}"
-        require_disk = (
-            self._process.host.require_disk if self._name == "ledger" and name not in READS else None
-        )
+        is_ledger = self._name == "ledger"
+        if is_ledger and name in READS:
+            behind = self._before(name, behind)
+        elif not (is_ledger and name in SETTLED):
+            behind = self._around(name, behind)
+        self.__dict__[name] = behind
+        return behind
+
+    def _before(self, name: str, behind: Callable[..., Any]) -> Callable[..., Any]:
+        """One gate: what is read is gone with the reader, so dying behind it is dying before the next call."""
+        gate, traced = self._process.gate, f"{self._name}.{name}"
 
         def call(*args: Any, **named: Any) -> Any:
-            gate(before)
-            if require_disk is not None:
-                require_disk(LedgerUnavailable)
+            gate(traced)
+            return behind(*args, **named)
+
+        return call
+
+    def _around(self, name: str, behind: Callable[..., Any]) -> Callable[..., Any]:
+        gate, traced, process = self._process.gate, f"{self._name}.{name}", self._process
+        writes, takes_over = self._name == "ledger", name in TAKES_OVER
+
+        def call(*args: Any, **named: Any) -> Any:
+            gate(traced)
+            if writes:
+                process.host.require_disk(LedgerUnavailable)
             told = behind(*args, **named)
             if hasattr(told, "__enter__"):
-                return _GatedRun(told, self._process)
+                return _GatedRun(told, process)
             gate(None)
-            if name in TAKES_OVER and told.claim > 1:
-                self._process.host.took_over(self._process)
+            if takes_over and told.claim > 1:
+                process.host.took_over(process)
             return told
 
-        self.__dict__[name] = call
         return call
 
 

@@ -1,11 +1,11 @@
 """Plans that failed once, made small: what `python -m tests.simulate` prints is pasted here, and holds from then on.
 
-Those below failed with a guard taken out. They do so again, and with the guard in its place nothing is amiss.
+Those below failed with a guard taken out. Whether one fails again without it is a matter of moments, which move with every call
+that the agent makes: that the short form finds each guard's absence is held by tests/simulate/test_simulate.py.
 """
 
 import pytest
 
-from tests.simulate.guards import without
 from tests.simulate.plan import Blow, Fault, OrderPlan, Plan
 from tests.simulate.world import play
 
@@ -60,26 +60,14 @@ HANDOFF_DEDUP = Plan(
 )
 
 RECORDED = {
-    "fencing": (FENCING, "once-trained"),
-    "sweep": (SWEEP, "ended"),
-    "compare-and-set": (COMPARE_AND_SET, "one-receipt"),
-    "outbox": (OUTBOX, "ended"),
-    "handoff-dedup": (HANDOFF_DEDUP, "one-receipt"),
+    "fencing": FENCING,
+    "sweep": SWEEP,
+    "compare-and-set": COMPARE_AND_SET,
+    "outbox": OUTBOX,
+    "handoff-dedup": HANDOFF_DEDUP,
 }
 
 
 @pytest.mark.parametrize("guard", sorted(RECORDED))
 def test_a_plan_that_failed_once_holds(guard: str) -> None:
-    plan, _ = RECORDED[guard]
-
-    assert play(plan).violations == ()
-
-
-@pytest.mark.parametrize("guard", sorted(RECORDED))
-def test_it_fails_again_without_the_guard(guard: str) -> None:
-    plan, rule = RECORDED[guard]
-
-    with without(guard):
-        found = play(plan)
-
-    assert rule in {violation.rule for violation in found.violations}
+    assert play(RECORDED[guard]).violations == ()

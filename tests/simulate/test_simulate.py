@@ -90,25 +90,29 @@ def test_it_does_the_same_in_another_process_with_other_hashes() -> None:
 
 # ------------------------------------------------------------------ each guard, taken out
 
-# Where the short form finds it, and by which rules: with these seeds it does, and with the guard in its place it finds nothing.
+# Which short form finds it, and by which rules. A few seeds may be needed: moments move with every call that the agent makes.
 FOUND_BY = {
-    "fencing": (stalls(1), {"once-trained", "not-excused", "fenced", "one-receipt"}),
-    "sweep": (short(1), {"ended"}),
-    "compare-and-set": (stalls(1), {"one-receipt"}),
-    "outbox": (short(1), {"ended", "reported"}),
-    "handoff-dedup": (short(1), {"one-receipt"}),
+    "fencing": (stalls, {"once-trained", "not-excused", "fenced", "one-receipt"}),
+    "sweep": (short, {"ended"}),
+    "compare-and-set": (stalls, {"one-receipt"}),
+    "outbox": (short, {"ended", "reported"}),
+    "handoff-dedup": (short, {"one-receipt"}),
 }
+SEEDS = range(1, 7)
 
 
 @pytest.mark.parametrize("guard", sorted(GUARDS))
 def test_a_guard_that_is_off_is_found(guard: str) -> None:
-    plan, by = FOUND_BY[guard]
+    form, by = FOUND_BY[guard]
 
-    with without(guard):
-        found = play(plan)
+    def is_found(seed: int) -> bool:
+        with without(guard):
+            return bool({violation.rule for violation in play(form(seed)).violations} & by)
 
-    assert {violation.rule for violation in found.violations} & by
-    assert played(plan).violations == ()
+    seed = next(filter(is_found, SEEDS), None)
+
+    assert seed is not None
+    assert played(form(seed)).violations == ()
 
 
 # ------------------------------------------------------------------ smaller
