@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from agent.domain.chain import TaskKind
 from agent.domain.control import Mode
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job, JobState
@@ -12,6 +13,7 @@ from agent.pipeline.cancel import end_if_cancelled
 from agent.pipeline.execute import execute, resume
 from agent.pipeline.hold import hold, look_again
 from agent.pipeline.host import Host, context_of
+from agent.pipeline.journal import RUN
 from agent.pipeline.place import place
 from agent.pipeline.resume import tidy
 
@@ -38,7 +40,7 @@ def advance(job_id: JobId, host: Host, worker: str, *, may_run: bool = True, may
         if job.reason == NoSpace.code:
             tidy(host)  # its last attempt found the disk full: this is the one retry, and it shall find room
         _run(execute, job, host, worker)
-    elif job.state is JobState.RUNNING and may_run and not _is_leased(job, host):
+    elif job.state is JobState.RUNNING and not _is_leased(job, host) and (may_run or _only_ends(job, host)):
         _run(resume, job, host, worker)
 
 
@@ -88,6 +90,14 @@ def _run(see_through: Callable[[Job, Host, str], None], job: Job, host: Host, wo
 
 def _is_leased(job: Job, host: Host) -> bool:
     return job.lease_until is not None and host.ports.now() < job.lease_until
+
+
+def _only_ends(job: Job, host: Host) -> bool:
+    """Whether all that is left of its containers is to wait for one that was begun, and to take it away: that needs no proof of
+    the cage, and the proof may need the place that it takes.
+    """
+    has_begun = any(step.name.startswith(RUN) for step in host.ports.ledger.steps(job))
+    return has_begun and job.kind in {TaskKind.LEARN, TaskKind.PREDICT}
 
 
 def _rest_s(job: Job, host: Host) -> float:

@@ -212,7 +212,7 @@ def test_the_next_task_on_the_same_host_is_queued_with_the_receipt(world: World)
 
 def test_the_log_of_a_run_is_kept_sealed_for_the_operator_and_leaves_in_no_delivery(world: World) -> None:
     def talk(guest: Guest) -> None:
-        guest.say("patient 4711")
+        guest.say("patient 4711-one-of-a-kind")
         append_what_it_sees(guest)
 
     world.algo = talk
@@ -223,14 +223,14 @@ def test_the_log_of_a_run_is_kept_sealed_for_the_operator_and_leaves_in_no_deliv
 
     ((job, attempt, run, sealed),) = world.a.ledger.logs(order.order.id)
     assert (job, attempt, run) == (world.a.job(order, 0).id, 1, "train")
-    assert b"4711" not in sealed
-    assert b"patient 4711" in open_log(sealed, world.a.key, job=job, attempt=attempt, run=run)
-    assert not any(b"4711" in delivery.body for delivery in world.a.deliveries())
+    assert b"4711-one-of-a-kind" not in sealed
+    assert b"patient 4711-one-of-a-kind" in open_log(sealed, world.a.key, job=job, attempt=attempt, run=run)
+    assert not any(b"4711-one-of-a-kind" in delivery.body for delivery in world.a.deliveries())
 
 
 def test_what_a_guest_calls_its_files_stands_in_no_event_and_is_kept_sealed(world: World) -> None:
     def name_it(guest: Guest) -> None:
-        (guest.path("/data/model") / "patient 4711").symlink_to("nowhere")
+        (guest.path("/data/model") / "patient 4711-one-of-a-kind").symlink_to("nowhere")
 
     world.algo = name_it
     order = world.order(train=("a1",), test=())
@@ -245,8 +245,8 @@ def test_what_a_guest_calls_its_files_stands_in_no_event_and_is_kept_sealed(worl
     }
     assert world.a.job(order, 0).reason == "output"
     assert "symbolic link" in told
-    assert "4711" not in told
-    assert b"patient 4711" in opened["refused output"]
+    assert "4711-one-of-a-kind" not in told
+    assert b"patient 4711-one-of-a-kind" in opened["refused output"]
 
 
 def test_what_no_later_step_needs_takes_no_room_any_more(world: World) -> None:

@@ -365,6 +365,21 @@ def test_the_receipt_of_a_run_that_was_taken_over_tells_how_long_it_ran(world: W
     assert usage.wall_s >= usage.phases["run"]
 
 
+def test_what_runs_is_waited_for_though_the_cage_is_not_proved_yet_and_nothing_else_begins(
+    world: World,
+) -> None:
+    runs, waits = placed_at_a(world), placed_at_a(world, id="11111111-2222-3333-4444-555555555555")
+    die(world.a, "end_step", 2)
+    jobs = world.a.job(runs, 0), world.a.job(waits, 0)
+    world.pass_time(LEASE_S)
+    for job in jobs:
+        advance(job.id, world.a.host, "next", may_run=False)
+
+    assert world.a.job(runs, 0).state is JobState.ATTESTED
+    assert world.a.runs() == ["train"]
+    assert world.a.job(waits, 0).state in {JobState.QUEUED, JobState.RUNNING}
+
+
 @pytest.mark.parametrize("mode", [Mode.PAUSED, Mode.DRAINING])
 def test_on_a_host_that_starts_nothing_an_attempt_that_ran_nothing_waits(mode: Mode, world: World) -> None:
     order = placed_at_a(world)
