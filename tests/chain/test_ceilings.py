@@ -89,8 +89,8 @@ def test_a_memory_bomb_ends_the_order(town: Town, absent: tuple[str, ...]) -> No
     receipt = receipt_in(report, town)
     assert report.state is ReportState.FAILED
     assert receipt.reason == report.reason
-    if "memory_bytes" in absent:  # an rlimit stands in, and Python ends itself
-        assert report.reason == "exit:1"
+    if "memory_bytes" in absent:  # an rlimit stands in, and Python ends itself unless the watcher was quicker
+        assert report.reason in {"exit:1", "oom"}
     else:
         assert report.reason == "oom"
         assert 128 << 20 < (receipt.usage.max_memory_bytes or 0) <= 256 << 20
