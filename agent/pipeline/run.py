@@ -19,6 +19,7 @@ from agent.domain.ceilings import Ceilings
 from agent.domain.chain import TaskKind
 from agent.domain.jobs import Job
 from agent.errors import BadImage, BadOutput, JobFailed, LedgerUnavailable, RuntimeUnavailable
+from agent.log import get_logger
 from agent.pipeline import audit
 from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
@@ -27,6 +28,8 @@ from agent.pipeline.outputs import Performance, read_performance, take, take_fil
 from agent.pipeline.workspace import PutOff, Workspace, add_pred, output_bytes_needed
 from agent.ports.runtime import Mount, Run, RunKind, RunOutcome, RunSpec, Runtime
 from agent.trust.job_log import seal_log
+
+_LOG = get_logger(__name__)
 
 JOB_LABEL = "dc-compute.job"
 ATTEMPT_LABEL = "dc-compute.attempt"
@@ -203,9 +206,10 @@ def _outcome(stage: _Stage, name: str, role: str, spec: RunSpec) -> RunOutcome:
     Raises: LostRace when the attempt is another worker's by now, LedgerUnavailable: the container is left to whoever goes on.
     """
     job, runtime = stage.context.job, stage.host.ports.runtime
+    outcome, is_recorded = None, False
     try:
         with _open(stage, name, role, spec) as run:
-            is_recorded = is_for_the_next = False
+            is_for_the_next = False
             try:
                 outcome = run.wait()
                 log = seal_log(outcome.log, stage.host.key, job=job.id, attempt=job.attempt, run=name)
@@ -219,12 +223,17 @@ def _outcome(stage: _Stage, name: str, role: str, spec: RunSpec) -> RunOutcome:
             finally:
                 if is_for_the_next or (not is_recorded and stage.journal.is_anothers()):
                     run.leave()
+    except RuntimeUnavailable as error:
+        if not is_recorded:
+            raise
+        _LOG.warning("leftover.stays", container=spec.name, detail=str(error))  # the sweep takes it
     except BadImage as cause:
         if (
             runtime.image(spec.image) is None
         ):  # it was there when the task looked: somebody took it away since
             raise RuntimeUnavailable(f"the {role} image left the engine before run {name!r}") from cause
         raise
+    assert outcome is not None  # noqa: S101 - else something was raised
     return outcome
 
 
@@ -259,6 +268,8 @@ def _adopted(spec: RunSpec, host: Host) -> Iterator[Run]:
 def _reclaim(folder: Path, run: str, runtime: Runtime) -> None:
     try:
         runtime.reclaim(folder)
+    except RuntimeUnavailable as error:
+        raise PutOff(error) from error  # the run ended, and stands in the journal: it is not done again
     except BadOutput as cause:
         raise BadOutput(
             f"run {run!r} left a set-id file, or folders that lie too deep", str(cause)

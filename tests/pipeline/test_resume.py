@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -27,7 +28,7 @@ from agent.ports.runtime import Leftover, RunKind, RunSpec
 from tests.builders import NOW
 from tests.fakes.broker import Ring
 from tests.fakes.runtime import Guest
-from tests.pipeline.world import ALGO, LEASE, POLICY, Hospital, Tapped, World, append_what_it_sees, die
+from tests.pipeline.world import ALGO, LEASE, POLICY, Hospital, Tapped, World, append_what_it_sees, die, once
 
 LEASE_S = LEASE.total_seconds()
 
@@ -353,6 +354,44 @@ def test_an_engine_that_is_away_when_its_container_is_looked_for_is_waited_for(w
     assert world.a.runs() == ["train"]
     assert receipt_at_b(world, order).attempt == 1
     assert world.a.leftovers() == []
+
+
+@pytest.mark.parametrize("at", ["reclaim", "remove"])
+def test_an_engine_that_goes_away_when_the_run_has_ended_costs_no_second_run(at: str, world: World) -> None:
+    order = placed_at_a(world)
+    alive = world.a.host
+
+    def go_away() -> None:
+        world.a.runtime.is_down = True
+        raise RuntimeUnavailable("the engine was stopped")
+
+    if at == "remove":
+        world.a.ports(ledger=Tapped(alive.ports.ledger, after=twice("end_step", lambda: down(world))))
+    else:
+        world.a.ports(runtime=Tapped(alive.ports.runtime, before=once("reclaim", go_away)))
+    world.a.work(Queue.LEARN_TASKS)
+    world.a.host, world.a.runtime.is_down = alive, False
+    world.settle()
+
+    assert world.a.runs() == ["train"]
+    assert receipt_at_b(world, order).attempt == 1
+    world.a.sweep()
+    assert world.a.leftovers() == []
+
+
+def down(world: World) -> None:
+    world.a.runtime.is_down = True
+
+
+def twice(name: str, happen: Callable[[], object]) -> Callable[[str], None]:
+    """For a tap: `happen` at the second call of this name."""
+    left: list[Callable[[], object]] = [happen, lambda: None]
+
+    def tap(called: str) -> None:
+        if called == name and left:
+            left.pop()()
+
+    return tap
 
 
 def test_the_receipt_of_a_run_that_was_taken_over_tells_how_long_it_ran(world: World) -> None:
