@@ -44,6 +44,7 @@ class RunSpec(Struct, frozen=True, kw_only=True):
     mounts: tuple[Mount, ...]
     ceilings: Ceilings
     accept_missing: frozenset[str] = frozenset()  # ceilings (by field name) this host may lack
+    patience_s: float = 900.0  # how long it waits for a place, while as many containers run as may
 
 
 class Cage(Struct, frozen=True, kw_only=True):

@@ -48,8 +48,6 @@ from agent.ports.runtime_podman_found import (
 from agent.ports.runtime_podman_images import PodmanImages
 from agent.ports.user_namespace import UserNamespace
 
-FREE_MAP_WAIT_S = 900.0
-
 
 class PodmanRuntime:
     """Implements `Runtime` over the socket of a rootless Podman of this very user.
@@ -197,7 +195,7 @@ class PodmanRuntime:
         self, spec: RunSpec, image: StoredImage, facts: EngineFacts, kept: Kept, stack: RunStack
     ) -> tuple[str, int]:
         """(container, number of its id map); `stack` removes it. Raises: CageNotApplied, BadImage, RuntimeUnavailable."""
-        deadline_s = time.monotonic() + FREE_MAP_WAIT_S
+        deadline_s = time.monotonic() + spec.patience_s
         pool = cage.map_pool(facts, self._pool_size)
         while True:
             with alone(self._api.path.parent):  # no two runs choose one id map

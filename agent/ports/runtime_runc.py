@@ -41,8 +41,6 @@ from agent.ports.runtime_runc_programs import Programs
 from agent.ports.runtime_runc_runs import Known, Runs, end_unknown
 from agent.ports.user_namespace import PATH, UserNamespace, own_subordinate_ids
 
-FREE_MAP_WAIT_S = 900.0
-
 
 class RuncRuntime:
     """Implements `Runtime` with runc, conmon and a user namespace of this very user.
@@ -202,7 +200,7 @@ class RuncRuntime:
     def _claim(self, spec: RunSpec, facts: EngineFacts, stack: RunStack) -> tuple[Path, Known]:
         """A folder for the run, and its id map; `stack` takes all of it away again. Raises: RuntimeUnavailable."""
         pool = cage.map_pool(facts, cage.every_map(facts))
-        deadline_s = time.monotonic() + FREE_MAP_WAIT_S
+        deadline_s = time.monotonic() + spec.patience_s
         claim = (spec.name, spec.labels, spec.image, pool, self._pool_size)
         while (known := self._runs.claim(*claim)) is None:
             if time.monotonic() > deadline_s:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from msgspec import Struct
 
@@ -31,6 +32,9 @@ CEILINGS = Ceilings(
     log_bytes=MIB,
     tmp_bytes=16 * MIB,
 )
+
+# Two of its runs go on at once: who holds one place and waits long for another would keep both from everybody.
+PATIENCE_S: Final = 20.0
 
 
 class Ended(Struct, frozen=True):
@@ -73,6 +77,7 @@ class Stage:
             mounts=mounts,
             ceilings=ceilings,
             accept_missing=frozenset(self.enforcement.absent),
+            patience_s=PATIENCE_S,
         )
 
     def run(self, spec: RunSpec) -> Ended:
