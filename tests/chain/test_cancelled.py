@@ -14,6 +14,7 @@ import pytest
 from agent.devkit.consortium import HOST, Party, running
 from agent.devkit.issuing import cancel
 from agent.devkit.waiting import wait_for
+from agent.domain.orders import SignedOrder
 from agent.domain.reports import ReportState
 from agent.domain.standings import OrderState
 from agent.pipeline.workspace import parse_folder_name
@@ -42,11 +43,11 @@ def test_an_order_that_is_cancelled_while_the_second_of_three_trains_ends_there_
         seconds = {first: b"0", second: b"600", third: b"0"}
         signed = town.issue("as_told", [town.dataset(at, text) for at, text in seconds.items()])
         wait_for(lambda: _is_at(town, 1), "the second task", timeout_s=ORDER_TIMEOUT_S)
-        wait_for(lambda: _guests() != [], "the second guest", timeout_s=ORDER_TIMEOUT_S)
+        wait_for(lambda: _guests(signed) != [], "the second guest", timeout_s=ORDER_TIMEOUT_S)
 
         had_it_first = first.agent.key.keyid  # it follows the chain from there
         cancel(signed.order.id, book, client, to=had_it_first)
-        wait_for(lambda: _guests() == [], "the end of the guest", timeout_s=GONE_WITHIN_S)
+        wait_for(lambda: _guests(signed) == [], "the end of the guest", timeout_s=GONE_WITHIN_S)
         wait_for(
             lambda: book.order(signed.order.id).state is not OrderState.OPEN,  # type: ignore[union-attr]
             "the orchestrator to be told",
@@ -81,17 +82,17 @@ def test_a_container_that_nobody_watched_when_its_order_was_cancelled_is_removed
     with running(town.consortium):
         town.bring("as_told")
         signed = town.issue("as_told", [town.dataset(hospital, b"600")])
-        wait_for(lambda: _guests() != [], "the guest", timeout_s=ORDER_TIMEOUT_S)
+        wait_for(lambda: _guests(signed) != [], "the guest", timeout_s=ORDER_TIMEOUT_S)
         _kill_all_of(town, agent)
 
         town.consortium.start(api_alone)
         town.consortium.wait_until_ready([api_alone])
         cancel(signed.order.id, book, client)
-        outlived = _guests()
+        outlived = _guests(signed)
         town.consortium.stop(api_alone)
         town.consortium.start(agent)
         town.consortium.wait_until_ready([agent])
-        wait_for(lambda: _guests() == [], "the end of the guest", timeout_s=GONE_WITHIN_S)
+        wait_for(lambda: _guests(signed) == [], "the end of the guest", timeout_s=GONE_WITHIN_S)
         wait_for(
             lambda: book.order(signed.order.id).state is not OrderState.OPEN,  # type: ignore[union-attr]
             "the orchestrator to be told",
@@ -130,15 +131,16 @@ def _is_at(town: Town, position: int) -> bool:
     return any(f'"position":{position},"state":"started"'.encode() in body for body in bodies)
 
 
-def _guests() -> list[str]:
-    """The guests' processes, as the kernel lists them."""
+def _guests(signed: SignedOrder) -> list[str]:
+    """The processes of this order's guests, as the kernel lists them: their mounts name the workspace they are in."""
     found = []
     for pid in (name for name in os.listdir("/proc") if name.isdigit()):
         try:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            mounts = Path(f"/proc/{pid}/mountinfo").read_text()
         except OSError:
             continue
-        if PROGRAM in words:
+        if PROGRAM in words and signed.order.id in mounts:
             found.append(pid)
     return found
 

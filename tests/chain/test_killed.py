@@ -34,13 +34,13 @@ def test_an_agent_killed_while_it_trains_goes_on_with_the_same_container(town: T
         signed, before = _train(town, "slower")
 
         _kill_all_of(town)
-        while_nobody_watched = _trainings()
+        while_nobody_watched = _trainings(signed)
         town.consortium.start(agent)
         town.consortium.wait_until_ready([agent])
         wait_for(
             lambda: '"task.taken_over"' in agent.log.read_text(), "the take-over", timeout_s=ORDER_TIMEOUT_S
         )
-        taken_over = _trainings()
+        taken_over = _trainings(signed)
         town.wait_for_result(signed)
         wait_for(lambda: _is_told(town, signed), "the report", timeout_s=ORDER_TIMEOUT_S)  # each goes alone
 
@@ -86,16 +86,17 @@ def _train(town: Town, guest: str) -> tuple[SignedOrder, list[tuple[int, int]]]:
     town.bring(guest)
     dataset = town.dataset(town.consortium.hospital("A"), b"a canary in the data\n")
     signed = town.issue(guest, [dataset])
-    wait_for(lambda: _trainings() != [], "the training", timeout_s=ORDER_TIMEOUT_S)
-    return signed, _trainings()
+    wait_for(lambda: _trainings(signed) != [], "the training", timeout_s=ORDER_TIMEOUT_S)
+    return signed, _trainings(signed)
 
 
-def _trainings() -> list[tuple[int, int]]:
-    """(pid, when it began) of every process of a training guest on this machine."""
+def _trainings(signed: SignedOrder) -> list[tuple[int, int]]:
+    """(pid, when it began) of every process of this order's training guest: its mounts name the workspace it is in."""
     found = []
     for path in Path("/proc").iterdir():
         with suppress(OSError, IndexError, ValueError):
-            if path.name.isdigit() and TRAINING in (path / "cmdline").read_bytes():
+            is_training = path.name.isdigit() and TRAINING in (path / "cmdline").read_bytes()
+            if is_training and signed.order.id in (path / "mountinfo").read_text():
                 found.append(
                     (int(path.name), int((path / "stat").read_text().rpartition(")")[2].split()[19]))
                 )
