@@ -65,8 +65,10 @@ class ContainerRun:
         """Let the image's program begin, by `release`. Raises: what `release` raises."""
         self._cage, self._wall_s, self._watch = cage, wall_s, watch
         watch.start()
+        self._began_s = (
+            time.monotonic()
+        )  # before it is let go: on a busy machine it may have ended by the time this goes on
         release()
-        self._began_s = time.monotonic()
 
     def go_on(self, cage: Cage, wall_s: int, watch: RunWatch, age_s: float) -> None:
         """Instead of `start`: the image's program began so many seconds ago, under another worker."""

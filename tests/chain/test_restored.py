@@ -90,8 +90,14 @@ def test_a_restored_agent_repeats_nothing_that_its_orchestrator_acknowledged(
         later = town.issue("slow", [town.dataset(hospital)])  # behind anything that would run again
         town.wait_for_result(later)
 
+        place = job_id(signed.order.id, 0)
         with closing(open_ledger(path)) as ledger:
-            job = ledger.job(job_id(signed.order.id, 0))
+            wait_for(
+                lambda: ledger.job(place).state is JobState.DONE,
+                "everybody to have acknowledged",
+                timeout_s=ORDER_TIMEOUT_S,
+            )
+            job = ledger.job(place)
     assert (job.state, job.attempt) == (JobState.DONE, 1)
     assert book.reports(signed.order.id) == told
     assert book.receipts(signed.order.id) == receipts

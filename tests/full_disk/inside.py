@@ -30,6 +30,7 @@ from agent.pipeline.resume import sweep
 from agent.ports.broker import Queue
 from agent.ports.broker_huey import HueyBroker
 from agent.ports.ledger_sqlalchemy import open_ledger
+from tests.fakes.runtime import Guest, Program
 from tests.pipeline.world import LEASE, POLICY, SMALL, Hospital, Tapped, World
 
 DISK = Path(os.environ.get("SMALL_DISK", "/nowhere"))
@@ -91,6 +92,16 @@ class BothBells:
         return self.real.depth()
 
 
+def roomy(guest: Program) -> Program:
+    """What a guest may write is reserved for it: what fills the disk does not reach it."""
+
+    def run(inside: Guest) -> int | None:
+        free()
+        return guest(inside)
+
+    return run
+
+
 class Agent:
     """Hospital a with everything of its own on the small disk, and the moment at which that fills up."""
 
@@ -111,6 +122,8 @@ class Agent:
             rules=rules,
             ports=replace(real, broker=self.bells, **ports),  # type: ignore[arg-type]
         )
+
+        self.world.algo, self.world.problem = roomy(self.world.algo), roomy(self.world.problem)
 
     def _tapped(self, port: str, real: object) -> Tapped:
         def behind(call: str) -> None:
