@@ -5,7 +5,6 @@ Pure: lines come in, one account for each task goes out. A line that an older ve
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -13,7 +12,6 @@ from msgspec import Struct
 from agent.domain.audit import Line, Plain
 from agent.domain.ids import OrderId
 
-UPLOAD: Final = "upload"
 SENT, ARRIVED, DEAD, DROPPED = "sent", "arrived", "dead", "dropped"
 
 

@@ -49,7 +49,6 @@ class Moment(TypeDecorator[datetime]):
 # planner then prefers it to the order's, and reads everything that is pending.
 IS_PENDING: Final = "state = 'pending'"
 IS_DEAD: Final = "state = 'dead'"
-IS_ACKNOWLEDGED: Final = "state = 'acknowledged'"
 IS_FINAL: Final = "state IN ('done', 'failed', 'cancelled', 'expired')"
 
 metadata = MetaData()

@@ -32,7 +32,7 @@ ORDER_COLUMNS = {"order_id": "id", "order_digest": "digest"}
 KEPT_FOR_EVER = {events.name, past_orders.name, orders.name}  # `orders` goes last, by itself
 
 
-_SENT = (DeliveryState.ACKNOWLEDGED, DeliveryState.DROPPED)  # of these nobody waits for any more
+_AWAITED = (DeliveryState.PENDING, DeliveryState.DEAD)  # somebody or something waits for these still
 
 
 class Keeping:
@@ -87,7 +87,7 @@ class Keeping:
 
     def sizes(self) -> LedgerSizes:
         file_bytes, free_bytes, can_shrink = self._file.pages()
-        pending = deliveries.c.state.in_((DeliveryState.PENDING, DeliveryState.DEAD))
+        pending = deliveries.c.state.in_(_AWAITED)
         unsent = select(bodies.c.body).join(deliveries, deliveries.c.id == bodies.c.delivery).where(pending)
         with self._file.reading() as tx:
             told = {
@@ -162,7 +162,7 @@ def _old_orders(told: Retention) -> Any:
     is_told = select(deliveries.c.seq).where(
         deliveries.c.order_id == orders.c.id,
         or_(
-            deliveries.c.state.in_((DeliveryState.PENDING, DeliveryState.DEAD)),
+            deliveries.c.state.in_(_AWAITED),
             deliveries.c.acknowledged_at >= told.orders_before,
         ),
     )
