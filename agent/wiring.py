@@ -27,12 +27,12 @@ from agent.ports.client import Client
 from agent.ports.runtime import Runtime
 from agent.ports.storage import Storage
 from agent.trust.http_signatures import authority_of
-from agent.trust.keys import SigningKey
+from agent.trust.keys import SigningKey, load_previous
 from agent.trust.policy import HostPolicy
 from agent.trust.roster import Role, Roster, RosterEntry
+from agent.wiring_trust import instance_of
 
 ANSWER_S = 5.0
-INSTANCE_DIGITS = 16  # of the key id, in the labels of containers
 
 if TYPE_CHECKING:
     from agent.ports.broker_huey import HueyBroker
@@ -167,7 +167,7 @@ def _podman(settings: Settings, me: KeyId) -> Runtime:
         told.podman_socket,
         told.seccomp_dir,
         settings.paths.images,
-        instance=me[:INSTANCE_DIGITS],
+        instance=instance_of(settings, me),
         pool_size=told.pool_size,
     )
 
@@ -181,7 +181,7 @@ def _runc(settings: Settings, me: KeyId) -> Runtime:
         told.run_dir,
         told.seccomp_dir,
         settings.paths.roots,
-        instance=me[:INSTANCE_DIGITS],
+        instance=instance_of(settings, me),
         cgroups=find_cgroups(told.cgroup_parent, os.environ),
         pool_size=told.pool_size,
     )
@@ -257,7 +257,7 @@ def open_builder(settings: Settings, me: KeyId) -> Iterator[Builder]:
             told.podman_socket,
             told.seccomp_dir,
             work,
-            instance=f"build-{me[:INSTANCE_DIGITS]}",
+            instance=f"build-{instance_of(settings, me)}",
             pool_size=told.pool_size,
         )
         steps.clear()
@@ -329,8 +329,7 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
     from agent.ports.peers_https import HttpsPeers
     from agent.ports.storage_https import HttpsStorage
 
-    key, roster = SigningKey.load(settings.identity.key), read_roster(settings)
-    policy = read_policy(settings)
+    key, roster, policy = SigningKey.load(settings.identity.key), read_roster(settings), read_policy(settings)
     faults = find_faults(os.environ)
     clock = now if faults is None else faults.clock(now)
     identity, timeouts = _identity(settings, key, roster, clock), _timeouts(settings)
@@ -362,7 +361,8 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
         )
         if faults is not None:
             ports = faults.ports(ports)
-        yield Host(key, roster, policy, ports, _rules(settings, runtime)), broker
+        old_keys = load_previous(settings.identity.key)
+        yield Host(key, roster, policy, ports, _rules(settings, runtime), old_keys), broker
 
 
 def _identity(settings: Settings, key: SigningKey, roster: Roster, clock: Clock = now) -> "Identity":

@@ -34,6 +34,7 @@ from agent.domain.ids import digest_of, job_id
 from agent.domain.jobs import JobEvent, JobState
 from agent.domain.strict_json import encode
 from agent.trust.certificates import CertificateAuthority
+from agent.trust.fingerprints import fingerprint
 from agent.trust.job_log import seal_log
 from agent.trust.keys import SigningKey
 from agent.trust.roster import Role, Roster, RosterEntry, sign_roster
@@ -209,7 +210,7 @@ def test_init_makes_a_whole_agent(command: Command, home: Path) -> None:
         ("agent.toml", "identity.pem", "tls.key", "tls.crt", "roster.toml", "policy.toml"), True
     )
     assert said.json["keyid"] == SigningKey.load(home / "data" / "identity.pem").keyid
-    assert said.json["fingerprint"].replace(" ", "") == said.json["keyid"]
+    assert said.json["fingerprint"] == fingerprint(said.json["keyid"])
 
 
 def test_init_keeps_keys_to_the_agent_alone(command: Command, home: Path) -> None:
