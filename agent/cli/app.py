@@ -23,6 +23,7 @@ from agent.cli import (
     held,
     image,
     keys,
+    keys_rotation,
     orders,
     peers,
     policy,
@@ -77,6 +78,7 @@ for page in (
     disk,
 ):
     page.register(app)
+keys_rotation.register(keys.app)
 for name, group in (
     ("keys", keys.app),
     ("peers", peers.app),

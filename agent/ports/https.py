@@ -207,6 +207,17 @@ class HttpsClient:
                 raise peer.unavailable(f"{peer} answers {got.status_code} when asked for its health")
             return moment(got.headers.get("date", ""))  # RFC 9110, 6.6.1
 
+    def fetch(self, peer: Peer, target: str, limit_bytes: int) -> bytes:
+        """The body of an unsigned GET, for what carries its own signature. Raises: `peer.unavailable`."""
+        with (
+            _translated(peer),
+            _deadline(self.timeouts.total_s),
+            self._client(peer).stream("GET", peer.url + target) as got,
+        ):
+            if not got.is_success:
+                raise peer.unavailable(f"{peer} answers {got.status_code} when asked for {target}")
+            return _read(got, limit_bytes, peer)
+
     def verify(self, peer: Peer, answer: Answer) -> None:
         """Refuse an answer that `peer` did not sign for exactly this request, or with another body. Raises: BadAnswer."""
         identity = self.identity

@@ -315,24 +315,29 @@ class Roster(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         return encode(self)
 
 
-class _Bundle(Struct, frozen=True, forbid_unknown_fields=True):
+class _Bundle(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What the consortium's root key signs."""
 
     version: Annotated[int, Meta(ge=1, le=1 << 53)]
     entries: tuple[RosterEntry, ...]
+    expires: datetime | None = None  # nobody takes it over after that
 
 
-def sign_roster(roster: Roster, version: int, key: SigningKey) -> bytes:
+def sign_roster(roster: Roster, version: int, key: SigningKey, expires: datetime | None = None) -> bytes:
     """The envelope of this roster under the consortium's root key. `version` counts up from 1."""
-    return sign_envelope(ROSTER_TYPE, encode(_Bundle(version, roster.entries)), key)
+    until = None if expires is None else wire_time(expires)
+    return sign_envelope(ROSTER_TYPE, encode(_Bundle(version, roster.entries, until)), key)
 
 
-def open_roster_bundle(data: bytes, root: PublicKey, known_version: int) -> tuple[int, Roster]:
+def open_roster_bundle(
+    data: bytes, root: PublicKey, known_version: int, *, now: datetime | None = None
+) -> tuple[int, Roster]:
     """The version and the roster that the pinned root key signed.
 
-    `known_version` is that of the roster in use, 0 when there is none; the same version again is welcome.
+    `known_version` is that of the roster in use, 0 when there is none; the same version again is welcome. `now`: when it is
+    to be taken over; None for one that is in use already.
     Raises: as parse_envelope; UnknownPayloadType, UnknownKey, BadSignature, BadSettings; StaleRoster for an
-    older version.
+    older version, and for one that ran out.
     """
     envelope = parse_envelope(data, limit_bytes=MAX_ROSTER_BYTES)
     if envelope.payload_type != ROSTER_TYPE:
@@ -345,6 +350,8 @@ def open_roster_bundle(data: bytes, root: PublicKey, known_version: int) -> tupl
     )
     if bundle.version < known_version:
         raise StaleRoster(f"the roster offered has version {bundle.version}, in use is {known_version}")
+    if now is not None and bundle.expires is not None and now >= bundle.expires:
+        raise StaleRoster(f"the roster offered ran out at {bundle.expires.isoformat()}")
     return bundle.version, _roster_of(bundle.entries)
 
 
