@@ -48,6 +48,10 @@ class Metrics:
         )
         self._registry.register(_HostCollector(host))
 
+    def also(self, collector: Collector) -> None:
+        """Show on the page what this collector finds, too."""
+        self._registry.register(collector)
+
     def page(self) -> Response:
         """The page that Prometheus scrapes."""
         return Response(

@@ -13,6 +13,7 @@ from agent.cli import (
     audit,
     audit_log,
     backup,
+    ca,
     cancel,
     control,
     data,
@@ -82,6 +83,7 @@ keys_rotation.register(keys.app)
 for name, group in (
     ("keys", keys.app),
     ("peers", peers.app),
+    ("ca", ca.app),
     ("policy", policy.app),
     ("data", data.app),
     ("deliveries", deliveries.app),

@@ -8,6 +8,7 @@ import typer
 
 from agent.api.controlling import ControlBody
 from agent.api.views import ControlView, Readiness
+from agent.cli.expiring import due_here, warn_of
 from agent.cli.here import Desk, here_of, read_answer
 from agent.cli.out import JsonFlag, print_json, print_table, say, warn, when
 from agent.domain.control import Mode
@@ -41,9 +42,9 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
     with here_of(context).operator() as desk:
         view = desk.get("/v1/control", ControlView)
         answer = desk.client.get("/ready")
-    ready = read_answer(answer, Readiness, also={503})
+    ready, expiring = read_answer(answer, Readiness, also={503}), due_here(here_of(context))
     if as_json:
-        print_json({"control": view, "ready": ready})
+        print_json({"control": view, "ready": ready, "expiring": expiring})
         return
     _print(view)
     rows = [(state, count) for state, count in view.jobs.items() if count]
@@ -52,6 +53,7 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
     for check in ready.checks:
         if not check.is_ok:
             say(f"not ready: {check.name}: {check.detail or check.code}")
+    warn_of(expiring)
 
 
 def pause(context: typer.Context, reason: ReasonOption = None, as_json: JsonFlag = False) -> None:

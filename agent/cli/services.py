@@ -49,6 +49,7 @@ def serve(context: typer.Context) -> None:
 @contextmanager
 def serving_host(settings: Settings, host: Host) -> Iterator[str]:
     """Both doors of this agent, open while the block runs; gives the URL of the network's one. Raises: BadSettings."""
+    from agent.api.expiring import Expiring
     from agent.api.operator import listen_for_operator
     from agent.api.routes import network_app, open_desk, operator_app
     from agent.api.serving import listen, server_tls, serving
@@ -65,6 +66,9 @@ def serving_host(settings: Settings, host: Host) -> Iterator[str]:
         operator = listen_for_operator(told.operator_socket, told.operator_group)
         doors.callback(told.operator_socket.unlink, missing_ok=True)
         doors.enter_context(desk.refusals.telling())
+        expiring = Expiring(lambda: desk.host, told.tls_cert)
+        desk.metrics.also(expiring)
+        doors.enter_context(expiring.warning())
         tls = server_tls(told.tls_cert, told.tls_key)
         url = doors.enter_context(serving(network_app(desk, names), network, tls=tls))
         doors.enter_context(serving(operator_app(desk), operator, tls=None))
