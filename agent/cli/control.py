@@ -42,7 +42,8 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
     with here_of(context).operator() as desk:
         view = desk.get("/v1/control", ControlView)
         answer = desk.client.get("/ready")
-    ready, expiring = read_answer(answer, Readiness, also={503}), due_here(here_of(context))
+    ready, now = read_answer(answer, Readiness, also={503}), datetime.now(UTC)
+    expiring = due_here(here_of(context), now)
     if as_json:
         print_json({"control": view, "ready": ready, "expiring": expiring})
         return
@@ -53,7 +54,7 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
     for check in ready.checks:
         if not check.is_ok:
             say(f"not ready: {check.name}: {check.detail or check.code}")
-    warn_of(expiring)
+    warn_of(expiring, now)
 
 
 def pause(context: typer.Context, reason: ReasonOption = None, as_json: JsonFlag = False) -> None:
