@@ -1,6 +1,4 @@
-"""The doors to what an agent keeps, without the agent: backup, restore and fsck. Beside `wiring.py` the only file that names
-an adapter.
-"""
+"""The doors to what an agent keeps, without the agent: backup, restore and fsck. Like `wiring.py` it names adapters."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager

@@ -1,4 +1,6 @@
-"""What an agent's keys mean to its doors: which keys are its own, and the name under which its containers are known."""
+"""What an agent's keys mean to its doors: which keys are its own, under which name its containers are known, and who else takes
+a key. Like `wiring.py` it names adapters.
+"""
 
 from datetime import UTC, datetime
 from typing import assert_never
