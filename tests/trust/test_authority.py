@@ -23,7 +23,13 @@ from agent.trust.authority import (
     new_request,
     read_request,
 )
-from agent.trust.certificates import TlsIdentity, is_signed_by, read_certificates
+from agent.trust.certificates import (
+    TlsIdentity,
+    certificate_builder,
+    is_signed_by,
+    key_usage,
+    read_certificates,
+)
 
 NOW = datetime.now(UTC)  # handshakes and openssl have no other clock
 
@@ -129,21 +135,19 @@ def test_no_hands_with_another_host_or_under_another_authority(tmp_path: Path) -
 
 
 def signed_by_hand(ca: TlsIdentity, name: str, *, is_ca: bool = False) -> TlsIdentity:
-    """What a stolen key of the authority could sign beyond what this program would."""
+    """What a stolen key of the authority could sign beyond what this program would; well formed in all else."""
     key = ec.generate_private_key(ec.SECP256R1())
     root = x509.load_pem_x509_certificate(ca.certificate)
     root_key = serialization.load_pem_private_key(ca.private_key, None)
     assert isinstance(root_key, ec.EllipticCurvePrivateKey)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    signer_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key())
     made = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-        .issuer_name(root.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW - timedelta(hours=1))
-        .not_valid_after(NOW + timedelta(days=30))
+        certificate_builder(subject, root.subject, key.public_key(), NOW, 30)
         .add_extension(x509.BasicConstraints(is_ca, None), critical=True)
+        .add_extension(key_usage(signs_certificates=is_ca), critical=True)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(signer_id, critical=False)
         .sign(root_key, hashes.SHA256())
     )
     private = key.private_bytes(
@@ -170,6 +174,7 @@ def test_clients_themselves_refuse_an_authority_below_it(tmp_path: Path) -> None
     said = openssl_says(tmp_path, ca, leaf, "-untrusted", str(tmp_path / "below.pem"))
 
     assert said.returncode != 0
+    assert "path length constraint exceeded" in said.stdout + said.stderr
 
 
 # ------------------------------------------------------------------ what it signs

@@ -16,6 +16,7 @@ from agent.errors import (
     KeyNotValid,
     ReceiptRefused,
 )
+from agent.trust.envelope import pae
 from agent.trust.handoff import VerifiedHandoff, build_handoff, verify_handoff
 from agent.trust.keys import SigningKey, decode_base64, encode_base64
 from agent.trust.roster import Role, Roster, RosterEntry
@@ -66,12 +67,12 @@ def altered(**changes: object) -> str:
     return json.dumps(wire)
 
 
-def resigned(first: SigningKey, second: SigningKey) -> str:
-    """The statement of OLD and NEW under the signatures of others, in their names."""
-    own, other = json.loads(STATEMENT), json.loads(sign_rotation(first, second, issued=NOW, until=UNTIL))
-    for mine, theirs in zip(own["signatures"], other["signatures"], strict=True):
-        mine["sig"] = theirs["sig"]
-    return json.dumps(own)
+def resigned(place: int, key: SigningKey) -> str:
+    """The statement with one of its two signatures made by somebody else, over the very same payload."""
+    wire = json.loads(STATEMENT)
+    signature = key.sign(pae(ROTATION_TYPE, decode_base64(wire["payload"])))
+    wire["signatures"][place]["sig"] = encode_base64(signature)
+    return json.dumps(wire)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +82,10 @@ def resigned(first: SigningKey, second: SigningKey) -> str:
         "{}",
         altered(until="2031-01-01T00:00:00Z"),
         altered(new=key_of("thief").keyid),
-        resigned(OLD, key_of("thief")),
-        resigned(key_of("thief"), NEW),
+        resigned(0, key_of("thief")),
+        resigned(0, NEW),
+        resigned(1, key_of("thief")),
+        resigned(1, OLD),
         json.dumps(json.loads(STATEMENT) | {"signatures": json.loads(STATEMENT)["signatures"][:1]}),
         json.dumps(json.loads(STATEMENT) | {"signatures": json.loads(STATEMENT)["signatures"][::-1]}),
         json.dumps(json.loads(STATEMENT) | {"payloadType": "application/vnd.in-toto+json"}),
