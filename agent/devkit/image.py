@@ -5,12 +5,11 @@ program on the same installation gives the same one.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-
-import platformdirs
 
 from agent.devkit.images import source_image
 
@@ -18,7 +17,10 @@ from agent.devkit.images import source_image
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the archive; 0, or 1 with a sentence on standard error."""
     told = _parser().parse_args(arguments)
-    cache = told.cache or Path(platformdirs.user_cache_path("dc-compute")) / "images"
+    cache = (
+        told.cache
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dc-compute" / "images"
+    )
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         digest = source_image(
