@@ -265,7 +265,7 @@ def test_an_archive_that_no_host_loads_is_told(desk: Desk) -> None:
 
 def test_a_folder_with_an_oci_layout_is_an_image_too(desk: Desk) -> None:
     with tarfile.open(desk.image()) as archive:
-        archive.extractall(desk.folder / "layout", filter="data")
+        archive.extractall(desk.folder / "layout")  # noqa: S202 - an archive of our own
 
     told = desk.attempt(desk.folder / "layout", "--task", "train", code=OK)
 
