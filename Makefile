@@ -22,6 +22,10 @@ deps-host: deps ## what tests/host/vm needs besides: QEMU and mmdebstrap (Debian
 demo: deps ## three hospitals, one order, real data: the whole walk on this machine
 	@.ci/rootless $(PYTHON) -m agent.devkit.demo $(ARGS)
 
+.PHONY: town
+town: deps ## the demo's hospitals and orchestrators to try things by hand: a shell among them (ARGS='sh -c …' for one command)
+	@.ci/rootless $(PYTHON) -m agent.devkit.town $(ARGS)
+
 .PHONY: test
 test: deps ## every test (ARGS='-k words' picks some; WORKERS=0 runs them in one process)
 	@.ci/rootless $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup -rs $(ARGS)
