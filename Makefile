@@ -68,6 +68,10 @@ SEED ?= 1
 simulate: deps ## many agents in virtual time, killed, cut off and lied to (AGENTS=1000 TASKS=100000 SEED=7)
 	@$(PYTHON) -m tests.simulate --agents $(AGENTS) --tasks $(TASKS) --seed $(SEED) $(ARGS)
 
+.PHONY: docs
+docs: deps ## the documentation as a site in build/site, strictly: a link that leads nowhere fails
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+
 .PHONY: check
 check: deps ## format, lint, types, layout, shell scripts
 	@$(PYTHON) -m ruff format --check --quiet .
