@@ -2,10 +2,16 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -112,6 +118,51 @@ def test_a_claim_of_the_threat_model_leads_to_the_source_of_its_test(site: Path)
 
     assert len(led) > 20
     assert all(f'id="{name}"' in evidence for name in led)
+
+
+@pytest.mark.xdist_group("site")
+def test_a_browser_that_reads_and_searches_the_site_asks_nobody_else(site: Path) -> None:
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("chromium, in which the site is read")
+    from playwright.sync_api import sync_playwright
+
+    asked: list[str] = []
+    complaints: list[str] = []
+    with served(site) as address, sync_playwright() as engine:
+        chromium = engine.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        page = chromium.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        page.goto(f"{address}/index.html")
+        page.fill("input.md-search__input", "cage-not-applied")
+        page.wait_for_selector(".md-search-result__item")
+        page.goto(f"{address}/threat-model.html")
+        page.click("a[href^='evidence.html#test_']")
+        page.wait_for_url("**/evidence.html#test_*")
+        chromium.close()
+
+    assert len(asked) > 5
+    assert [url for url in asked if not url.startswith((address, "blob:", "data:"))] == []
+    assert complaints == []
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a server for the files of this folder."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 # ------------------------------------------------------------------ claims
