@@ -70,7 +70,7 @@ simulate: deps ## many agents in virtual time, killed, cut off and lied to (AGEN
 
 .PHONY: docs
 docs: deps ## the documentation as a site in build/site, strictly: a link that leads nowhere fails
-	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict # --quiet would hide from --strict what it counts
 
 .PHONY: check
 check: deps ## format, lint, types, layout, shell scripts

@@ -1,5 +1,6 @@
 """`image try`: an author's image on their own machine, in the cage and by the contract of a host, told run by run."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,7 +31,6 @@ LOG_LINES = 40  # of a run, at its end: what is longer stands in --json
 MAX_POLICY_BYTES = 1 << 20
 MOST_FILES = 10  # of a model, named
 TASKS = {"train": TaskKind.LEARN, "test": TaskKind.TEST, "predict": TaskKind.PREDICT}
-ME = KeyId("7" * 64)  # an instance that no agent has: containers of a trial are told from those of an agent
 
 
 def try_(
@@ -105,8 +105,8 @@ def try_(
     try:
         with (
             as_owner_of(owner_file(settings)),
-            _engine(settings, runtime) as (engine, changed),
-            _bench(engine, changed, workspace, given, ceilings) as bench,
+            _engine(apart(settings, workspace), runtime) as (engine, changed),
+            _bench(engine, changed, given, ceilings) as bench,
         ):
             if model is not None:
                 bench.start_from(model)
@@ -160,6 +160,20 @@ def _ceilings(policy: Path | None) -> "Ceilings":
     return HostPolicy.from_toml(text).ceilings
 
 
+def apart(settings: "Settings", workspace: Path | None) -> "Settings":
+    """The settings with folders of trials in the place of an agent's: what one of them left is nobody else's."""
+    root = (workspace or settings.workspace.root.with_name("tryouts")).absolute()
+    data = settings.paths.data / "tryouts" / hashlib.sha256(bytes(root)).hexdigest()[:8]
+    return replace(
+        settings, workspace=replace(settings.workspace, root=root), paths=replace(settings.paths, data=data)
+    )
+
+
+def instance_of(settings: "Settings") -> KeyId:
+    """The name under which trials with these folders have their containers; no agent's."""
+    return KeyId(hashlib.sha256(bytes(settings.workspace.root)).hexdigest())
+
+
 @contextmanager
 def _engine(settings: "Settings", wanted: str | None) -> "Iterator[tuple[Runtime, Settings]]":
     """The container engine of this machine: Podman's socket, else a service of our own meanwhile, else runc.
@@ -186,26 +200,26 @@ def _engine(settings: "Settings", wanted: str | None) -> "Iterator[tuple[Runtime
                 raise NoPodman(f"runc's containers need {lacks_runc}; Podman's {lacks_podman}")
             runtime = replace(settings.runtime, engine="runc")
         changed = replace(settings, runtime=runtime)
-        yield make_runtime(changed, ME), changed
+        yield make_runtime(changed, instance_of(changed)), changed
 
 
 @contextmanager
 def _bench(
     runtime: "Runtime",
     settings: "Settings",
-    workspace: Path | None,
     given: dict[str, Path],
     ceilings: "Ceilings",
 ) -> "Iterator[Bench]":
     """A fresh folder with the images judged and loaded; what was loaded for the trial goes again. Raises: BadImage."""
-    from agent.devkit.tryout import Bench, archive_of
+    from agent.devkit.tryout import Bench, archive_of, clear
     from agent.pipeline.trials import trial
 
-    root = (workspace or settings.workspace.root).absolute()
+    root = settings.workspace.root
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as cause:
         raise BadSettings(f"the folder {root} cannot be made: {cause.strerror}") from cause
+    clear(runtime, root)
     with ExitStack() as stack:
         folder = stack.enter_context(trial(root, runtime))
         images: dict[str, Digest] = {}

@@ -25,8 +25,8 @@ from agent.errors import BadOutput, BadSettings, JobFailed, NoSpace
 from agent.pipeline.outputs import pack, unpack
 from agent.pipeline.publish import prepare
 from agent.pipeline.rows import Results, Row, Stage, run_rows, spec_of
-from agent.pipeline.trials import TRIAL_LABEL
-from agent.pipeline.workspace import Workspace, add_pred, set_modes
+from agent.pipeline.trials import TRIAL_LABEL, abandoned, is_under_way
+from agent.pipeline.workspace import Workspace, add_pred, remove_folder, set_modes
 from agent.ports.runtime import RunOutcome, Runtime
 
 BEGIN_BYTES, BEGIN_LINES = 200, 5
@@ -293,6 +293,19 @@ def datasets_in(folder: Path) -> Sequence[Path]:
     if not files:
         raise BadSettings(f"{folder} holds no file: each file of it is one dataset")
     return files
+
+
+def clear(runtime: Runtime, root: Path) -> None:
+    """Remove what trials below this root left that were killed. Those under way are let alone."""
+    under_way = {path.name for path in root.iterdir() if is_under_way(path.name, root)}
+    for leftover in runtime.leftovers():
+        if leftover.labels.get(TRIAL_LABEL) not in under_way:
+            runtime.remove(leftover.name)
+    for folder in abandoned(root):
+        remove_folder(folder, runtime)
+    if not under_way:  # else one of them may be about to run its own
+        for image in runtime.images():
+            runtime.discard(image.digest)
 
 
 def archive_of(image: Path, folder: Path) -> Path:

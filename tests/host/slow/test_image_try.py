@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,14 +15,15 @@ from typing import Any
 import pytest
 
 from agent.cli import run
-from agent.cli.image_try import ME
+from agent.cli.image_try import apart, instance_of
 from agent.config import load_settings
 from agent.devkit.images import program_image, source_image
 from agent.devkit.podman_service import why_no_runc
 from agent.devkit.tryout import dataset_of
+from agent.devkit.waiting import wait_for
 from agent.selftest.images import PYTHON, build_image, python_layer
 from agent.wiring import make_runtime
-from tests.host.podman import image_cache
+from tests.host.podman import ROOT, image_cache
 
 OK, FAILED = 0, 1
 IO_URING_SETUP = "425"
@@ -113,11 +116,11 @@ def desk(
 
     yield Desk(folder, call)
 
-    settings = load_settings(home, os.environ)
-    runtime = make_runtime(settings, ME)
+    settings = apart(load_settings(home, os.environ), None)
+    runtime = make_runtime(settings, instance_of(settings))
     assert not runtime.leftovers()
     assert not runtime.images()
-    assert not settings.workspace.root.exists() or not list(settings.workspace.root.iterdir())
+    assert not list(settings.workspace.root.iterdir())
     shutil.rmtree(folder)
 
 
@@ -270,6 +273,21 @@ def test_a_folder_with_an_oci_layout_is_an_image_too(desk: Desk) -> None:
     told = desk.attempt(desk.folder / "layout", "--task", "train", code=OK)
 
     assert told["is_well"] is True
+
+
+def test_what_a_killed_trial_left_is_removed_by_the_next_one(desk: Desk) -> None:
+    settings = apart(load_settings(desk.folder / "home", os.environ), None)
+    runtime = make_runtime(settings, instance_of(settings))
+    words = ["image", "try", str(desk.image("sleep", "60")), "--data", str(desk.data)]
+    command = [sys.executable, "-m", "agent", "--home", str(desk.folder / "home"), *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT) as trial:
+        wait_for(lambda: any(one.is_running for one in runtime.leftovers()), "its container", timeout_s=60)
+        trial.kill()
+    assert runtime.leftovers()
+
+    told = desk.attempt(desk.image(), "--task", "train", code=OK)
+
+    assert told["is_well"] is True  # and nothing is left: the fixture looks
 
 
 def test_people_read_runs_mounts_ends_outputs_and_log(desk: Desk) -> None:
