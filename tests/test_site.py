@@ -63,8 +63,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [
         str(Path(sys.executable).parent / "mkdocs"),
         "build",
-        "--strict",
-        "--quiet",
+        "--strict",  # --quiet would hide from it what it counts
         "--site-dir",
         str(folder),
     ]
