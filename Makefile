@@ -22,6 +22,10 @@ deps-host: deps ## what tests/host/vm needs besides: QEMU and mmdebstrap (Debian
 demo: deps ## three hospitals, one order, real data: the whole walk on this machine
 	@.ci/rootless $(PYTHON) -m agent.devkit.demo $(ARGS)
 
+.PHONY: town
+town: deps ## the demo's hospitals and orchestrators to try things by hand: a shell among them (ARGS='sh -c …' for one command)
+	@.ci/rootless $(PYTHON) -m agent.devkit.town $(ARGS)
+
 .PHONY: test
 test: deps ## every test (ARGS='-k words' picks some; WORKERS=0 runs them in one process)
 	@.ci/rootless $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup -rs $(ARGS)
@@ -63,6 +67,10 @@ SEED ?= 1
 .PHONY: simulate
 simulate: deps ## many agents in virtual time, killed, cut off and lied to (AGENTS=1000 TASKS=100000 SEED=7)
 	@$(PYTHON) -m tests.simulate --agents $(AGENTS) --tasks $(TASKS) --seed $(SEED) $(ARGS)
+
+.PHONY: docs
+docs: deps ## the documentation as a site in build/site, strictly: a link that leads nowhere fails
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict # --quiet would hide from --strict what it counts
 
 .PHONY: check
 check: deps ## format, lint, types, layout, shell scripts
