@@ -55,14 +55,16 @@ def post_learnuplet(ask: Ask, desk: Desk) -> Response:
     """Take a training order."""
     no_query(ask)
     with about(order_in, ask.body):
-        return _taken(take_order(ask.body, LEARNUPLET_TYPE, _sender_of_order(ask), desk.host))
+        return _taken(
+            take_order(ask.body, LEARNUPLET_TYPE, _sender_of_order(ask), desk.host, trace=ask.trace)
+        )
 
 
 def post_preduplet(ask: Ask, desk: Desk) -> Response:
     """Take a prediction order."""
     no_query(ask)
     with about(order_in, ask.body):
-        return _taken(take_order(ask.body, PREDUPLET_TYPE, _sender_of_order(ask), desk.host))
+        return _taken(take_order(ask.body, PREDUPLET_TYPE, _sender_of_order(ask), desk.host, trace=ask.trace))
 
 
 def post_handoff(ask: Ask, desk: Desk) -> Response:
@@ -71,7 +73,7 @@ def post_handoff(ask: Ask, desk: Desk) -> Response:
     if ask.signer is None:
         raise WrongRole("a hand-off comes from an agent, not from the operator")
     with about(handoff_in, ask.body):
-        return _taken(take_handoff(ask.body, ask.signer.keyid, desk.host))
+        return _taken(take_handoff(ask.body, ask.signer.keyid, desk.host, trace=ask.trace))
 
 
 def _sender_of_order(ask: Ask) -> KeyId:

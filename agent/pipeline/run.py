@@ -25,6 +25,7 @@ from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
 from agent.pipeline.journal import RUN, Journal
 from agent.pipeline.outputs import Performance, read_performance, take, take_file
+from agent.pipeline.phases import Phases
 from agent.pipeline.workspace import PutOff, Workspace, add_pred, output_bytes_needed
 from agent.ports.runtime import Mount, Run, RunKind, RunOutcome, RunSpec, Runtime
 from agent.trust.job_log import seal_log
@@ -38,9 +39,10 @@ UNKNOWN = "unknown"
 
 @dataclass(slots=True)
 class Runs:
-    """How the runs of a task went, by run name, in order."""
+    """How the runs of a task went, by run name, in order. `start_s`: until the containers ran, in all, of this worker."""
 
     outcomes: dict[str, RunOutcome] = field(default_factory=dict)
+    start_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +208,10 @@ def _outcome(stage: _Stage, name: str, role: str, spec: RunSpec) -> RunOutcome:
     Raises: LostRace when the attempt is another worker's by now, LedgerUnavailable: the container is left to whoever goes on.
     """
     job, runtime = stage.context.job, stage.host.ports.runtime
-    outcome, is_recorded = None, False
+    outcome, is_recorded, until_it_runs = None, False, Phases()
     try:
         with _open(stage, name, role, spec) as run:
+            stage.runs.start_s += until_it_runs.total_s
             is_for_the_next = False
             try:
                 outcome = run.wait()

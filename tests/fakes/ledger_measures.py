@@ -1,0 +1,65 @@
+"""The part of the ledger in memory that measures."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from agent.domain.ids import OrderId
+from agent.domain.jobs import Job
+from agent.domain.measures import PHASES_MOST, Oldest, PhaseTime, Tally, observed_phases
+from agent.domain.traces import TraceId
+from agent.ports.ledger import DeliveryState
+
+
+class MemoryMeasures:
+    """See `MeasuresLedger`. `_reading` gives the books."""
+
+    _reading: Callable[[], AbstractContextManager[Any]]
+
+    def given_trace(self, order_id: OrderId) -> TraceId | None:
+        with self._reading() as books:
+            record = books.orders.get(order_id)
+        found: TraceId | None = None if record is None else record.trace
+        return found
+
+    def phase_times(self, order_id: OrderId) -> tuple[PhaseTime, ...]:
+        with self._reading() as books:
+            mine = [
+                (books.jobs[job].position, attempt, job, took)
+                for (job, attempt), took in books.phases.items()
+                if books.jobs[job].order_id == order_id
+            ]
+        return tuple(
+            PhaseTime(job=job, attempt=attempt, phase=phase, seconds=seconds)
+            for _, attempt, job, took in sorted(mine, key=lambda one: one[:2])
+            for phase, seconds in took.items()
+        )
+
+    def tallies(self) -> tuple[Tally, ...]:
+        with self._reading() as books:
+            return tuple(
+                Tally(name, labels, value) for (name, labels), value in sorted(books.tallies.items())
+            )
+
+    def oldest(self) -> Oldest:
+        with self._reading() as books:
+            open_jobs = [job for job in books.jobs.values() if not job.is_final]
+            waits = {job.state: job.received_at for job in reversed(open_jobs)}
+            pending = [d.created_at for d in books.deliveries.values() if d.state is DeliveryState.PENDING]
+            return Oldest(jobs=waits, delivery=min(pending, default=None), resting=len(books.targets))
+
+
+def grow(books: Any, tallies: Iterable[Tally]) -> None:
+    """Let these numbers grow."""
+    for tally in tallies:
+        if tally.value > 0:
+            key = (tally.name, tally.labels)
+            books.tallies[key] = books.tallies.get(key, 0.0) + tally.value
+
+
+def put_phases(books: Any, job: Job, seconds: Mapping[str, float]) -> None:
+    """The phases of the job's attempt, which ends."""
+    if seconds:
+        told = dict(list(seconds.items())[:PHASES_MOST])
+        books.phases[job.id, job.attempt] = told
+        grow(books, observed_phases(job.kind, told))
