@@ -59,15 +59,20 @@ class PhaseTime(Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-class Oldest(Struct, frozen=True, kw_only=True):
-    """Since when the oldest of each waits: open jobs by state, and what is still to be sent. Absent: nothing does.
+class Gauges(Struct, frozen=True, kw_only=True):
+    """How things stand now.
 
-    `resting`: orchestrators and peers that did not answer when they were called last.
+    `waiting`: when the oldest open job of each state came; states without one are left out. `unsent`: since when the oldest
+    pending delivery waits. `resting`: how many orchestrators and peers did not answer when they were called last. `lines`: of the
+    audit log; `unsigned`: when the oldest of them was written that no signed head covers. `ledger_bytes`: of its file.
     """
 
-    jobs: Mapping[JobState, datetime]
-    delivery: datetime | None
+    waiting: Mapping[JobState, datetime]
+    unsent: datetime | None
     resting: int
+    lines: int
+    unsigned: datetime | None
+    ledger_bytes: int
 
 
 def observed(name: str, seconds: float, *labels: str) -> tuple[Tally, Tally]:

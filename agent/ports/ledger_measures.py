@@ -6,7 +6,8 @@ process it is read, and after any restart.
 from typing import Protocol
 
 from agent.domain.ids import OrderId
-from agent.domain.measures import Oldest, PhaseTime, Tally
+from agent.domain.jobs import JobState
+from agent.domain.measures import Gauges, PhaseTime, Tally
 from agent.domain.traces import TraceId
 
 
@@ -28,6 +29,10 @@ class MeasuresLedger(Protocol):
         """
         ...
 
-    def oldest(self) -> Oldest:
-        """Since when the oldest of each waits. As quick with a million orders that ended as with none."""
+    def open_counts(self) -> dict[JobState, int]:
+        """Jobs by open state, every one named. As quick with a million jobs that ended as with none."""
+        ...
+
+    def gauges(self) -> Gauges:
+        """How things stand now. As quick with a million orders that ended as with none."""
         ...

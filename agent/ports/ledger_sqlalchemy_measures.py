@@ -7,11 +7,13 @@ from sqlalchemy import func, select, text
 
 from agent.domain.ids import JobId, OrderId
 from agent.domain.jobs import FINAL, JobState
-from agent.domain.measures import Oldest, PhaseTime, Tally
+from agent.domain.measures import Gauges, PhaseTime, Tally
 from agent.domain.traces import TraceId
 from agent.ports.ledger_schema import IS_PENDING, deliveries, jobs, orders, phases, targets
+from agent.ports.ledger_sqlalchemy_audit import oldest_unsigned
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
 from agent.ports.ledger_sqlalchemy_tallies import read_tallies
+from agent.ports.ledger_sqlalchemy_writes import last_line
 
 _OPEN: Final = tuple(state for state in JobState if state not in FINAL)
 
@@ -48,17 +50,29 @@ class MeasureRecords:
         with self._file.reading() as tx:
             return read_tallies(tx)
 
-    def oldest(self) -> Oldest:
-        waits: dict[JobState, datetime] = {}
+    def open_counts(self) -> dict[JobState, int]:
+        query = select(jobs.c.state, func.count().label("count")).where(jobs.c.state.in_(_OPEN))
+        with self._file.reading() as tx:
+            rows = tx.execute(query.group_by(jobs.c.state)).mappings()
+            found = {row["state"]: row["count"] for row in rows}
+        return {state: found.get(state, 0) for state in _OPEN}
+
+    def gauges(self) -> Gauges:
+        waiting: dict[JobState, datetime] = {}
+        file_bytes, _, _ = self._file.pages()
         with self._file.reading() as tx:
             for state in _OPEN:
                 first = select(jobs.c.received_at).where(jobs.c.state == state).order_by(jobs.c.seq).limit(1)
                 since: datetime | None = tx.execute(first).scalar()
                 if since is not None:
-                    waits[state] = since
+                    waiting[state] = since
             pending = select(func.min(deliveries.c.created_at)).where(text(IS_PENDING))
-            return Oldest(
-                jobs=waits,
-                delivery=tx.execute(pending).scalar(),
+            lines, _ = last_line(tx)
+            return Gauges(
+                waiting=waiting,
+                unsent=tx.execute(pending).scalar(),
                 resting=tx.execute(select(func.count()).select_from(targets)).scalar_one(),
+                lines=lines,
+                unsigned=oldest_unsigned(tx),
+                ledger_bytes=file_bytes,
             )

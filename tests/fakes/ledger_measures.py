@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+from agent.domain.audit import CHECKPOINT
 from agent.domain.ids import OrderId
-from agent.domain.jobs import Job
-from agent.domain.measures import PHASES_MOST, Oldest, PhaseTime, Tally, observed_phases
+from agent.domain.jobs import FINAL, Job, JobState
+from agent.domain.measures import PHASES_MOST, Gauges, PhaseTime, Tally, observed_phases
 from agent.domain.traces import TraceId
 from agent.ports.ledger import DeliveryState
 
@@ -41,12 +42,25 @@ class MemoryMeasures:
                 Tally(name, labels, value) for (name, labels), value in sorted(books.tallies.items())
             )
 
-    def oldest(self) -> Oldest:
+    def open_counts(self) -> dict[JobState, int]:
+        with self._reading() as books:
+            states = [job.state for job in books.jobs.values()]
+        return {state: states.count(state) for state in JobState if state not in FINAL}
+
+    def gauges(self) -> Gauges:
         with self._reading() as books:
             open_jobs = [job for job in books.jobs.values() if not job.is_final]
-            waits = {job.state: job.received_at for job in reversed(open_jobs)}
+            waiting = {job.state: job.received_at for job in reversed(open_jobs)}
             pending = [d.created_at for d in books.deliveries.values() if d.state is DeliveryState.PENDING]
-            return Oldest(jobs=waits, delivery=min(pending, default=None), resting=len(books.targets))
+            signed = max((event.seq for event in books.events if event.name == CHECKPOINT), default=0)
+            return Gauges(
+                waiting=waiting,
+                unsent=min(pending, default=None),
+                resting=len(books.targets),
+                lines=len(books.events),
+                unsigned=next((event.at for event in books.events if event.seq > signed), None),
+                ledger_bytes=0,
+            )
 
 
 def grow(books: Any, tallies: Iterable[Tally]) -> None:
