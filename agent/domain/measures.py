@@ -63,8 +63,8 @@ class Gauges(Struct, frozen=True, kw_only=True):
     """How things stand now.
 
     `waiting`: when the oldest open job of each state came; states without one are left out. `unsent`: since when the oldest
-    pending delivery waits. `resting`: how many orchestrators and peers did not answer when they were called last. `lines`: of the
-    audit log; `unsigned`: when the oldest of them was written that no signed head covers. `ledger_bytes`: of its file.
+    pending delivery waits. `resting`: how many orchestrators and peers did not answer when they were called last. `lines`:
+    of the audit log; `unsigned`: when the oldest was written that no signed head covers. `ledger_bytes`: of its file.
     """
 
     waiting: Mapping[JobState, datetime]
