@@ -140,7 +140,7 @@ def get_log(ask: Ask, desk: Desk) -> Response:
     desk.host.ports.ledger.record_event(
         "log.read", desk.host.ports.now(), order_id=record.id, values={"uid": ask.uid}
     )
-    return json_answer(view_log(desk.host.ports.ledger.logs(record.id), desk.host.key))
+    return json_answer(view_log(record, desk.host.ports.ledger.logs(record.id), desk.host.key))
 
 
 def get_health(_ask: Ask, desk: Desk) -> Response:

@@ -12,7 +12,7 @@ from typing import Annotated, Final, NewType
 
 from msgspec import UNSET, Meta, UnsetType
 
-from agent.domain.ids import Digest, hex_of
+from agent.domain.ids import Digest, OrderId, hex_of
 
 TraceId = NewType("TraceId", str)  # 32 lowercase hex digits, not all of them 0
 
@@ -40,6 +40,11 @@ def traceparent(trace: TraceId, span: str) -> str:
 def own_trace(order: Digest) -> TraceId:
     """The trace of an order that came without one: the first half of its digest."""
     return TraceId(hex_of(order)[:32])
+
+
+def trace_for(order_id: OrderId) -> TraceId:
+    """What an orchestrator that traces nothing else may give with an order: its id, which is as unique, and easy to search."""
+    return TraceId(order_id.replace("-", ""))
 
 
 def trace_of(given: TraceId | UnsetType | None, order: Digest) -> TraceId:
