@@ -7,12 +7,12 @@ from agent.domain.control import Mode
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job, JobState
 from agent.errors import LostRace, NoSpace, OutsideError, TrustError
-from agent.log import bound, get_logger
+from agent.log import get_logger
 from agent.pipeline.bells import ring_job
 from agent.pipeline.cancel import end_if_cancelled
 from agent.pipeline.execute import execute, resume
 from agent.pipeline.hold import hold, look_again
-from agent.pipeline.host import Host, context_of, trace_of_job
+from agent.pipeline.host import Host, about, context_of
 from agent.pipeline.journal import RUN
 from agent.pipeline.place import place
 from agent.pipeline.resume import tidy
@@ -34,7 +34,7 @@ def advance(job_id: JobId, host: Host, worker: str, *, may_run: bool = True, may
     job = host.ports.ledger.job(job_id)
     if job.is_final or job.state is JobState.ATTESTED:
         return
-    with bound(order=job.order_id, position=job.position, trace=trace_of_job(job, host)):
+    with about(job, host):
         _go_on(job, host, worker, may_run=may_run, may_start=may_start)
 
 

@@ -15,7 +15,7 @@ from agent.domain.retries import LONGEST_REST, backoff, dice
 from agent.errors import DatasetNotHere, OrderError, OutsideError, PeerRefused, TrustError
 from agent.log import bound, get_logger
 from agent.pipeline.bells import ring, ring_deliveries
-from agent.pipeline.host import Context, Host, context_of, trace_of_job
+from agent.pipeline.host import Context, Host, about, context_of
 from agent.pipeline.place import holder_of
 from agent.pipeline.report import report
 from agent.ports.broker import Queue
@@ -34,8 +34,7 @@ def deliver(delivery_id: DeliveryId, host: Host) -> None:
     delivery = host.ports.ledger.lease_delivery(delivery_id, now, now + host.rules.lease)
     if delivery is None:
         return  # acknowledged, resting, or another worker has it
-    trace = trace_of_job(delivery, host)
-    with bound(order=delivery.order_id, position=delivery.position, trace=trace, delivery=delivery.id):
+    with about(delivery, host), bound(delivery=delivery.id):
         _see_to(delivery, host)
 
 

@@ -1,5 +1,6 @@
 """Who this agent is while it works: its key, whom it trusts, what its operator allows, and its doors."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from agent.domain.jobs import Job
 from agent.domain.orders import MAX_ORDER_BYTES, SignedOrder, parse_order
 from agent.domain.receipts import SignedReceipt
 from agent.domain.traces import TraceId, trace_of
+from agent.log import bound
 from agent.ports import Ports
 from agent.ports.ledger import DeliveryHead, OrderRecord
 from agent.trust.envelope import parse_envelope
@@ -92,9 +94,13 @@ def context_of(job: Job, host: Host) -> Context:
     return Context(job, signed_order(record), before, record.sender, record.trace)
 
 
-def trace_of_job(job: Job | DeliveryHead, host: Host) -> TraceId:
-    """The trace of its order. Raises: LedgerUnavailable."""
-    return trace_of(host.ports.ledger.given_trace(job.order_id), job.order)
+def about(work: Job | DeliveryHead, host: Host) -> AbstractContextManager[None]:
+    """Inside, every line of the log tells of whose order and place this is, and each call to others carries its trace.
+
+    Raises: LedgerUnavailable.
+    """
+    trace = trace_of(host.ports.ledger.given_trace(work.order_id), work.order)
+    return bound(order=work.order_id, position=work.position, trace=trace)
 
 
 def signed_order(record: OrderRecord) -> SignedOrder:
