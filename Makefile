@@ -4,7 +4,7 @@ WORKERS ?= 2
 ARGS ?=
 ROOT_TESTS := tests/pipeline/test_outputs.py tests/trust/test_keys.py tests/api/test_operator.py \
 	tests/ports/test_memory_events.py tests/test_cli_doctor.py
-SCRIPTS := install.sh .ci/rootless .ci/run
+SCRIPTS := install.sh .ci/rootless .ci/run tests/monitoring/journal.sh
 
 .PHONY: seccomp help
 help: ## show this list

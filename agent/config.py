@@ -172,10 +172,12 @@ class Reconcile(Struct, frozen=True, kw_only=True):
 
 
 class LogSection(Struct, frozen=True, kw_only=True):
-    """How it speaks. `level`: debug, info, warning, error; `format`: auto, json, console."""
+    """How it speaks. `level`: debug, info, warning, error; `format`: auto (fields where standard error is the journal, else
+    json), json, console, journal.
+    """
 
     level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
-    format: Annotated[str, Meta(pattern="^(auto|json|console)$")] = "auto"
+    format: Annotated[str, Meta(pattern="^(auto|json|console|journal)$")] = "auto"
 
 
 class Settings(Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from agent.pipeline import audit
 from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
 from agent.pipeline.journal import RUN, Journal
+from agent.pipeline.phases import Phases
 from agent.pipeline.rows import Results, Row, Stage, run_rows, spec_of
 from agent.pipeline.workspace import PutOff, Workspace
 from agent.ports.runtime import Run, RunOutcome, RunSpec, Runtime
@@ -33,9 +34,10 @@ UNKNOWN = "unknown"
 
 @dataclass(slots=True)
 class Runs:
-    """How the runs of a task went, by run name, in order."""
+    """How the runs of a task went, by run name, in order. `start_s`: until the containers ran, in all, of this worker."""
 
     outcomes: dict[str, RunOutcome] = field(default_factory=dict)
+    start_s: float = 0.0
 
 
 def run_task(
@@ -106,9 +108,10 @@ def _outcome(work: _Work, name: str, role: str, spec: RunSpec) -> RunOutcome:
     Raises: LostRace when the attempt is another worker's by now, LedgerUnavailable: the container is left to whoever goes on.
     """
     job, runtime = work.context.job, work.host.ports.runtime
-    outcome, is_recorded = None, False
+    outcome, is_recorded, until_it_runs = None, False, Phases()
     try:
         with _open(work, name, role, spec) as run:
+            work.runs.start_s += until_it_runs.total_s
             is_for_the_next = False
             try:
                 outcome = run.wait()
