@@ -76,6 +76,7 @@ PART_OF_PORT = {
     "ledger_images": "ledger",
     "ledger_keeping": "ledger",
     "ledger_outbox": "ledger",
+    "ledger_page": "ledger",
     "ledger_restores": "ledger",
 }
 ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py", "agent/wiring_state.py"}

@@ -30,6 +30,7 @@ from agent.ports.ledger_outbox import (
     NewDelivery,
     Outbox,
 )
+from agent.ports.ledger_page import PageLedger
 from agent.ports.ledger_restores import RestoresLedger
 
 ATTEMPT_FAILED = (
@@ -148,6 +149,7 @@ class Ledger(
     ImagesLedger,
     KeepingLedger,
     Outbox,
+    PageLedger,
     RestoresLedger,
     Protocol,
 ):

@@ -47,6 +47,7 @@ from agent.ports.ledger_sqlalchemy_disk import Keeping, known_digest, require_no
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
 from agent.ports.ledger_sqlalchemy_outbox import OutboxRecords, full_deliveries, send_by
+from agent.ports.ledger_sqlalchemy_page import PageRecords
 from agent.ports.ledger_sqlalchemy_restores import RestoreRecords
 from agent.ports.ledger_sqlalchemy_rows import delivery_of, job_of, order_of, receipt_of
 
@@ -59,7 +60,14 @@ def open_ledger(path: Path, *, before_commit: Callable[[], None] | None = None) 
 
 
 class SqlAlchemyLedger(
-    ImageRecords, AttemptRecords, AuditRecords, CancellationRecords, Keeping, OutboxRecords, RestoreRecords
+    ImageRecords,
+    AttemptRecords,
+    AuditRecords,
+    CancellationRecords,
+    Keeping,
+    OutboxRecords,
+    PageRecords,
+    RestoreRecords,
 ):
     """See `ledger.Ledger`. Threads and processes share it freely."""
 

@@ -60,6 +60,7 @@ from agent.ports.ledger import (
 from agent.ports.ledger_attempts import Step
 from agent.trust.envelope import parse_envelope
 from tests.fakes.ledger_outbox import MemoryOutbox, count_on, is_due, last_number, send_by
+from tests.fakes.ledger_page import MemoryPage
 
 Plain = str | int | float | None
 
@@ -92,7 +93,7 @@ class _Books:
         return _Books(**{each.name: copy.copy(getattr(self, each.name)) for each in fields(self)})
 
 
-class MemoryLedger(MemoryOutbox):
+class MemoryLedger(MemoryOutbox, MemoryPage):
     """See `Ledger`. `is_broken = True` makes every call raise LedgerUnavailable."""
 
     def __init__(self) -> None:
