@@ -19,7 +19,7 @@ from agent.api.ask import Ask, Unsigned
 from agent.api.desk import Desk
 from agent.api.metrics import ROUTE, Metered
 from agent.api.openapi import openapi_document
-from agent.api.operator import operated
+from agent.api.operator import operated, refuse_browser
 from agent.api.page.site import PageFiles
 from agent.api.problems import problem_app
 from agent.api.signed_requests import Call, Endpoint, Guard, signed
@@ -106,7 +106,12 @@ def network_app(desk: Desk, authorities: Collection[str]) -> ASGIApp:
 
 def operator_app(desk: Desk) -> ASGIApp:
     """The door of the operator."""
-    return _app(desk, [_operated(row, desk) for row in TABLE], "operator", desk.site.routes("operator"))
+    return _app(
+        desk,
+        [_operated(row, desk) for row in TABLE],
+        "operator",
+        desk.site.routes("operator", refuse_browser),
+    )
 
 
 def status_app(desk: Desk) -> ASGIApp:

@@ -138,7 +138,9 @@ def test_an_index_finds_every_page(tmp_path: Path) -> None:
 
     assert "SEARCH events USING INDEX events_by_order (order_id=?)" in plans
     assert "SEARCH events USING INDEX events_by_dataset (dataset=?)" in plans
-    assert "SEARCH events USING COVERING INDEX events_by_dataset (dataset>?)" in plans  # an entry for each task
+    assert (
+        "SEARCH events USING COVERING INDEX events_by_dataset (dataset>?)" in plans
+    )  # an entry for each task
     assert not [plan for plan in plans if plan.startswith("SCAN")]
 
 

@@ -18,8 +18,8 @@ from agent.pipeline.journal import INPUTS, OUTPUT, RUN
 
 PAGE = 15  # orders on one page of the list
 WINDOW = 40  # tasks of a chain on one page
-SHOWN = 6  # tasks of a chain in a list of orders
-BEFORE = 3  # of them before the one where the order stands
+SHOWN = 6  # tasks of a chain in a list of orders,
+AHEAD = 2  # of them at most so many after the one where the order stands: nothing is known of those
 
 RUNS = {
     TaskKind.LEARN: ("train",),
@@ -121,10 +121,10 @@ def _line(job: Job, lens: Lens) -> OrderLine:
     chain, kind, problem = None, "order", None
     try:  # one that was written over in the file must not take the list with it
         jobs = lens.jobs_of(record)
-        first = max(0, job.position - BEFORE)
+        end = job.position + AHEAD + 1
+        first = max(0, end - SHOWN)
         view, signed = lens.order(record, jobs, first, SHOWN)
-        first = max(0, min(first, len(view.chain) - SHOWN))
-        chain, kind = lens.chain(view, jobs, first, SHOWN), _kind(signed)
+        chain, kind = lens.chain(view, jobs, first, end - first), _kind(signed)
     except AgentError as error:
         problem = error.detail
     return OrderLine(

@@ -1,8 +1,10 @@
 """What every part of a page looks through: this host at one moment, and everybody's names."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from msgspec import Struct
 
@@ -16,7 +18,7 @@ from agent.domain.orders import MAX_TASKS, SignedOrder
 from agent.pipeline.host import Host, signed_order
 from agent.ports.ledger import JobQuery, OrderRecord
 
-HERE = "here"
+_HEX: Final = re.compile(r"\b[0-9a-f]{64}\b")
 
 
 class Party(Struct, frozen=True, kw_only=True):
@@ -66,6 +68,10 @@ class Lens:
             is_me=keyid == self.host.me,
         )
 
+    def readable(self, text: str) -> str:
+        """The text with names for the keys that the roster knows, and the beginnings of other digests."""
+        return _HEX.sub(lambda found: self.who(KeyId(found[0])).name, text)
+
     def jobs_of(self, record: OrderRecord) -> tuple[Job, ...]:
         """The order's jobs on this host."""
         return self.host.ports.ledger.jobs(JobQuery(order_id=record.id, limit=MAX_TASKS))
@@ -82,7 +88,7 @@ class Lens:
         """The tasks from `first` on, at most so many."""
         tasks = view.chain[first : first + most]
         parties = [None if task.agent is None else self.who(task.agent) for task in tasks]
-        names = tuple("?" if party is None else party.name for party in parties)
+        names = tuple("" if party is None else party.name for party in parties)
         since = {job.position: job.changed_at for job in jobs}
         passed = {job.position for job in jobs if job.next_agent is not None and job.attempt == 0}
         hops = tuple(

@@ -100,7 +100,8 @@ def hop(
     if task.state is JobState.RUNNING and since is not None:
         took = span((now - since).total_seconds())
     tries = f", try {task.attempt}" if (task.attempt or 0) > 1 else ""
-    told = f"{task.position}: {task.kind} at {name}{' (here)' if is_here else ''}, {state}{tries}"
+    at = name or "a host not known here"
+    told = f"{task.position}: {task.kind} at {at}{' (here)' if is_here else ''}, {state}{tries}"
     told += f", {took}" if took else ""
     told += "" if task.score is None else f", score {task.score}"
     is_done = tone == "ok"
@@ -157,7 +158,12 @@ def plot_scores(chain: Sequence[TaskView], names: Sequence[str]) -> Plot | None:
         return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (score - low) / (high - low), 1)
 
     dots = tuple(
-        Dot(x=x(at), y=y(score), label=f"{score:.4g}", words=f"hop {at} at {name}: {score:.6g}")
+        Dot(
+            x=x(at),
+            y=y(score),
+            label=f"{score:.4g}",
+            words=f"hop {at} at {name or 'a host not known'}: {score:.6g}",
+        )
         for at, score, name in scores
     )
     every = max(1, math.ceil((last - first + 1) / 16))

@@ -122,8 +122,10 @@ class Site:
         self._usage: Glance[Usage | None] = Glance(self._look_at_disks, DISK_KEPT_S)
         self._templates = _environment()
 
-    def routes(self, door: str) -> list[Route]:
-        """One for each page and file. `door` goes into the log, where readers have names."""
+    def routes(self, door: str, refuse: Callable[[Request], None] | None = None) -> list[Route]:
+        """One for each page and file. `door` goes into the log, where readers have names; `refuse` raises for whoever may not
+        read at this door.
+        """
         pages: dict[str, Callable[[Ask, Lens], Shown]] = {
             "/": self._overview,
             "/orders": self._orders,
@@ -136,7 +138,10 @@ class Site:
         }
         files = [Route(path, _file(path, *told), methods=["GET"]) for path, told in STATIC.items()]
         return [
-            *(Route(path, self._page(path, page, door), methods=["GET"]) for path, page in pages.items()),
+            *(
+                Route(path, self._page(path, page, door, refuse), methods=["GET"])
+                for path, page in pages.items()
+            ),
             *files,
         ]
 
@@ -197,12 +202,20 @@ class Site:
 
     # ---- answering
 
-    def _page(self, path: str, page: Callable[[Ask, Lens], Shown], door: str) -> Callable[[Request], Any]:
-        def answer(ask: Ask) -> Response:
+    def _page(
+        self,
+        path: str,
+        page: Callable[[Ask, Lens], Shown],
+        door: str,
+        refuse: Callable[[Request], None] | None,
+    ) -> Callable[[Request], Any]:
+        def answer(request: Request) -> Response:
             host = self._host()
             lens = Lens(host, host.ports.now())
             try:
-                shown = page(ask, lens)
+                if refuse is not None:
+                    refuse(request)
+                shown = page(Ask.of(Unsigned.OPERATOR, request), lens)
             except AgentError as error:
                 log.info("page.refused", path=path, code=error.code, detail=error.detail)
                 shown = Shown("problem.html", {"error": error}, status=error.status)
@@ -213,7 +226,7 @@ class Site:
             reader = request.scope.get("state", {}).get("peer_name")
             if reader is not None:
                 log.info("page.read", door=door, path=request.url.path, by=reader)
-            return await run_in_threadpool(answer, Ask.of(Unsigned.OPERATOR, request))
+            return await run_in_threadpool(answer, request)
 
         return endpoint
 
@@ -229,6 +242,7 @@ class Site:
             path=path,
             ago=lambda moment: words.ago(moment, now),
             since=lambda moment: words.span((now - moment).total_seconds()),
+            readable=lens.readable,
         )
         return Response(text, shown.status, {**HEADERS, "Cache-Control": "no-store"}, HTML)
 

@@ -1,8 +1,8 @@
 """A host with a past, for the page to tell of: agent a of `tests.builders` on a ledger in memory, through real moves.
 
-    stage = open_stage(tmp_path)
-    stage.order("done")      # its five tasks are done, with a score
-    stage.page("/")          # the HTML of a page, as the operator's socket gives it
+stage = open_stage(tmp_path)
+stage.order("done")      # its five tasks are done, with a score
+stage.page("/")          # the HTML of a page, as the operator's socket gives it
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,8 @@ from typing import Any
 
 import httpx
 
-from agent.api.routes import operator_app
+from agent.api.page.site import PageFiles
+from agent.api.routes import open_desk, operator_app
 from agent.api.serving import listen, serving
 from agent.domain.chain import TaskKind
 from agent.domain.ids import OrderId
@@ -25,7 +26,7 @@ from agent.domain.receipts import SignedReceipt
 from agent.pipeline.checkup import Checkup, Finding, keep_checkup
 from agent.ports.ledger import Arrival, DeliveryKind, NewDelivery
 from agent.trust.keys import SigningKey
-from tests.api.house import House, open_house
+from tests.api.house import Door, House, open_house
 from tests.builders import NOW, learnuplet, uuid_of
 
 LEASE = timedelta(seconds=60)
@@ -93,7 +94,10 @@ class Stage:
 
 def open_stage(folder: Path) -> Stage:
     """An empty house; what the page keeps lies in `folder`."""
-    return Stage(open_house(folder, records=(folder,)))
+    house = open_house(folder, records=(folder,))
+    desk = open_desk(house.host, PageFiles(ledger=folder / "ledger", queues=folder / "queues"))
+    house.desk, house.operator = desk, Door(operator_app(desk), "http://operator")
+    return Stage(house)
 
 
 def furnish(stage: Stage, folder: Path) -> None:
@@ -129,7 +133,9 @@ def furnish(stage: Stage, folder: Path) -> None:
             (
                 Finding("versions", "runc", "ok", "1.1.5"),
                 Finding("memory", "swap", "warn", "2 GiB of swap that is not encrypted", "swapoff -a"),
-                Finding("trust", "certificate", "fail", "ends tomorrow", "dc-compute init --certificate here"),
+                Finding(
+                    "trust", "certificate", "fail", "ends tomorrow", "dc-compute init --certificate here"
+                ),
             ),
         ),
         folder,
