@@ -159,10 +159,10 @@ def datasets(lens: Lens, before: int | None, limit: int = PAGE) -> DatasetList:
 
 
 def dataset(lens: Lens, name: str, before: int | None, limit: int = PAGE) -> DatasetPage:
-    """One dataset. Raises: NotFound when no line tells of it."""
+    """One dataset, used here or not. Raises: NotFound when nothing can be called so."""
     lines = lens.host.ports.ledger.events_of_dataset(name, before=before, limit=limit + 1)
-    if not lines and before is None:
-        raise NotFound(f"no line of the audit log tells of a dataset {name[:80]!r}")
+    if not lines and _order_in(name) is None:  # datasets and orders are both named by UUIDs
+        raise NotFound(f"there is no dataset {name[:80]!r}")
     page = lines[:limit]
     next_before = page[-1].seq if len(lines) > limit and page else None
     return DatasetPage(name, tuple(_use(line, lens) for line in page), next_before)

@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from agent.api.page.lens import Lens
-from agent.api.page.words import counted, short, size, span, when
+from agent.api.page.words import short, size, span, when
 from agent.domain.chain import TaskKind
 from agent.domain.receipts import Outcome, Receipt
 
@@ -56,7 +56,7 @@ def _done(receipt: Receipt, lens: Lens) -> list[Fact]:
     ]
     if receipt.score is not None:
         told.append(
-            Fact("score", "as the problem's own program measured it; larger is better", receipt.score)
+            Fact("score", f"{receipt.score}, as the problem's own program measured it; larger is better")
         )
     return told
 
@@ -114,7 +114,7 @@ def _links(receipt: Receipt) -> list[Fact]:
     return [
         Fact(
             "order",
-            f"{short(receipt.order_id)}, task {counted(receipt.position, 'step')} into its chain",
+            f"{short(receipt.order_id)}, task {receipt.position} of its chain",
             receipt.order,
         ),
         Fact("follows on", before, receipt.previous),

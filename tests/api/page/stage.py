@@ -30,6 +30,7 @@ from tests.api.house import Door, House, open_house
 from tests.builders import NOW, learnuplet, uuid_of
 
 LEASE = timedelta(seconds=60)
+BLOCKS = {"dd", "dt", "li", "p", "td", "th", "h1", "h2", "h3", "div", "time"}  # begin a word of their own
 TESTED = ("c2", "a3", "b2", "c3", "a4")
 
 
@@ -161,6 +162,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        if tag in BLOCKS:
+            self.text += " "
         self.attributes += [(name, value or "") for name, value in attrs]
 
     def handle_data(self, data: str) -> None:
