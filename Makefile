@@ -22,6 +22,11 @@ deps-host: deps ## what tests/host/vm needs besides: QEMU and mmdebstrap (Debian
 demo: deps ## three hospitals, one order, real data: the whole walk on this machine
 	@.ci/rootless $(PYTHON) -m agent.devkit.demo $(ARGS)
 
+.PHONY: pictures
+pictures: deps ## docs/images: the status page, taken of a real run
+	@mkdir -p build docs/images && .ci/rootless $(PYTHON) -m tests.pictures >build/pictures.tar
+	@tar -C docs/images -xf build/pictures.tar && rm build/pictures.tar
+
 .PHONY: test
 test: deps ## every test (ARGS='-k words' picks some; WORKERS=0 runs them in one process)
 	@.ci/rootless $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup -rs $(ARGS)
