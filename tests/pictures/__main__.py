@@ -120,9 +120,10 @@ def take(url: str, done: SignedOrder, made: Consortium, images: DemoImages, out:
     """The pictures: the overview while a task runs, the done order, its last receipt."""
     going = order(made, images, images.algo.digest, [TRAININGS[2], TRAININGS[1]], TESTS)
     with chromium() as browser:
-        with opened(browser, viewport={"width": 1240, "height": 900}) as page:
+        with opened(browser, viewport={"width": 1120, "height": 780}) as page:
             page.goto(url)
             expect(page.locator("#running .steps")).to_be_visible(timeout=120_000)
+            expect(page.locator("#checks .checks")).to_be_visible(timeout=20_000)
             page.emulate_media(reduced_motion="reduce")
             for theme in ("light", "dark"):
                 page.emulate_media(color_scheme=theme)
@@ -130,7 +131,7 @@ def take(url: str, done: SignedOrder, made: Consortium, images: DemoImages, out:
             page.set_viewport_size(PHONE)
             keep(page, "page-phone.png", out)
         await_end(made, going, OrderState.DONE)
-        with opened(browser, viewport={"width": 1240, "height": 860}, reduced_motion="reduce") as page:
+        with opened(browser, viewport={"width": 1120, "height": 780}, reduced_motion="reduce") as page:
             page.goto(f"{url}/orders/{done.order.id}")
             page.locator("#chain").scroll_into_view_if_needed()
             keep(page, "page-order.png", out)

@@ -208,15 +208,7 @@ def _needs(
         for disk in disks
         if disk.is_low
     ]
-    found += [
-        Need(
-            tone="bad" if one.is_over else "warn",
-            words=f"{one.what} of {one.name} {'ended' if one.is_over else 'ends'} {one.until:%Y-%m-%d}",
-            command="dc-compute doctor",
-        )
-        for one in endings
-        if one.is_near
-    ][:4]
+    found += _ends([one for one in endings if one.is_near])
     failed = [one for one in worth if one.state == "fail"]
     if failed:
         words = f"the doctor found {counted(len(failed), 'thing')} that must be mended"
@@ -225,6 +217,17 @@ def _needs(
         words = f"the doctor found {counted(len(worth), 'thing')} to mend"
         found.append(Need(tone="warn", words=words, link="/checks"))
     return tuple(found)
+
+
+def _ends(near: Sequence[Ending]) -> list[Need]:
+    """One line for all that ends soon: a roster is often made in one day."""
+    if not near:
+        return []
+    first = near[0]
+    words = f"{first.what} of {first.name} {'ended' if first.is_over else 'ends'} {first.until:%Y-%m-%d}"
+    if len(near) > 1:
+        words += f", and {len(near) - 1} more within {AHEAD.days} days"
+    return [Need(tone="bad" if first.is_over else "warn", words=words, link="/#endings")]
 
 
 def _tiles(counts: Mapping[JobState, int], outbox: Mapping[DeliveryState, int]) -> tuple[Tile, ...]:

@@ -164,11 +164,16 @@ def _running(job: Job, lens: Lens) -> Running:
         step = begun.get(name)
         words = {INPUTS: "fetch inputs", OUTPUT: "send output"}.get(name, name.removeprefix(RUN))
         if step is None:
-            steps.append(Step(name=words, standing="now" if name == current else "next"))
+            is_now = name == current
+            since = job.changed_at if is_now and name == INPUTS else None
+            steps.append(Step(name=words, standing="now" if is_now else "next", since=since))
             continue
-        took = None if step.ended_at is None else (step.ended_at - step.begun_at).total_seconds()
+        begun_at = (
+            job.changed_at if name == INPUTS else step.begun_at
+        )  # what is fetched is fetched from the start on
+        took = None if step.ended_at is None else (step.ended_at - begun_at).total_seconds()
         standing = "done" if name in done else "now" if name == current else "next"
-        steps.append(Step(name=words, standing=standing, since=step.begun_at, took_s=took))
+        steps.append(Step(name=words, standing=standing, since=begun_at, took_s=took))
     return Running(
         order=job.order_id,
         position=job.position,

@@ -58,10 +58,11 @@ class Hop(Struct, frozen=True, kw_only=True):
 
 
 class Dot(Struct, frozen=True, kw_only=True):
-    """A score in a plot, at (x, y)."""
+    """A score in a plot, at (x, y), its label above or below at `label_y`."""
 
     x: float
     y: float
+    label_y: float
     label: str
     words: str
 
@@ -157,14 +158,16 @@ def plot_scores(chain: Sequence[TaskView], names: Sequence[str]) -> Plot | None:
     def y(score: float) -> float:
         return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (score - low) / (high - low), 1)
 
+    heights = [y(score) for _, score, _ in scores]
     dots = tuple(
         Dot(
             x=x(at),
-            y=y(score),
-            label=f"{score:.4g}",
+            y=heights[place],
+            label_y=_beside(heights, place),
+            label=_label(score),
             words=f"hop {at} at {name or 'a host not known'}: {score:.6g}",
         )
-        for at, score, name in scores
+        for place, (at, score, name) in enumerate(scores)
     )
     every = max(1, math.ceil((last - first + 1) / 16))
     places = max(0, -math.floor(math.log10(step)))
@@ -179,6 +182,17 @@ def plot_scores(chain: Sequence[TaskView], names: Sequence[str]) -> Plot | None:
     )
 
 
+def _beside(heights: Sequence[float], place: int) -> float:
+    """Where a label stands off the line: under a dot that lies lower than those beside it, else above."""
+    around = [heights[at] for at in (place - 1, place + 1) if 0 <= at < len(heights)]
+    is_low = bool(around) and all(heights[place] > other for other in around)
+    return heights[place] + 20 if is_low and heights[place] < HEIGHT - BOTTOM - 24 else heights[place] - 11
+
+
+def _label(score: float) -> str:
+    return f"{score:.4f}" if abs(score) < 100 else f"{score:.4g}"
+
+
 def _scale(low: float, high: float) -> tuple[float, float, float]:
     """(lowest, highest, step) of an axis of about four steps that holds both, at round numbers."""
     room = max(high - low, abs(high) * 0.02, 1e-6)
@@ -187,6 +201,8 @@ def _scale(low: float, high: float) -> tuple[float, float, float]:
     step = next(power * nice for nice in (1, 2, 5, 10) if power * nice >= rough)
     bottom = math.floor((low - room * 0.1) / step) * step
     top = math.ceil((high + room * 0.1) / step) * step
+    if high <= 1 < top and step <= 0.5:  # most scores are shares: 1 is the best there is
+        top = 1.0
     return bottom, top, step
 
 

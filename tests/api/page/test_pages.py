@@ -177,7 +177,10 @@ def test_a_paused_host_says_so_by_whom_and_why(empty: Stage) -> None:
 
     told = text_of(empty, "/")
 
-    assert "Orders are taken, no task starts: dc-compute resume Paused since 2026-03-01 12:00:00 UTC" in told
+    assert (
+        "Orders are taken, no task starts: dc-compute resume Mode: paused since 2026-03-01 12:00:00 UTC"
+        in told
+    )
     assert "by user 1000: disk swap" in told
 
 
@@ -194,7 +197,7 @@ def test_an_end_within_thirty_days_is_told_and_a_later_one_needs_nobody(empty: S
 
     empty.house.clock.pass_by(timedelta(days=340))
 
-    assert "key of agent-a ends 2027-03-01" in text_of(empty, "/")
+    assert "agent key of agent-a ends 2027-03-01, and 8 more within 30 days" in text_of(empty, "/")
 
 
 def test_an_empty_host_says_what_to_do_next(empty: Stage) -> None:

@@ -126,6 +126,7 @@ async function read(reader) {
 
 function poll() {
   show(isPaused ? "paused" : "live", isPaused ? "paused" : "live, every 5 s");
+  soon();
   setInterval(soon, POLL_MS);
 }
 
