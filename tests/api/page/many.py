@@ -21,7 +21,6 @@ from agent.domain.jobs import JobEvent
 from agent.domain.orders import SignedOrder
 from agent.ports.ledger import DeliveryKind
 from agent.ports.ledger_sqlalchemy import SqlAlchemyLedger
-from tests.api.house import House
 from tests.api.page.stage import Stage, open_stage
 from tests.builders import NOW, dataset, uuid_of
 from tests.ports.ledger_stage import fresh_ledger
@@ -39,7 +38,7 @@ def crowded(folder: Path, orders: int = ORDERS) -> Iterator[Stage]:
     stage = open_stage(folder)
     ledger = fresh_ledger(folder / "ledger")
     _put_old(folder / "ledger" / "ledger.db", stage.order("first of all"), orders - REAL)
-    _use(stage.house, ledger)
+    _use(stage, ledger)
     for number in range(REAL):
         order = stage.order(f"order {number}")
         match number % 4:
@@ -88,11 +87,11 @@ def targets(stage: Stage) -> tuple[str, ...]:
     )
 
 
-def _use(house: House, ledger: SqlAlchemyLedger) -> None:
+def _use(stage: Stage, ledger: SqlAlchemyLedger) -> None:
     """Put this ledger in the place of the one in memory."""
-    host = house.desk.host
-    house.desk.host = replace(host, ports=replace(host.ports, ledger=ledger))
-    house.ledger = ledger  # type: ignore[assignment]  # the same methods, on a file
+    host = stage.house.host
+    stage.live_as(replace(host, ports=replace(host.ports, ledger=ledger)))
+    stage.house.ledger = ledger  # type: ignore[assignment]  # the same methods, on a file
 
 
 def _put_old(path: Path, pattern: SignedOrder, count: int) -> None:

@@ -24,6 +24,7 @@ from agent.domain.jobs import Job, JobEvent
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
 from agent.pipeline.checkup import Checkup, Finding, keep_checkup
+from agent.pipeline.host import Host
 from agent.ports.ledger import Arrival, DeliveryKind, NewDelivery
 from agent.trust.keys import SigningKey
 from tests.api.house import Door, House, open_house
@@ -39,7 +40,15 @@ class Stage:
     """The house, and what was brought about in it."""
 
     house: House
+    folder: Path
     orders: dict[str, SignedOrder] = field(default_factory=dict)
+
+    def live_as(self, host: Host) -> None:
+        """From now on the house is this host's."""
+        house, folder = self.house, self.folder
+        files = PageFiles(ledger=folder / "ledger", queues=folder / "queues")
+        house.host, house.desk = host, open_desk(host, files)
+        house.operator = Door(operator_app(house.desk), "http://operator")
 
     def page(self, target: str) -> httpx.Response:
         return self.house.operator.get(target)
@@ -95,10 +104,9 @@ class Stage:
 
 def open_stage(folder: Path) -> Stage:
     """An empty house; what the page keeps lies in `folder`."""
-    house = open_house(folder, records=(folder,))
-    desk = open_desk(house.host, PageFiles(ledger=folder / "ledger", queues=folder / "queues"))
-    house.desk, house.operator = desk, Door(operator_app(desk), "http://operator")
-    return Stage(house)
+    stage = Stage(open_house(folder, records=(folder,)), folder)
+    stage.live_as(stage.house.host)
+    return stage
 
 
 def furnish(stage: Stage, folder: Path) -> None:

@@ -55,7 +55,7 @@ def stage(tmp_path: Path) -> Stage:
 def test_a_name_of_the_roster_is_text(stage: Stage, text: str) -> None:
     name = "".join(each for each in text if each.isprintable())[:120]  # as much as a roster admits
     roster = changed(stage.house.host.roster, stage.house.world.agent("b").keyid, name=name)
-    stage.house.desk.host = replace(stage.house.host, roster=roster)
+    stage.live_as(replace(stage.house.host, roster=roster))
     stage.attest(stage.order("order"), 3, stage.letter())
 
     for target in ("/", "/orders", f"/orders/{uuid_of('order')}", f"/orders/{uuid_of('order')}/receipts/1"):

@@ -284,7 +284,7 @@ def test_a_receipt_whose_key_was_revoked_says_so(tmp_path: Path) -> None:
     stage.arrive(stage.order("done"), 3)
     host = stage.house.host
     roster = changed(host.roster, stage.house.world.agent("b").keyid, revoked_at=NOW)
-    stage.house.desk.host = replace(host, roster=roster)
+    stage.live_as(replace(host, roster=roster))
 
     told = text_of(stage, f"/orders/{uuid_of('done')}/receipts/1")
 
