@@ -14,7 +14,7 @@ from agent.domain.jobs import JobState
 NAME_LENGTH: Final = 13  # characters of a host's name that fit under a hop
 
 WIDTH, HEIGHT = 640, 250  # of a plot, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 58, 16, 16, 48
+LEFT, RIGHT, TOP, BOTTOM = 58, 16, 30, 48
 
 TONES: Final = {
     JobState.RECEIVED: "wait",

@@ -1,5 +1,6 @@
 """What each page tells, read as HTML from the operator's door, of a host to which something of everything happened."""
 
+import re
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -347,3 +348,13 @@ def test_an_order_that_ended_elsewhere_is_picked_by_how_it_stands_here(stage: St
     ledger.move(job, JobEvent.CANCEL, NOW)
 
     assert stage.order("taken back").order.id[:8] in text_of(stage, "/orders?state=over")
+
+
+def test_the_pictures_in_the_readme_are_there_and_small() -> None:
+    root = Path(__file__).resolve().parents[3]
+    named = re.findall(r"docs/images/[\w-]+\.png", (root / "README.md").read_text())
+
+    sizes = {name: (root / name).stat().st_size for name in named}
+
+    assert len(sizes) == 4
+    assert {name for name, size in sizes.items() if size > 150 << 10} == set()
