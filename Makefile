@@ -26,6 +26,11 @@ demo: deps ## three hospitals, one order, real data: the whole walk on this mach
 town: deps ## the demo's hospitals and orchestrators to try things by hand: a shell among them (ARGS='sh -c …' for one command)
 	@.ci/rootless $(PYTHON) -m agent.devkit.town $(ARGS)
 
+.PHONY: pictures
+pictures: deps ## docs/images: the status page, taken of a real run
+	@mkdir -p build docs/images && .ci/rootless $(PYTHON) -m tests.pictures >build/pictures.tar
+	@tar -C docs/images -xf build/pictures.tar && rm build/pictures.tar
+
 .PHONY: test
 test: deps ## every test (ARGS='-k words' picks some; WORKERS=0 runs them in one process)
 	@.ci/rootless $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup -rs $(ARGS)

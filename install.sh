@@ -266,7 +266,8 @@ install_deps() {
     exec 9<"$here/requirements-dev.lock"
     flock 9 # two `make` in one clone: the second waits
     # shellcheck disable=SC2086  # a list of words
-    need_packages $container_needs $common_needs unshare:util-linux mount:mount make:make strace:strace
+    need_packages $container_needs $common_needs unshare:util-linux mount:mount make:make strace:strace chromium:chromium \
+        /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf:fonts-dejavu-core
     need_python
     need_venv
     need_promtool

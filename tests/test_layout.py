@@ -77,6 +77,7 @@ PART_OF_PORT = {
     "ledger_keeping": "ledger",
     "ledger_measures": "ledger",
     "ledger_outbox": "ledger",
+    "ledger_page": "ledger",
     "ledger_restores": "ledger",
 }
 ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py", "agent/wiring_state.py"}

@@ -22,8 +22,8 @@ NAMES = {"Authorization", "RLIMIT_FSIZE"}  # of others: a header of HTTP, a limi
 
 
 def words_of(page: Document) -> str:
-    """The prose without what stands between backticks and without the targets of links."""
-    return re.sub(r"`[^`\n]*`|\]\([^)]*\)", " ", page.prose)
+    """The prose without what stands between backticks, the targets of links and the tags of HTML."""
+    return re.sub(r"`[^`\n]*`|\]\([^)]*\)|<[a-z/][^>]*>", " ", page.prose)
 
 
 def american_in(text: str) -> set[str]:

@@ -32,6 +32,7 @@ from agent.ports.ledger_outbox import (
     NewDelivery,
     Outbox,
 )
+from agent.ports.ledger_page import PageLedger
 from agent.ports.ledger_restores import RestoresLedger
 
 ATTEMPT_FAILED = (
@@ -154,6 +155,7 @@ class Ledger(
     KeepingLedger,
     MeasuresLedger,
     Outbox,
+    PageLedger,
     RestoresLedger,
     Protocol,
 ):

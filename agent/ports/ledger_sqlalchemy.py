@@ -48,6 +48,7 @@ from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
 from agent.ports.ledger_sqlalchemy_measures import MeasureRecords
 from agent.ports.ledger_sqlalchemy_outbox import OutboxRecords, full_deliveries, send_by
+from agent.ports.ledger_sqlalchemy_page import PageRecords
 from agent.ports.ledger_sqlalchemy_restores import RestoreRecords
 from agent.ports.ledger_sqlalchemy_rows import delivery_of, job_of, order_of, receipt_of
 from agent.ports.ledger_sqlalchemy_tallies import put_phases
@@ -68,6 +69,7 @@ class SqlAlchemyLedger(
     Keeping,
     MeasureRecords,
     OutboxRecords,
+    PageRecords,
     RestoreRecords,
 ):
     """See `ledger.Ledger`. Threads and processes share it freely."""

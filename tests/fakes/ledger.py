@@ -62,6 +62,7 @@ from agent.ports.ledger_attempts import Step
 from agent.trust.envelope import parse_envelope
 from tests.fakes.ledger_measures import MemoryMeasures, grow, put_phases
 from tests.fakes.ledger_outbox import MemoryOutbox, count_on, is_due, last_number, send_by
+from tests.fakes.ledger_page import MemoryPage
 
 Plain = str | int | float | None
 
@@ -96,7 +97,7 @@ class _Books:
         return _Books(**{each.name: copy.copy(getattr(self, each.name)) for each in fields(self)})
 
 
-class MemoryLedger(MemoryMeasures, MemoryOutbox):
+class MemoryLedger(MemoryMeasures, MemoryOutbox, MemoryPage):
     """See `Ledger`. `is_broken = True` makes every call raise LedgerUnavailable."""
 
     def __init__(self) -> None:
