@@ -48,7 +48,8 @@ class Listen(Struct, frozen=True, kw_only=True):
 
     `names`: further `host` or `host:port` by which it may be dialled, beside its roster address.
     `operator_socket`: the operator's Unix socket, 0600 in a folder 0700; with `operator_group` 0660 in a
-    folder 0750 of that group.
+    folder 0750 of that group. `status_address`: `host:port` where the status page is shown to whoever has a client
+    certificate by an authority of the file `status_client_ca`; nowhere by default.
     """
 
     host: str = "0.0.0.0"  # noqa: S104 - peers and orchestrators call it from other hosts, by signed requests
@@ -58,6 +59,16 @@ class Listen(Struct, frozen=True, kw_only=True):
     tls_key: Path
     operator_socket: Path
     operator_group: str | None = None
+    status_address: (
+        Annotated[str, Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$")] | None
+    ) = None
+    status_client_ca: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.status_address is None) != (self.status_client_ca is None):
+            raise BadSettings(
+                "[listen] status_address and status_client_ca go together: the page is shown to nobody without a certificate"
+            )
 
 
 class Trust(Struct, frozen=True, kw_only=True):
@@ -172,10 +183,12 @@ class Reconcile(Struct, frozen=True, kw_only=True):
 
 
 class LogSection(Struct, frozen=True, kw_only=True):
-    """How it speaks. `level`: debug, info, warning, error; `format`: auto, json, console."""
+    """How it speaks. `level`: debug, info, warning, error; `format`: auto (fields where standard error is the journal, else
+    json), json, console, journal.
+    """
 
     level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
-    format: Annotated[str, Meta(pattern="^(auto|json|console)$")] = "auto"
+    format: Annotated[str, Meta(pattern="^(auto|json|console|journal)$")] = "auto"
 
 
 class Settings(Struct, frozen=True, kw_only=True):

@@ -184,3 +184,30 @@ def test_without_a_session_folder_nothing_lies_in_a_folder_that_others_may_write
 
     assert settings.workspace.root.is_relative_to(tmp_path)
     assert os.fspath(settings.listen.operator_socket).startswith(str(tmp_path))
+
+
+# ------------------------------------------------------------------ the status page's address
+
+
+def test_the_status_page_has_no_address_of_its_own_by_default(home: Path) -> None:
+    listen = load_settings(home, {}).listen
+
+    assert (listen.status_address, listen.status_client_ca) == (None, None)
+
+
+def test_the_status_page_s_address_and_its_readers_authority_are_settings(home: Path) -> None:
+    listen = load(home, "[listen]\nstatus_address = '[::1]:8444'\nstatus_client_ca = 'readers.crt'\n").listen
+
+    assert (listen.status_address, listen.status_client_ca) == ("[::1]:8444", home / "readers.crt")
+
+
+@pytest.mark.parametrize("text", ["status_address = '127.0.0.1:8444'", "status_client_ca = 'readers.crt'"])
+def test_the_status_page_is_on_no_address_without_the_authority_of_its_readers(home: Path, text: str) -> None:
+    with pytest.raises(BadSettings, match="go together"):
+        load(home, f"[listen]\n{text}\n")
+
+
+@pytest.mark.parametrize("address", ["8444", "host:", ":8444", "http://host:8444", "host:8444/x"])
+def test_an_address_that_is_none_is_refused(home: Path, address: str) -> None:
+    with pytest.raises(BadSettings, match="status_address"):
+        load(home, f"[listen]\nstatus_address = '{address}'\nstatus_client_ca = 'x'\n")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from agent.api.metrics import Metrics
+from agent.api.page.site import PageFiles, Site
 from agent.api.readiness import Watchman
 from agent.api.refusals import Refusals
 from agent.pipeline.host import Host
@@ -10,15 +11,18 @@ from agent.pipeline.host import Host
 
 @dataclass(slots=True)
 class Desk:
-    """One process's service, shared by both of its doors. `openapi`: the document that describes it."""
+    """One process's service, shared by its doors. `openapi`: what describes it; `files`: what the page tells of."""
 
     host: Host
     openapi: bytes
+    files: PageFiles = field(default_factory=PageFiles)
     metrics: Metrics = field(init=False)
     watchman: Watchman = field(init=False)
     refusals: Refusals = field(init=False)
+    site: Site = field(init=False)
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.host)
         self.watchman = Watchman(self.host)
         self.refusals = Refusals(self.host.ports.ledger, self.host.ports.now, self.metrics)
+        self.site = Site(lambda: self.host, self.watchman, self.files)

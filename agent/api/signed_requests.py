@@ -35,7 +35,7 @@ from agent.errors import (
     WrongMediaType,
     WrongRole,
 )
-from agent.log import get_logger
+from agent.log import bound, get_logger
 from agent.trust.http_signatures import (
     ContentDigest,
     HttpAnswer,
@@ -206,13 +206,15 @@ async def _guarded(
         caller = await run_in_threadpool(admit, request, guard)
         _check_role(caller, roles)
         await run_in_threadpool(_check_nonce, caller, guard)
-        answer = await serve(caller)
+        with bound(trace=caller.trace):
+            answer = await serve(caller)
     except AgentError as error:
-        who = None if caller is None else caller.keyid
+        who, trace = (None, None) if caller is None else (caller.keyid, caller.trace)
         method, path = request.method, request.scope["path"]
-        log.warning(
-            "request.refused", method=method, path=path, who=who, code=error.code, detail=error.detail
-        )
+        with bound(trace=trace):
+            log.warning(
+                "request.refused", method=method, path=path, who=who, code=error.code, detail=error.detail
+            )
         await run_in_threadpool(guard.note_refusal, error, method, path, who)
         answer = problem(error)
     if signs_answer and (caller is not None or await run_in_threadpool(_is_known, request, guard)):

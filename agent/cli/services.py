@@ -48,14 +48,16 @@ def serve(context: typer.Context) -> None:
 
 @contextmanager
 def serving_host(settings: Settings, host: Host) -> Iterator[str]:
-    """Both doors of this agent, open while the block runs; gives the URL of the network's one. Raises: BadSettings."""
+    """The doors of this agent, open while the block runs; gives the URL of the network's one. Raises: BadSettings."""
     from agent.api.expiring import Expiring
     from agent.api.operator import listen_for_operator
-    from agent.api.routes import network_app, open_desk, operator_app
-    from agent.api.serving import listen, server_tls, serving
+    from agent.api.page.site import PageFiles
+    from agent.api.routes import network_app, open_desk, operator_app, status_app
+    from agent.api.serving import listen, mutual_tls, server_tls, serving
     from agent.wiring import authorities
 
-    told, desk = settings.listen, open_desk(host)
+    told, paths = settings.listen, settings.paths
+    desk = open_desk(host, PageFiles(certificate=told.tls_cert, ledger=paths.ledger, queues=paths.queues))
     names = authorities(settings, host.roster, host.me)
     if not names:
         log.warning(
@@ -72,6 +74,13 @@ def serving_host(settings: Settings, host: Host) -> Iterator[str]:
         tls = server_tls(told.tls_cert, told.tls_key)
         url = doors.enter_context(serving(network_app(desk, names), network, tls=tls))
         doors.enter_context(serving(operator_app(desk), operator, tls=None))
+        if told.status_address is not None and told.status_client_ca is not None:
+            name, _, port = told.status_address.rpartition(":")
+            readers = mutual_tls(told.tls_cert, told.tls_key, told.status_client_ca)
+            shown = doors.enter_context(
+                serving(status_app(desk), listen(name.strip("[]"), int(port)), tls=readers)
+            )
+            log.info("status.started", url=shown)
         log.info(
             "api.started", agent=host.me, url=url, names=sorted(names), operator=str(told.operator_socket)
         )

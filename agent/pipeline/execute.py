@@ -14,7 +14,7 @@ from agent.domain.jobs import Job, JobState
 from agent.domain.orders import is_expired
 from agent.domain.reports import ReportState
 from agent.errors import AgentError, LedgerUnavailable, LostRace, OrderExpired, RuntimeUnavailable, WorkerLost
-from agent.log import get_logger
+from agent.log import bound, get_logger
 from agent.pipeline import audit
 from agent.pipeline.attest import Done, Work, attest
 from agent.pipeline.bells import ring_deliveries, ring_successor
@@ -66,7 +66,8 @@ def execute(job: Job, host: Host, worker: str) -> None:
     context = _start(context_of(job, host), host, worker)
     if context is not None:
         work = Work(host.ports.now(), Phases())
-        _see_through(_Attempt(context, work, Journal(context.job, host), host))
+        with bound(attempt=context.job.attempt):
+            _see_through(_Attempt(context, work, Journal(context.job, host), host))
 
 
 def resume(job: Job, host: Host, worker: str) -> None:
@@ -82,7 +83,8 @@ def resume(job: Job, host: Host, worker: str) -> None:
     known = _known(journal)
     work = Work(job.changed_at, Phases(None if known is None else known.phases))
     log.info("task.taken_over", job=job.id, attempt=job.attempt, claim=job.claim)
-    _see_through(_Attempt(context_of(job, host), work, journal, host))
+    with bound(attempt=job.attempt):
+        _see_through(_Attempt(context_of(job, host), work, journal, host))
 
 
 def _may_go_on(job: Job, host: Host) -> bool:
@@ -193,8 +195,7 @@ def _from_the_start(attempt: _Attempt) -> Job:
         ) as space,
         end_is_recorded_first(),
     ):
-        with phase("fetch"):
-            inputs = fetch(context, info, header, model, space, host)
+        inputs = fetch(context, info, header, model, space, phase, host)
         taken = Taken(images=inputs.images, next_agent=next_agent, phases=phase.seconds)
         journal.end(INPUTS, taken, told=inputs.told)
         return _to_the_end(attempt, taken, inputs, space)

@@ -1,5 +1,6 @@
 """Who this agent is while it works: its key, whom it trusts, what its operator allows, and its doors."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -9,8 +10,10 @@ from agent.domain.ids import KeyId
 from agent.domain.jobs import Job
 from agent.domain.orders import MAX_ORDER_BYTES, SignedOrder, parse_order
 from agent.domain.receipts import SignedReceipt
+from agent.domain.traces import TraceId, trace_of
+from agent.log import bound
 from agent.ports import Ports
-from agent.ports.ledger import OrderRecord
+from agent.ports.ledger import DeliveryHead, OrderRecord
 from agent.trust.envelope import parse_envelope
 from agent.trust.keys import SigningKey
 from agent.trust.policy import HostPolicy
@@ -77,6 +80,7 @@ class Context:
     signed: SignedOrder
     receipts: tuple[SignedReceipt, ...]  # exactly those before `job.position`
     sender: KeyId  # who brought the order to this host first
+    trace: TraceId | None = None  # what was given with it, when that is not the order's own
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -97,7 +101,16 @@ def context_of(job: Job, host: Host) -> Context:
     """The job with what was recorded beside it. Raises: NotFound, LedgerUnavailable."""
     record = host.ports.ledger.order(job.order_id)
     before = tuple(r for r in host.ports.ledger.receipts(job.order) if r.receipt.position < job.position)
-    return Context(job, signed_order(record), before, record.sender)
+    return Context(job, signed_order(record), before, record.sender, record.trace)
+
+
+def about(work: Job | DeliveryHead, host: Host) -> AbstractContextManager[None]:
+    """Inside, every line of the log tells of whose order and place this is, and each call to others carries its trace.
+
+    Raises: LedgerUnavailable.
+    """
+    trace = trace_of(host.ports.ledger.given_trace(work.order_id), work.order)
+    return bound(order=work.order_id, position=work.position, trace=trace)
 
 
 def signed_order(record: OrderRecord) -> SignedOrder:

@@ -7,6 +7,7 @@ One rule for refusals: **a refusal is final only when who refuses signed it.** A
 here and there, so it counts as "not available" and is tried again.
 """
 
+import secrets
 import ssl
 import threading
 import time
@@ -22,7 +23,9 @@ from agent import __version__
 from agent.domain.ids import KeyId
 from agent.domain.reports import SignedRefusal
 from agent.domain.strict_json import encode, parse
+from agent.domain.traces import HEADER, TraceId, traceparent
 from agent.errors import BadAnswer, DigestMismatch, OrderError, OutsideError, TrustError
+from agent.log import bound_trace
 from agent.ports.http_dates import moment, rest_asked
 from agent.trust.http_messages import field_of
 from agent.trust.http_signatures import (
@@ -194,29 +197,22 @@ class HttpsClient:
             yield Stream(response.status_code, response.headers, response.iter_raw())
 
     def check_health(self, peer: Peer) -> datetime | None:
-        """Ask for /health, unsigned. The time there to the second; None when the answer tells none.
-
-        Raises: `peer.unavailable`.
-        """
-        with (
-            _translated(peer),
-            _deadline(self.timeouts.total_s),
-            self._client(peer).stream("GET", f"{peer.url}/health") as got,
-        ):
-            if not got.is_success:
-                raise peer.unavailable(f"{peer} answers {got.status_code} when asked for its health")
+        """Ask for /health, unsigned. The time there to the second, None when none is told. Raises: `peer.unavailable`."""
+        with self._unsigned(peer, "/health") as got:
             return moment(got.headers.get("date", ""))  # RFC 9110, 6.6.1
 
     def fetch(self, peer: Peer, target: str, limit_bytes: int) -> bytes:
         """The body of an unsigned GET, for what carries its own signature. Raises: `peer.unavailable`."""
-        with (
-            _translated(peer),
-            _deadline(self.timeouts.total_s),
-            self._client(peer).stream("GET", peer.url + target) as got,
-        ):
+        with self._unsigned(peer, target) as got:
+            return _read(got, limit_bytes, peer)
+
+    @contextmanager
+    def _unsigned(self, peer: Peer, target: str) -> Iterator[httpx.Response]:
+        stream = self._client(peer).stream("GET", peer.url + target)
+        with _translated(peer), _deadline(self.timeouts.total_s), stream as got:
             if not got.is_success:
                 raise peer.unavailable(f"{peer} answers {got.status_code} when asked for {target}")
-            return _read(got, limit_bytes, peer)
+            yield got
 
     def verify(self, peer: Peer, answer: Answer) -> None:
         """Refuse an answer that `peer` did not sign for exactly this request, or with another body. Raises: BadAnswer."""
@@ -278,7 +274,7 @@ class HttpsClient:
                 method,
                 peer.url + target,
                 content=None if body is None else body.content,
-                headers={**headers, **({} if body is None else _fields_of(body))},
+                headers={**headers, **({} if body is None else _fields_of(body)), **_trace_fields()},
             )
             signed = self._sign(request, has_body=body is not None)
             response = client.send(request, stream=True)
@@ -309,6 +305,12 @@ def _fields_of(body: Body) -> dict[str, str]:
         "Content-Length": str(body.length),
         "Content-Digest": body.digest,
     }
+
+
+def _trace_fields() -> dict[str, str]:
+    """The field that takes the trace of what this thread works on to whoever is called; it is signed with the rest."""
+    trace = bound_trace()
+    return {} if trace is None else {HEADER: traceparent(TraceId(trace), secrets.token_hex(8))}
 
 
 def _read(response: httpx.Response, limit_bytes: int, peer: Peer) -> bytes:
