@@ -30,7 +30,7 @@ RANKS = {
     "cli": 7,
 }  # fmt: skip
 # Files that are part of a room by name: cli_orders.py and __main__.py are the command line.
-ROOM_OF = {"cli_*": "cli", "__main__": "cli", "wiring_*": "wiring"}
+ROOM_OF = {"cli_*": "cli", "config_*": "config", "__main__": "cli", "wiring_*": "wiring"}
 
 # In ports/, `X.py` is a port, `X_lib.py` (or X_lib_part.py) an adapter of it; adapters share these.
 PLUMBING = {
