@@ -90,6 +90,11 @@ class Paths(Struct, frozen=True, kw_only=True):
         return self.data / "roots"
 
     @property
+    def services(self) -> Path:
+        """Where each service that runs tells of itself."""
+        return self.data / "services"
+
+    @property
     def selftest(self) -> Path:
         """Where the image of the self-test's guest stays."""
         return self.data / "selftest"

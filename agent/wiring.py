@@ -18,7 +18,7 @@ from agent.errors import AgentUnreachable, BadSettings, RuntimeUnavailable
 from agent.faults import find_faults
 from agent.pipeline.garbage import BUILD_PREFIX, building
 from agent.pipeline.gate import Breach, Prove
-from agent.pipeline.host import Host, Rules
+from agent.pipeline.host import Host, InForce, Rules, Trusted
 from agent.ports import Clock, Ports
 from agent.ports.audit import AuditLog
 from agent.ports.broker import Consumer, Handler, Queue
@@ -120,7 +120,8 @@ def _open_signed(
     from agent.ports.https import Peer
 
     peer = Peer.of(entry, url, AgentUnreachable)
-    client = SignedClient(_identity(settings, key, read_roster(settings)), peer, _timeouts(settings))
+    roster = read_roster(settings)
+    client = SignedClient(_identity(settings, key, lambda: roster), peer, _timeouts(settings))
     try:
         yield client
     finally:
@@ -132,7 +133,8 @@ def open_storage(settings: Settings, key: SigningKey) -> Iterator[Storage]:
     """The storage of the node of the agent whose key this is, without the rest of the agent."""
     from agent.ports.storage_https import HttpsStorage
 
-    identity = _identity(settings, key, read_roster(settings))
+    roster = read_roster(settings)
+    identity = _identity(settings, key, lambda: roster)
     storage = HttpsStorage(identity, key.keyid, _timeouts(settings))
     try:
         yield storage
@@ -230,7 +232,7 @@ def open_health(settings: Settings, key: SigningKey, roster: Roster, timeout_s: 
     """What asks anybody of the roster, at one of their addresses, for their health and their time, with this agent's TLS."""
     from agent.ports.https import HttpsClient, Peer, Timeouts
 
-    identity = _identity(settings, key, roster)
+    identity = _identity(settings, key, lambda: roster)
     client = HttpsClient(identity, Timeouts(timeout_s, timeout_s, timeout_s, timeout_s))
 
     def ask(entry: RosterEntry, url: str) -> datetime | None:
@@ -286,6 +288,12 @@ def read_policy(settings: Settings) -> HostPolicy:
     return HostPolicy.from_toml(_read(settings.trust.policy, "the policy"))
 
 
+def read_trusted(settings: Settings, me: KeyId) -> Trusted:
+    """Roster and policy as their files are now, and the names that go with them. Raises: BadSettings."""
+    roster = read_roster(settings)
+    return Trusted(roster, read_policy(settings), authorities(settings, roster, me))
+
+
 def authorities(settings: Settings, roster: Roster, me: KeyId) -> frozenset[str]:
     """Every host[:port] under which this agent may be called: its roster address, and the names of its settings."""
     told = {f"https://{name}" for name in settings.listen.names}
@@ -329,11 +337,13 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
     from agent.ports.peers_https import HttpsPeers
     from agent.ports.storage_https import HttpsStorage
 
-    key, roster = SigningKey.load(settings.identity.key), read_roster(settings)
-    policy = read_policy(settings)
+    key = SigningKey.load(settings.identity.key)
+    in_force = InForce(read_trusted(settings, key.keyid))
+    trusted = in_force.now()
     faults = find_faults(os.environ)
     clock = now if faults is None else faults.clock(now)
-    identity, timeouts = _identity(settings, key, roster, clock), _timeouts(settings)
+    identity = _identity(settings, key, lambda: in_force.now().roster, clock)
+    timeouts = _timeouts(settings)
     make_folders(settings)
     with ExitStack() as doors:
         ledger = open_ledger(
@@ -362,13 +372,16 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
         )
         if faults is not None:
             ports = faults.ports(ports)
-        yield Host(key, roster, policy, ports, _rules(settings, runtime)), broker
+        rules = _rules(settings, runtime)
+        yield Host(key, trusted.roster, trusted.policy, ports, rules, in_force), broker
 
 
-def _identity(settings: Settings, key: SigningKey, roster: Roster, clock: Clock = now) -> "Identity":
+def _identity(
+    settings: Settings, key: SigningKey, roster: Callable[[], Roster], clock: Clock = now
+) -> "Identity":
     from agent.ports.https import Identity
 
-    return Identity(key, lambda: roster, clock, timedelta(seconds=settings.limits.skew_s))
+    return Identity(key, roster, clock, timedelta(seconds=settings.limits.skew_s))
 
 
 def _timeouts(settings: Settings) -> "Timeouts":
@@ -396,5 +409,6 @@ def _rules(settings: Settings, runtime: Runtime) -> Rules:
         log_age=timedelta(days=limits.log_days),
         order_age=timedelta(days=limits.order_days),
         records=(settings.paths.data,),
+        services=settings.paths.services,
         in_memory=(settings.runtime.run_dir,) if runtime.name == "runc" else (),  # conmon keeps a log there
     )

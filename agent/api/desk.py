@@ -12,13 +12,18 @@ from agent.pipeline.host import Host
 class Desk:
     """One process's service, shared by both of its doors. `openapi`: the document that describes it."""
 
-    host: Host
+    begun_with: Host
     openapi: bytes
     metrics: Metrics = field(init=False)
     watchman: Watchman = field(init=False)
     refusals: Refusals = field(init=False)
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(self.host)
-        self.watchman = Watchman(self.host)
+        self.metrics = Metrics(self.begun_with)
+        self.watchman = Watchman(self.begun_with)
         self.refusals = Refusals(self.host.ports.ledger, self.host.ports.now, self.metrics)
+
+    @property
+    def host(self) -> Host:
+        """The host as it is now: who answers one request asks once."""
+        return self.begun_with.newest

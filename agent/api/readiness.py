@@ -115,7 +115,8 @@ class Watchman:
         if self._is_looking.acquire(blocking=False):
             try:
                 if time.monotonic() - self._seen_at >= KEPT_S:
-                    checks = tuple(_check(name, look, self._host) for name, look in LOOKS.items())
+                    host = self._host.newest
+                    checks = tuple(_check(name, look, host) for name, look in LOOKS.items())
                     self._seen = Readiness(all(check.is_ok for check in checks), checks)
                     self._seen_at = time.monotonic()
             finally:

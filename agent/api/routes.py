@@ -5,7 +5,7 @@ routes to whoever may open it. Not here yet, though docs/contracts/http.md names
 the status page, the routes of the 2017 orchestrators.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -82,15 +82,15 @@ def open_desk(host: Host) -> Desk:
     return Desk(host, openapi_document(TABLE))
 
 
-def network_app(desk: Desk, authorities: Collection[str]) -> ASGIApp:
-    """The door to orchestrators and agents. `authorities`: host[:port] under which this agent may be called."""
+def network_app(desk: Desk, authorities: Callable[[], Collection[str]]) -> ASGIApp:
+    """The door to orchestrators and agents. `authorities`: host[:port] under which this agent may be called now."""
     host = desk.host
     restores = (
         host.ports.ledger.restores()
     )  # read once: nobody restores while this process has the ledger open
     guard = Guard(
-        roster=lambda: host.roster,
-        authorities=frozenset(authorities),
+        roster=lambda: desk.host.roster,
+        authorities=authorities,
         key=host.key,
         now=host.ports.now,
         skew=host.rules.skew,

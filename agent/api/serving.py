@@ -46,7 +46,7 @@ PEER_UID = "peer_uid"
 
 
 def server_tls(certificate: Path, private_key: Path) -> ssl.SSLContext:
-    """A server's TLS, 1.3 only. Rotation: `load_cert_chain` on the live context. Raises: BadSettings."""
+    """A server's TLS, 1.3 only. Raises: BadSettings."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
@@ -54,6 +54,31 @@ def server_tls(certificate: Path, private_key: Path) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as cause:
         raise BadSettings(f"cannot serve TLS with {certificate} and {private_key}: {cause}") from cause
     return context
+
+
+class ServedTls:
+    """A server's TLS whose certificate is exchanged while it serves. `context` is what the server is given, once.
+
+    Each handshake is handed to the newest context, which was made and checked whole before: loading a new chain into the
+    live one would leave it with a certificate and another one's key where the second file is wrong. Connections that stand
+    go on.
+    """
+
+    def __init__(self, certificate: Path, private_key: Path) -> None:
+        self._paths = certificate, private_key
+        self.context = self._newest = self.read()
+        self.context.sni_callback = self._choose  # OpenSSL calls it without a name too
+
+    def read(self) -> ssl.SSLContext:
+        """The files as they are now. Raises: BadSettings."""
+        return server_tls(*self._paths)
+
+    def exchange(self, newest: ssl.SSLContext) -> None:
+        """From here on connections begin with this one."""
+        self._newest = newest
+
+    def _choose(self, connection: ssl.SSLObject, _name: str | None, _begun_with: ssl.SSLContext) -> None:
+        connection.context = self._newest
 
 
 def listen(host: str, port: int) -> socket.socket:

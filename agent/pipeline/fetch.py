@@ -17,6 +17,7 @@ from agent.domain.ids import Digest, KeyId
 from agent.domain.receipts import next_link
 from agent.errors import AgentError, TooLarge
 from agent.pipeline import audit
+from agent.pipeline.admit import require_admitted
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import unpack
 from agent.pipeline.workspace import Workspace, add_pred, set_modes, workspace
@@ -83,6 +84,7 @@ def fetch(
     order, task = context.signed.order, context.task
     images = {role: _image(digest, context, host) for role, digest in images_for(order, task)}
     model_folder = _model(context, model, space, host)
+    require_admitted(context, host)  # images and a model may have taken hours
     data_key = _data_key(context, header, host)
     data = space.readable(DATA)
     _open_dataset(info, header, data_key, data / task.dataset.id, space, host)
