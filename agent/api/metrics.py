@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +15,7 @@ from agent import __version__
 from agent.domain.control import Mode
 from agent.errors import AgentError
 from agent.pipeline.host import Host
+from agent.pipeline.services import running
 from agent.pipeline.space import reserved_in
 
 ROUTE = "dc_compute.route"  # key of the ASGI scope under which an endpoint leaves the template of its path
@@ -98,8 +99,30 @@ class _HostCollector(Collector):
         yield build
         yield from self._ledger()
         yield from self._disks()
+        yield from self._reloads()
         low = self._host.rules.low_disk_bytes
         yield GaugeMetricFamily("dc_compute_disk_low_mark_bytes", "Below it no order is accepted.", value=low)
+
+    def _reloads(self) -> Iterator[Metric]:
+        reloads = CounterMetricFamily(
+            "dc_compute_reloads",
+            "Reloads of services that run now, by outcome.",
+            labels=("service", "outcome"),
+        )
+        last = GaugeMetricFamily(
+            "dc_compute_last_reload_successful",
+            "0 while a service goes on with what it had, because what the files said was refused.",
+            labels=("service",),
+        )
+        folder = self._host.rules.services
+        with suppress(OSError):
+            seen = () if folder is None else running(folder)
+            for service in sorted({one.service for one in seen}):  # several workers count as one
+                ours = [one for one in seen if one.service == service]
+                reloads.add_metric((service, "taken"), sum(one.taken for one in ours))
+                reloads.add_metric((service, "refused"), sum(one.refused for one in ours))
+                last.add_metric((service,), int(all(one.last is None or one.last.is_taken for one in ours)))
+        yield from (reloads, last)
 
     def _disks(self) -> Iterator[Metric]:
         rules = self._host.rules

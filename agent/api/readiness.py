@@ -12,6 +12,7 @@ from agent.domain.jobs import JobState
 from agent.errors import AgentError, CageNotApplied, Draining, QueueFull
 from agent.pipeline.gate import GateState, standing
 from agent.pipeline.host import Host
+from agent.pipeline.services import running
 from agent.pipeline.space import require_above_low_mark
 from agent.ports.broker import Queue
 from agent.ports.ledger import DeliveryState
@@ -88,6 +89,14 @@ def look_at_outbox(host: Host) -> str:
     return f"{told}: dc-compute deliveries list --dead" if dead else told
 
 
+def look_at_reload(host: Host) -> str:
+    """Whether each service took its last reload. One that did not goes on with what it had, so no order is kept out."""
+    seen = () if host.rules.services is None else running(host.rules.services)
+    refused = [one for one in seen if one.last is not None and not one.last.is_taken]
+    told = (f"{one.service} refused ({one.last.code}): {one.last.detail}" for one in refused if one.last)
+    return "; ".join(told) or "what the files said is in force"
+
+
 LOOKS: dict[str, Look] = {
     "ledger": look_at_ledger,
     "mode": look_at_mode,
@@ -98,6 +107,7 @@ LOOKS: dict[str, Look] = {
     "identity": look_at_identity,
     "storage": look_at_storage,
     "cage": look_at_cage,
+    "reload": look_at_reload,
 }
 
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from agent.api import cancelling, controlling, deliveries, handlers, rulings
+from agent.api import cancelling, controlling, deliveries, handlers, rulings, services
 from agent.api.ask import Ask, Unsigned
 from agent.api.desk import Desk
 from agent.api.metrics import ROUTE, Metered
@@ -70,6 +70,7 @@ TABLE: tuple[Row, ...] = (
     get("/v1/deliveries", deliveries.get_deliveries, Who.OPERATOR, DeliveryPage, query=deliveries.DeliveriesQuery),
     post("/v1/deliveries", deliveries.post_decision, Who.OPERATOR, deliveries.DecisionBody, deliveries.MAX_DECISION_BYTES,
          DeliveryView),
+    get("/v1/services", services.get_services, Who.OPERATOR, services.ServicesView),
     get("/health", handlers.get_health, Who.ANYBODY, Health),
     get("/ready", handlers.get_ready, Who.ANYBODY, Readiness),
     get("/metrics", handlers.get_metrics, Who.ANYBODY, str),

@@ -47,13 +47,10 @@ def serve(context: typer.Context, told: SetOption = None) -> None:
         here.start_log()
         listen = here.settings.listen
         tls = ServedTls(listen.tls_cert, listen.tls_key)
-        with (
-            open_host(here.settings) as host,
-            serving_host(here.settings, host, tls),
-            reloading("api", here, host, hangups, tls),
-        ):
+        with open_host(here.settings) as host, serving_host(here.settings, host, tls):
             note_start("api", __version__, host)
-            reason = wait_for_signal()
+            with reloading("api", here, host, hangups, tls):
+                reason = wait_for_signal()
             log.info("api.stopping", signal=reason.name)
 
 
