@@ -8,7 +8,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,8 @@ from agent.errors import AgentUnreachable, BadSettings, RuntimeUnavailable
 from agent.faults import find_faults
 from agent.pipeline.garbage import BUILD_PREFIX, building
 from agent.pipeline.gate import Breach, Prove
-from agent.pipeline.host import Host, InForce, Rules, Trusted
-from agent.ports import Clock, Ports
+from agent.pipeline.host import Host, InForce, Trusted
+from agent.ports import Ports
 from agent.ports.audit import AuditLog
 from agent.ports.broker import Consumer, Handler, Queue
 from agent.ports.builder import Builder
@@ -30,13 +30,13 @@ from agent.trust.http_signatures import authority_of
 from agent.trust.keys import SigningKey
 from agent.trust.policy import HostPolicy
 from agent.trust.roster import Role, Roster, RosterEntry
+from agent.wiring_values import identity_of, rules_of, timeouts_of
 
 ANSWER_S = 5.0
 INSTANCE_DIGITS = 16  # of the key id, in the labels of containers
 
 if TYPE_CHECKING:
     from agent.ports.broker_huey import HueyBroker
-    from agent.ports.https import Identity, Timeouts
     from agent.ports.image_archive import ImageArchive
     from agent.ports.runtime_podman_look import ServiceTold
 
@@ -121,7 +121,7 @@ def _open_signed(
 
     peer = Peer.of(entry, url, AgentUnreachable)
     roster = read_roster(settings)
-    client = SignedClient(_identity(settings, key, lambda: roster), peer, _timeouts(settings))
+    client = SignedClient(identity_of(settings, key, lambda: roster, now), peer, timeouts_of(settings))
     try:
         yield client
     finally:
@@ -134,8 +134,8 @@ def open_storage(settings: Settings, key: SigningKey) -> Iterator[Storage]:
     from agent.ports.storage_https import HttpsStorage
 
     roster = read_roster(settings)
-    identity = _identity(settings, key, lambda: roster)
-    storage = HttpsStorage(identity, key.keyid, _timeouts(settings))
+    identity = identity_of(settings, key, lambda: roster, now)
+    storage = HttpsStorage(identity, key.keyid, timeouts_of(settings))
     try:
         yield storage
     finally:
@@ -232,7 +232,7 @@ def open_health(settings: Settings, key: SigningKey, roster: Roster, timeout_s: 
     """What asks anybody of the roster, at one of their addresses, for their health and their time, with this agent's TLS."""
     from agent.ports.https import HttpsClient, Peer, Timeouts
 
-    identity = _identity(settings, key, lambda: roster)
+    identity = identity_of(settings, key, lambda: roster, now)
     client = HttpsClient(identity, Timeouts(timeout_s, timeout_s, timeout_s, timeout_s))
 
     def ask(entry: RosterEntry, url: str) -> datetime | None:
@@ -342,8 +342,8 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
     trusted = in_force.now()
     faults = find_faults(os.environ)
     clock = now if faults is None else faults.clock(now)
-    identity = _identity(settings, key, lambda: in_force.now().roster, clock)
-    timeouts = _timeouts(settings)
+    identity = identity_of(settings, key, lambda: in_force.now().roster, clock)
+    timeouts = timeouts_of(settings)
     make_folders(settings)
     with ExitStack() as doors:
         ledger = open_ledger(
@@ -372,43 +372,5 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
         )
         if faults is not None:
             ports = faults.ports(ports)
-        rules = _rules(settings, runtime)
+        rules = rules_of(settings, runtime)
         yield Host(key, trusted.roster, trusted.policy, ports, rules, in_force), broker
-
-
-def _identity(
-    settings: Settings, key: SigningKey, roster: Callable[[], Roster], clock: Clock = now
-) -> "Identity":
-    from agent.ports.https import Identity
-
-    return Identity(key, roster, clock, timedelta(seconds=settings.limits.skew_s))
-
-
-def _timeouts(settings: Settings) -> "Timeouts":
-    from agent.ports.https import Timeouts
-
-    told = settings.timeouts
-    return Timeouts(told.connect_s, told.read_s, told.total_s, told.transfer_s)
-
-
-def _rules(settings: Settings, runtime: Runtime) -> Rules:
-    limits = settings.limits
-    return Rules(
-        skew=timedelta(seconds=limits.skew_s),
-        lease=timedelta(seconds=limits.lease_s),
-        queue_limit=limits.queue_limit,
-        workspace_root=settings.workspace.root,
-        spool=settings.paths.spool,
-        low_disk_bytes=limits.low_disk_bytes,
-        max_model_bytes=limits.max_model_bytes,
-        max_image_bytes=limits.max_image_bytes,
-        image_age=timedelta(days=limits.image_days),
-        images_bytes=limits.images_bytes,
-        reconcile_first=timedelta(seconds=settings.reconcile.first_s),
-        reconcile_every=timedelta(seconds=settings.reconcile.every_s),
-        log_age=timedelta(days=limits.log_days),
-        order_age=timedelta(days=limits.order_days),
-        records=(settings.paths.data,),
-        services=settings.paths.services,
-        in_memory=(settings.runtime.run_dir,) if runtime.name == "runc" else (),  # conmon keeps a log there
-    )
