@@ -137,7 +137,7 @@ def _type_of(told: inspect.Type) -> str:
 
 def _range_of(told: inspect.Type) -> str:
     if isinstance(told, inspect.StrType) and told.pattern is not None:
-        return told.pattern.strip("^()$").replace("|", " or ")
+        return told.pattern.removesuffix(r"(?!\n)$").strip("^()$").replace("|", " or ")
     if not isinstance(told, inspect.IntType | inspect.FloatType):
         return ""
     low = f"over {told.gt:g}" if told.gt is not None else "" if told.ge is None else f"{told.ge} to"

@@ -115,7 +115,7 @@ class RuntimeSection(Struct, frozen=True, kw_only=True):
     engine: Annotated[
         str,
         Meta(
-            pattern="^(auto|podman|runc)$",
+            pattern=r"^(auto|podman|runc)(?!\n)$",
             description="podman, runc, or auto: Podman where its socket answers, else runc.",
         ),
     ] = "auto"
@@ -209,14 +209,14 @@ class LogSection(Struct, frozen=True, kw_only=True):
     level: Annotated[
         str,
         Meta(
-            pattern="^(debug|info|warning|error)$",
+            pattern=r"^(debug|info|warning|error)(?!\n)$",
             description="The least that is written: debug, info, warning, error.",
         ),
     ] = "info"
     format: Annotated[
         str,
         Meta(
-            pattern="^(auto|json|console)$",
+            pattern=r"^(auto|json|console)(?!\n)$",
             description="auto, json, console; auto: console on a terminal, JSON elsewhere.",
         ),
     ] = "auto"

@@ -19,14 +19,19 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from agent.cli import run
+from agent.cli.doctor_patient import Patient
+from agent.cli.doctor_sections import look_at_services
 from agent.cli.files import replace_file
 from agent.config import load_settings
+from agent.doctor.lines import Check, State
 from agent.domain.ids import digest_of
 from agent.pipeline.services import Reload, Service, running
 from agent.trust.certificates import CertificateAuthority, TlsIdentity
 from agent.trust.keys import SigningKey
 from agent.trust.roster import Role, Roster, RosterEntry
 from agent.wiring import open_agent, open_audit
+from tests.test_cli import FAILED, OK, UNREACHABLE
 from tests.test_cli_processes import SOON_S, line, log_of, make_home, service
 
 
@@ -312,6 +317,52 @@ def test_run_passes_the_signal_on_to_both(home: Path, url: str) -> None:
         assert {one.service for one in services(home)} == {"api", "worker"}
         assert agent.process.poll() is None
     assert services(home) == ()
+
+
+def test_the_command_tells_whether_each_service_took_it(home: Path, url: str) -> None:
+    with service(home, "run", "api.started", "worker.started") as agent:
+        wait_for(lambda: len(services(home)) == 2)
+        (home / "policy.toml").write_text('kinds = ["learn"]\n')
+        unread = doctor_lines(home)
+        took = agent.command("reload")
+        text = (home / "agent.toml").read_text()
+        (home / "agent.toml").write_text(text.replace("[limits]", "[limits]\nqueue_limit = 7"))
+        shown = agent.command("config", "show", "--json").json["settings"]
+        waits = agent.command("reload", "--json").json["services"]
+        (home / "policy.toml").write_text("kinds = 7\n")
+        refused, status = agent.command("reload"), agent.command("status")
+        metrics = asked_of(url, "/metrics")
+        seen_refused = doctor_lines(home)
+    alone = run(["--home", str(home), "reload"])
+
+    assert took.code == OK, took.err
+    assert "api took it: policy" in took.out
+    assert "worker took it: policy" in took.out
+    assert [one["last"]["waits"] for one in waits] == [["limits.queue_limit"]] * 2
+    (limit,) = [one for one in shown if one["key"] == "queue_limit"]
+    assert limit["value"] == 7
+    assert limit["differs"] == [f"{name}: 1000, needs a restart" for name in ("api", "worker")]
+    assert refused.code == FAILED
+    assert refused.out.count("refused, and goes on with what it had [bad-settings]: the policy") == 2
+    assert status.out.count("not reloaded: ") == 2
+    assert 'dc_compute_reloads_total{outcome="refused",service="worker"} 1.0' in metrics
+    assert 'dc_compute_last_reload_successful{service="api"} 0.0' in metrics
+    assert [(line.state, "another policy" in line.seen) for line in unread] == [(State.WARN, True)] * 2
+    assert [line.state for line in seen_refused if "refused" in line.seen] == [State.WARN] * 2
+    assert alone == UNREACHABLE
+
+
+def doctor_lines(home: Path) -> list[Check]:
+    """What the doctor says of the services."""
+    patient = Patient(load_settings(home, os.environ), os.getuid(), os.getgid(), by_root=False)
+    return list(look_at_services(patient))
+
+
+def asked_of(url: str, path: str) -> str:
+    """What anybody is answered there."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return httpx.get(url + path, verify=context).text
 
 
 def test_a_terminal_that_goes_away_ends_run(home: Path, url: str) -> None:

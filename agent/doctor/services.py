@@ -28,23 +28,28 @@ def judge(facts: Services) -> list[Check]:
         return [GROUP.unknown("services", facts.running)]
     if not facts.running:
         return [GROUP.note("services", "none runs")]
-    return [line for one in facts.running for line in _judge(one, facts)]
+    kinds = [one.service for one in facts.running]
+    return [
+        line
+        for one in facts.running
+        for line in _judge(
+            one.service if kinds.count(one.service) == 1 else f"{one.service} {one.pid}", one, facts
+        )
+    ]
 
 
-def _judge(one: Service, facts: Services) -> list[Check]:
+def _judge(name: str, one: Service, facts: Services) -> list[Check]:
     lines, last = [], one.last
     if last is not None and not last.is_taken:
         mend = f"{facts.command} config check && {facts.command} reload"
         seen = f"goes on with what it had, since a reload was refused [{last.code}]: {last.detail}"
-        lines.append(GROUP.warn(one.service, seen, mend))
+        lines.append(GROUP.warn(name, seen, mend))
     elif unread := _unread(one, facts):
         seen = f"runs with another {', '.join(unread)} than the file has"
-        lines.append(GROUP.warn(one.service, seen, f"{facts.command} reload"))
+        lines.append(GROUP.warn(name, seen, f"{facts.command} reload"))
     if last is not None and last.waits:
-        lines.append(
-            GROUP.warn(f"{one.service} settings", f"new ones wait: {', '.join(last.waits)}", facts.restart)
-        )
-    return lines or [GROUP.ok(one.service, f"process {one.pid} runs with what the files say")]
+        lines.append(GROUP.warn(f"{name} settings", f"new ones wait: {', '.join(last.waits)}", facts.restart))
+    return lines or [GROUP.ok(name, f"process {one.pid} runs with what the files say")]
 
 
 def _unread(one: Service, facts: Services) -> list[str]:
