@@ -200,8 +200,8 @@ def read_flags(flags: Sequence[str]) -> Found:
     """What `--set section.key=value` says."""
     found = Found({}, [])
     for flag in flags:
-        where = f"--set {flag}"
         name, equals, value = flag.partition("=")
+        where = f"--set {name}"  # without the value, which may be what somebody pasted
         section, dot, key = name.strip().partition(".")
         if not equals or not dot:
             found.mistakes.append(Mistake(where, "write section.key=value"))

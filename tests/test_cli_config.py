@@ -54,7 +54,7 @@ def test_each_thing_that_keeps_a_service_from_starting_is_told(
     code, failed = check(home, capsys, *words, *group)
 
     assert code == USAGE
-    assert "others may read" in failed["identity"]
+    assert "open to others" in failed["identity"]
     assert "the roster" in failed["roster"]
     assert "the policy" in failed["policy"]
     assert "key of another certificate" in failed["certificate key"]

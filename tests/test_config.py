@@ -84,7 +84,7 @@ def test_each_value_knows_where_it_comes_from(home: Path) -> None:
     assert told["listen.names"] == f"file {home}/agent.toml, line 5"
     assert told["listen.host"] == f"file {home}/agent.toml, line 8"
     assert told["log.level"] == "variable DC_COMPUTE_LOG_LEVEL"
-    assert told["limits.skew_s"] == "flag --set limits.skew_s=7"
+    assert told["limits.skew_s"] == "flag --set limits.skew_s"
     assert told["identity.key"] == "credential identity.pem by DC_COMPUTE_IDENTITY_KEY"
     assert told["log.format"] == "default"
 
@@ -203,11 +203,11 @@ def test_a_variable_of_somebody_else_is_left_alone(home: Path) -> None:
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ("listen.prot=1", ["--set listen.prot=1", "did you mean 'port'?"]),
+        ("listen.prot=1", ["--set listen.prot: ", "did you mean 'port'?"]),
         ("lisen.port=1", ["[lisen]", "did you mean 'listen'?"]),
         ("port=1", ["write section.key=value"]),
         ("listen.port", ["write section.key=value"]),
-        ("listen.port=many", ["--set listen.port=many", "int"]),
+        ("listen.port=many", ["--set listen.port: ", "int"]),
     ],
 )
 def test_a_mistake_in_a_flag_is_named(home: Path, flag: str, words: list[str]) -> None:
@@ -231,7 +231,7 @@ def test_every_mistake_is_told_at_once_with_its_line(home: Path) -> None:
         "agent.toml, line 8",
         "agent.toml, line 9",
         "DC_COMPUTE_LOG_LEVEL",
-        "--set limits.skew_s=x",
+        "--set limits.skew_s",
     }
 
 

@@ -41,7 +41,7 @@ def show(context: typer.Context, told: SetOption = None, as_json: JsonFlag = Fal
         (f"{one['section']}.{one['key']}", _text(one["value"]), one["from"], "; ".join(one["differs"]))
         for one in lines
     ]
-    print_table(("setting", "value~", "from~", "running services~"), rows)
+    print_table(("setting", "value", "from~", "running services~"), rows)
 
 
 @app.command()
