@@ -171,7 +171,10 @@ def read_settings(
         values = dict(defaults.get(section, {}))
         for key in kind.__struct_fields__:
             origins[section, key] = _read_key(section, key, home, sources, values, mistakes)
-        sections[section] = kind(**values)
+        try:
+            sections[section] = kind(**values)
+        except BadSettings as cause:  # keys that do not go together
+            mistakes.append(Mistake(f"[{section}]", cause.detail))
     settings = None if mistakes else Settings(home=home, **sections)
     return Effective(settings, origins, tuple(mistakes))
 

@@ -373,4 +373,4 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
         if faults is not None:
             ports = faults.ports(ports)
         rules = rules_of(settings, runtime)
-        yield Host(key, trusted.roster, trusted.policy, ports, rules, in_force), broker
+        yield Host(key, trusted.roster, trusted.policy, ports, rules, in_force=in_force), broker

@@ -5,10 +5,11 @@ first; one bad file leaves everything as it was, and is told. What is unchanged 
 gets its lines, then the new is in force. Other settings wait for a restart, and are named.
 """
 
+import dataclasses
 import os
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,12 +39,12 @@ STRANGE = (OSError, ValueError, LookupError, TypeError, RecursionError)
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """What the files say, read and checked. `tls` is None where the certificate is unchanged, or none is served."""
+    """What the files say, read and checked. `tls`: a new context for each door that serves the certificate."""
 
     settings: Settings
     waits: tuple[str, ...]
     trusted: Trusted
-    tls: ssl.SSLContext | None
+    tls: Sequence[ssl.SSLContext]
     certificate: Digest | None
 
 
@@ -57,7 +58,7 @@ class Reloader:
         begun_with: Settings,
         read: Callable[[], Effective],
         set_log: Callable[[LogSection], None],
-        tls: "ServedTls | None" = None,
+        tls: "Sequence[ServedTls]" = (),
     ) -> None:
         self._host, self._board, self._tls = host, board, tls
         self._settings = begun_with
@@ -105,13 +106,13 @@ class Reloader:
                 "Whoever means it restarts the service"
             )
 
-    def _read_tls(self, settings: Settings) -> tuple[Digest | None, ssl.SSLContext | None]:
-        """The certificate's digest, and the TLS to serve when it is another one."""
-        if self._tls is None:
-            return None, None
+    def _read_tls(self, settings: Settings) -> tuple[Digest | None, Sequence[ssl.SSLContext]]:
+        """The certificate's digest, and for each door that serves it a context with it."""
+        if not self._tls:
+            return None, ()
         path = settings.listen.tls_cert
         pem = _bytes_of(path)
-        tls = self._tls.read()
+        tls = tuple(door.read() for door in self._tls)
         if pem != _bytes_of(path):
             raise BadSettings(f"{path} changed while it was read: reload again")
         if (digest := digest_of(pem)) == self._board.seen.certificate:
@@ -137,16 +138,15 @@ class Reloader:
             return
         files = {"policy": fresh.settings.trust.policy, "roster": fresh.settings.trust.roster}
         owners = {name: os.stat(path).st_uid for name, path in files.items()}
-        newest = self._host.newest
-        to_be = Host(newest.key, fresh.trusted.roster, fresh.trusted.policy, newest.ports, newest.rules)
+        to_be = dataclasses.replace(self._host, roster=fresh.trusted.roster, policy=fresh.trusted.policy)
         note_reload(self._board.seen.service, to_be, owners)
 
     def _take(self, fresh: Fresh, changed: tuple[str, ...]) -> Reload:
         """Nothing in here can fail."""
         if self._host.in_force is not None:
             self._host.in_force.exchange(fresh.trusted)
-        if self._tls is not None and fresh.tls is not None:
-            self._tls.exchange(fresh.tls)
+        for door, context in zip(self._tls, fresh.tls, strict=True):
+            door.exchange(context)
         if fresh.settings.log != self._settings.log:
             self._set_log(fresh.settings.log)
         before, self._settings = self._settings, fresh.settings

@@ -14,7 +14,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -64,14 +64,14 @@ class ServedTls:
     go on.
     """
 
-    def __init__(self, certificate: Path, private_key: Path) -> None:
-        self._paths = certificate, private_key
-        self.context = self._newest = self.read()
+    def __init__(self, make: Callable[[], ssl.SSLContext]) -> None:
+        self._make = make
+        self.context = self._newest = make()
         self.context.sni_callback = self._choose  # OpenSSL calls it without a name too
 
     def read(self) -> ssl.SSLContext:
-        """The files as they are now. Raises: BadSettings."""
-        return server_tls(*self._paths)
+        """A context by the files as they are now. Raises: BadSettings."""
+        return self._make()
 
     def exchange(self, newest: ssl.SSLContext) -> None:
         """From here on connections begin with this one."""

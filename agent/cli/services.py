@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
 
 def serve(context: typer.Context, told: SetOption = None) -> None:
     """Serve the API: HTTPS for orchestrators and agents, a Unix socket for the operator."""
-    from agent.api.serving import ServedTls, wait_for_signal
+    from agent.api.serving import ServedTls, server_tls, wait_for_signal
     from agent.wiring import open_host
 
     os.umask(0o077)  # whatever a service makes is its user's alone unless it says otherwise
@@ -46,17 +46,17 @@ def serve(context: typer.Context, told: SetOption = None) -> None:
     with hangups.heard():
         here.start_log()
         listen = here.settings.listen
-        tls = ServedTls(listen.tls_cert, listen.tls_key)
+        tls = ServedTls(lambda: server_tls(listen.tls_cert, listen.tls_key))
         with open_host(here.settings) as host, serving_host(here.settings, host, tls):
             note_start("api", __version__, host)
-            with reloading("api", here, host, hangups, tls):
+            with reloading("api", here, host, hangups, [tls]):
                 reason = wait_for_signal()
             log.info("api.stopping", signal=reason.name)
 
 
 @contextmanager
 def reloading(
-    service: str, here: Here, host: Host, hangups: Hangups, tls: "ServedTls | None" = None
+    service: str, here: Here, host: Host, hangups: Hangups, tls: "Sequence[ServedTls]" = ()
 ) -> Iterator[None]:
     """Tell what this service runs with, and reload at each SIGHUP, while the block runs."""
     from agent.wiring_reload import Reloader, board_of
