@@ -33,7 +33,7 @@ __all__ = ["command", "home"]  # fixtures
 
 GROUPS = [
     "versions", "user ids", "kernel settings", "ceilings", "podman", "memory",
-    "files", "trust", "clock", "disk", "reach", "units", "selftest",
+    "files", "trust", "clock", "disk", "reach", "units", "services", "selftest",
 ]  # fmt: skip
 
 

@@ -48,6 +48,7 @@ ASKS_AN_AGENT = {
     "resume",
     "drain",
     "cancel",
+    "reload",
 }
 
 pages_with_commands = [page for page in documents() if any(block.mark == "here" for block in blocks_of(page))]
@@ -174,6 +175,8 @@ def try_command(command: str, desk: Desk) -> None:
             *_,
         ]:  # what it finds is this host's business: 1 tells that something fails
             desk.run(f"{command} || test $? -eq 1")
+        case ["dc-compute", "config", "check"]:  # so is where its folders lie
+            desk.run(f"{command} || test $? -eq 2")
         case ["dc-compute", "fsck", "||", "true"]:  # so is what it finds
             desk.run(command)
         case ["dc-compute", name, *_] if name in RUN_ELSEWHERE:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from agent import __version__
@@ -20,6 +20,7 @@ from agent.domain.jobs import JobState
 from agent.errors import AgentError
 from agent.pipeline.gate import GateState, proved_at, standing
 from agent.pipeline.host import Host
+from agent.pipeline.services import running
 from agent.pipeline.space import reserved_in, used_bytes
 
 KEPT_S: Final = 1.0
@@ -55,6 +56,7 @@ class HostCollector(Collector):
         yield from self._ledger()
         yield from self._cage()
         yield from self._disks()
+        yield from self._reloads()
         low = self._host.rules.low_disk_bytes
         yield GaugeMetricFamily("dc_compute_disk_low_mark_bytes", "Below it no order is accepted.", value=low)
 
@@ -83,6 +85,29 @@ class HostCollector(Collector):
         for name, size in self._used.items():
             used.add_metric((name,), size)
         yield from (free, promised, used)
+
+    # ---- reloads
+
+    def _reloads(self) -> Iterator[Metric]:
+        reloads = CounterMetricFamily(
+            "dc_compute_reloads",
+            "Reloads of services that run now, by outcome.",
+            labels=("service", "outcome"),
+        )
+        last = GaugeMetricFamily(
+            "dc_compute_last_reload_successful",
+            "0 while a service goes on with what it had, because what the files said was refused.",
+            labels=("service",),
+        )
+        folder = self._host.rules.services
+        with suppress(OSError):
+            seen = () if folder is None else running(folder)
+            for service in sorted({one.service for one in seen}):  # several workers count as one
+                ours = [one for one in seen if one.service == service]
+                reloads.add_metric((service, "taken"), sum(one.taken for one in ours))
+                reloads.add_metric((service, "refused"), sum(one.refused for one in ours))
+                last.add_metric((service,), int(all(one.last is None or one.last.is_taken for one in ours)))
+        yield from (reloads, last)
 
     # ---- the cage
 

@@ -6,7 +6,7 @@ routes to whoever may open it. The status page has routes of its own
 server-sent events, the routes of the 2017 orchestrators.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from agent.api import cancelling, controlling, deliveries, handlers, rulings
+from agent.api import cancelling, controlling, deliveries, handlers, rulings, services
 from agent.api.ask import Ask, Unsigned
 from agent.api.desk import Desk
 from agent.api.metrics import ROUTE, Metered
@@ -72,6 +72,7 @@ TABLE: tuple[Row, ...] = (
     get("/v1/deliveries", deliveries.get_deliveries, Who.OPERATOR, DeliveryPage, query=deliveries.DeliveriesQuery),
     post("/v1/deliveries", deliveries.post_decision, Who.OPERATOR, deliveries.DecisionBody, deliveries.MAX_DECISION_BYTES,
          DeliveryView),
+    get("/v1/services", services.get_services, Who.OPERATOR, services.ServicesView),
     get("/health", handlers.get_health, Who.ANYBODY, Health),
     get("/ready", handlers.get_ready, Who.ANYBODY, Readiness),
     get("/metrics", handlers.get_metrics, Who.ANYBODY, str),
@@ -84,15 +85,15 @@ def open_desk(host: Host, files: PageFiles | None = None) -> Desk:
     return Desk(host, openapi_document(TABLE), files or PageFiles())
 
 
-def network_app(desk: Desk, authorities: Collection[str]) -> ASGIApp:
-    """The door to orchestrators and agents. `authorities`: host[:port] under which this agent may be called."""
+def network_app(desk: Desk, authorities: Callable[[], Collection[str]]) -> ASGIApp:
+    """The door to orchestrators and agents. `authorities`: host[:port] under which this agent may be called now."""
     host = desk.host
     restores = (
         host.ports.ledger.restores()
     )  # read once: nobody restores while this process has the ledger open
     guard = Guard(
-        roster=lambda: host.roster,
-        authorities=frozenset(authorities),
+        roster=lambda: desk.host.roster,
+        authorities=authorities,
         key=host.key,
         now=host.ports.now,
         skew=host.rules.skew,

@@ -14,7 +14,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ PEER_NAME = "peer_name"
 
 
 def server_tls(certificate: Path, private_key: Path) -> ssl.SSLContext:
-    """A server's TLS, 1.3 only. Rotation: `load_cert_chain` on the live context. Raises: BadSettings."""
+    """A server's TLS, 1.3 only. Raises: BadSettings."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
@@ -67,6 +67,31 @@ def mutual_tls(certificate: Path, private_key: Path, client_authority: Path) -> 
     except (OSError, ssl.SSLError) as cause:
         raise BadSettings(f"cannot read client authorities in {client_authority}: {cause}") from cause
     return context
+
+
+class ServedTls:
+    """A server's TLS whose certificate is exchanged while it serves. `context` is what the server is given, once.
+
+    Each handshake is handed to the newest context, which was made and checked whole before: loading a new chain into the
+    live one would leave it with a certificate and another one's key where the second file is wrong. Connections that stand
+    go on.
+    """
+
+    def __init__(self, make: Callable[[], ssl.SSLContext]) -> None:
+        self._make = make
+        self.context = self._newest = make()
+        self.context.sni_callback = self._choose  # OpenSSL calls it without a name too
+
+    def read(self) -> ssl.SSLContext:
+        """A context by the files as they are now. Raises: BadSettings."""
+        return self._make()
+
+    def exchange(self, newest: ssl.SSLContext) -> None:
+        """From here on connections begin with this one."""
+        self._newest = newest
+
+    def _choose(self, connection: ssl.SSLObject, _name: str | None, _begun_with: ssl.SSLContext) -> None:
+        connection.context = self._newest
 
 
 def listen(host: str, port: int) -> socket.socket:

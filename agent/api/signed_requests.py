@@ -74,13 +74,14 @@ NoteRefusal = Callable[[AgentError, str, str, KeyId | None], None]
 class Guard:
     """What a server needs to know of its callers, and of itself.
 
-    `roster`: asked for each request, so that a reload is seen. `authorities`: host[:port] under which this server is called, as
-    `authority_of` writes them. `key`: signs the answers that the contract wants signed. `signed_after`: what was signed at this
-    moment or before is refused, for the memory of nonces begins after it; None: it never was lost.
+    `roster` and `authorities` are asked for each request, so that a reload is seen. `authorities`: host[:port] under which
+    this server is called, as `authority_of` writes them. `key`: signs the answers that the contract wants signed.
+    `signed_after`: what was signed at this moment or before is refused, for the memory of nonces begins after it; None: it
+    never was lost.
     """
 
     roster: Callable[[], Roster]
-    authorities: Collection[str]
+    authorities: Callable[[], Collection[str]]
     key: SigningKey
     now: Callable[[], datetime]
     skew: timedelta
@@ -233,7 +234,7 @@ def admit(request: Request, guard: Guard) -> VerifiedRequest:
             guard.roster(),
             now=guard.now(),
             skew=guard.skew,
-            authorities=guard.authorities,
+            authorities=guard.authorities(),
         )
     except ValueError as cause:  # a Host field that is no host
         raise BadRequestSignature(f"the request cannot be read as signed: {cause}") from cause

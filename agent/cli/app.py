@@ -15,6 +15,7 @@ from agent.cli import (
     backup,
     ca,
     cancel,
+    config,
     control,
     data,
     deliveries,
@@ -28,6 +29,7 @@ from agent.cli import (
     orders,
     peers,
     policy,
+    reload,
     selftest,
     services,
     setup,
@@ -74,6 +76,7 @@ for page in (
     held,
     cancel,
     control,
+    reload,
     watch,
     audit,
     disk,
@@ -88,6 +91,7 @@ for name, group in (
     ("data", data.app),
     ("deliveries", deliveries.app),
     ("image", image.app),
+    ("config", config.app),
     ("audit", audit_log.app),
 ):
     app.add_typer(group, name=name, no_args_is_help=True)

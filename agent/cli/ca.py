@@ -16,7 +16,7 @@ from agent.cli.files import give_to_owner_of_folder, make_folder, replace_file, 
 from agent.cli.here import Here, here_of, read_file
 from agent.cli.keys import load_key
 from agent.cli.out import JsonFlag, print_json, print_table, say, when
-from agent.cli.roster_file import read, write
+from agent.cli.roster_file import read, tell_services, write
 from agent.errors import BadSettings
 from agent.trust.authority import MAX_LEAF_DAYS, Authority, Purpose, new_authority, new_request, read_request
 from agent.trust.certificates import (
@@ -171,7 +171,8 @@ def install(
             replace_or_new(previous_of(told.tls_key), told.tls_key.read_bytes(), 0o600)
         os.replace(key, told.tls_key)
     replace_or_new(told.tls_cert, chain, 0o644)
-    _tell_roster(here, authority)
+    if not _tell_roster(here, authority):
+        tell_services(here)
     if as_json:
         print_json(_document(told.tls_cert, view))
     else:
@@ -238,15 +239,17 @@ def _judge(chain: bytes, private: bytes) -> tuple[CertificateView, str]:
     return view, parts[-1].decode("ascii")
 
 
-def _tell_roster(here: Here, authority: str) -> None:
-    """Name the authority in the own entry, for every key of this agent."""
+def _tell_roster(here: Here, authority: str) -> bool:
+    """Name the authority in the own entry, for every key of this agent; whether the roster changed, and services know."""
     if not here.settings.trust.roster.exists():
-        return
+        return False
     roster = read(here)
     own = roster.keys_of(load_key(here.settings.identity.key).keyid)
     entries = tuple(replace(one, tls_ca=authority) if one.keyid in own else one for one in roster.entries)
-    if entries != roster.entries:
-        write(here, Roster(entries))
+    if entries == roster.entries:
+        return False
+    write(here, Roster(entries))
+    return True
 
 
 def _told(view: CertificateView, now: datetime) -> str:

@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from agent.api.controlling import ControlBody
+from agent.api.services import ServicesView
 from agent.api.views import ControlView, Readiness
 from agent.cli.expiring import due_here, warn_of
 from agent.cli.here import Desk, here_of, read_answer
 from agent.cli.out import JsonFlag, print_json, print_table, say, warn, when
+from agent.cli.reload import reload_lines
 from agent.domain.control import Mode
 from agent.domain.jobs import JobState
 from agent.domain.strict_json import encode
@@ -41,11 +43,12 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
     """Show what this host does, its jobs by state, and what keeps it from taking orders."""
     with here_of(context).operator() as desk:
         view = desk.get("/v1/control", ControlView)
+        services = desk.get("/v1/services", ServicesView).services
         answer = desk.client.get("/ready")
     ready, now = read_answer(answer, Readiness, also={503}), datetime.now(UTC)
     expiring = due_here(here_of(context), now)
     if as_json:
-        print_json({"control": view, "ready": ready, "expiring": expiring})
+        print_json({"control": view, "ready": ready, "services": services, "expiring": expiring})
         return
     _print(view)
     rows = [(state, count) for state, count in view.jobs.items() if count]
@@ -54,6 +57,8 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
     for check in ready.checks:
         if not check.is_ok:
             say(f"not ready: {check.name}: {check.detail or check.code}")
+    for line in reload_lines(services):
+        say(line)
     warn_of(expiring, now)
 
 

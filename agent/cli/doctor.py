@@ -40,6 +40,7 @@ SECTIONS: list[Section] = [
     sections.look_at_disk,
     sections.look_at_others,
     sections.look_at_units,
+    sections.look_at_services,
     sections.look_at_selftest,
 ]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from agent.cli.files import make_folder, replace_file
 from agent.cli.here import Here
 from agent.cli.out import warn
-from agent.errors import BadSettings
+from agent.cli.reload import ask_all
+from agent.errors import AgentUnreachable, BadSettings
 from agent.trust.roster import Roster, RosterEntry
 
 _BLOCK = re.compile(r"(?m)^(?=\[\[entries\]\])")
@@ -28,9 +29,19 @@ def write(here: Here, roster: Roster) -> None:
     text = text_of(path) if path.exists() else ""
     make_folder(path.parent)
     replace_file(path, edited(text, roster).encode())
-    warn(
-        "Services that run read it when they are told: systemctl reload dc-compute-api dc-compute-worker, or start them anew."
-    )
+    tell_services(here)
+
+
+def tell_services(here: Here) -> None:
+    """Let the services of this agent that run read their files again. What came of it is theirs to tell."""
+    try:
+        ask_all(here.settings.paths.services)
+    except AgentUnreachable:
+        return
+    except (BadSettings, OSError):
+        warn("running services must be told: run `dc-compute reload` as root or as the agent's user")
+        return
+    warn("running services were told to read it; `dc-compute status` says when one did not take it")
 
 
 def block(entry: RosterEntry) -> str:

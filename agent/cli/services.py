@@ -5,19 +5,24 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import typer
 
 from agent import __version__
-from agent.cli.here import Here, here_of
+from agent.cli.hangups import Hangups
+from agent.cli.here import Here, SetOption, here_of, set_log
 from agent.config import Settings
+from agent.config_sections import Listen
 from agent.log import get_logger
 from agent.pipeline.audit import note_start
 from agent.pipeline.host import Host
+
+if TYPE_CHECKING:
+    from agent.api.serving import ServedTls
 
 log = get_logger(__name__)
 
@@ -32,34 +37,63 @@ def register(app: typer.Typer) -> None:
     app.command()(run)
 
 
-def serve(context: typer.Context) -> None:
+def serve(context: typer.Context, told: SetOption = None) -> None:
     """Serve the API: HTTPS for orchestrators and agents, a Unix socket for the operator."""
     from agent.api.serving import wait_for_signal
     from agent.wiring import open_host
 
     os.umask(0o077)  # whatever a service makes is its user's alone unless it says otherwise
-    here = here_of(context)
-    here.start_log()
-    with open_host(here.settings) as host, serving_host(here.settings, host):
-        note_start("api", __version__, host)
-        reason = wait_for_signal()
-        log.info("api.stopping", signal=reason.name)
+    here, hangups = here_of(context, told), Hangups()
+    with hangups.heard():
+        here.start_log()
+        tls = doors_tls(here.settings.listen)
+        with open_host(here.settings) as host, serving_host(here.settings, host, tls):
+            note_start("api", __version__, host)
+            with reloading("api", here, host, hangups, tls):
+                reason = wait_for_signal()
+            log.info("api.stopping", signal=reason.name)
 
 
 @contextmanager
-def serving_host(settings: Settings, host: Host) -> Iterator[str]:
-    """The doors of this agent, open while the block runs; gives the URL of the network's one. Raises: BadSettings."""
+def reloading(
+    service: str, here: Here, host: Host, hangups: Hangups, tls: "Sequence[ServedTls]" = ()
+) -> Iterator[None]:
+    """Tell what this service runs with, and reload at each SIGHUP, while the block runs."""
+    from agent.wiring_reload import Reloader, board_of
+
+    board = board_of(service, host, here.read_settings(), here.settings)
+    reloader = Reloader(host, board, here.settings, here.read_settings, set_log, tls)
+    with board.shown(), hangups.answered(reloader.reload):
+        yield
+
+
+def doors_tls(listen: Listen) -> "tuple[ServedTls, ...]":
+    """What the network's door serves, and the status page's where there is one. Raises: BadSettings."""
+    from agent.api.serving import ServedTls, mutual_tls, server_tls
+
+    network = ServedTls(lambda: server_tls(listen.tls_cert, listen.tls_key))
+    readers_ca = listen.status_client_ca
+    if readers_ca is None:
+        return (network,)
+    return (network, ServedTls(lambda: mutual_tls(listen.tls_cert, listen.tls_key, readers_ca)))
+
+
+@contextmanager
+def serving_host(settings: Settings, host: Host, tls: "Sequence[ServedTls]") -> Iterator[str]:
+    """The doors of this agent, open while the block runs; gives the URL of the network's one. `tls`: `doors_tls`.
+
+    Raises: BadSettings.
+    """
     from agent.api.expiring import Expiring
     from agent.api.operator import listen_for_operator
     from agent.api.page.site import PageFiles
     from agent.api.routes import network_app, open_desk, operator_app, status_app
-    from agent.api.serving import listen, mutual_tls, server_tls, serving
-    from agent.wiring import authorities
+    from agent.api.serving import listen, serving
 
     told, paths = settings.listen, settings.paths
     desk = open_desk(host, PageFiles(certificate=told.tls_cert, ledger=paths.ledger, queues=paths.queues))
-    names = authorities(settings, host.roster, host.me)
-    if not names:
+    names = names_of(host)
+    if not names():
         log.warning(
             "api.nameless", advice="The roster gives this agent no agent_url: signed requests are refused."
         )
@@ -71,45 +105,55 @@ def serving_host(settings: Settings, host: Host) -> Iterator[str]:
         expiring = Expiring(lambda: desk.host, told.tls_cert)
         desk.metrics.also(expiring)
         doors.enter_context(expiring.warning())
-        tls = server_tls(told.tls_cert, told.tls_key)
-        url = doors.enter_context(serving(network_app(desk, names), network, tls=tls))
+        url = doors.enter_context(serving(network_app(desk, names), network, tls=tls[0].context))
         doors.enter_context(serving(operator_app(desk), operator, tls=None))
-        if told.status_address is not None and told.status_client_ca is not None:
+        if told.status_address is not None:
             name, _, port = told.status_address.rpartition(":")
-            readers = mutual_tls(told.tls_cert, told.tls_key, told.status_client_ca)
             shown = doors.enter_context(
-                serving(status_app(desk), listen(name.strip("[]"), int(port)), tls=readers)
+                serving(status_app(desk), listen(name.strip("[]"), int(port)), tls=tls[1].context)
             )
             log.info("status.started", url=shown)
         log.info(
-            "api.started", agent=host.me, url=url, names=sorted(names), operator=str(told.operator_socket)
+            "api.started", agent=host.me, url=url, names=sorted(names()), operator=str(told.operator_socket)
         )
         yield url
     log.info("api.stopped", agent=host.me)
 
 
-def work(context: typer.Context) -> None:
+def names_of(host: Host) -> Callable[[], Collection[str]]:
+    """Every host[:port] under which this agent may be called now."""
+    in_force = host.in_force
+    return lambda: () if in_force is None else in_force.now().names
+
+
+def work(context: typer.Context, told: SetOption = None) -> None:
     """Take jobs from the queues and run them. Several on one host share its ledger and queues."""
     from agent import worker
     from agent.wiring import open_worker, prover
 
     os.umask(0o077)
-    here = here_of(context)
-    here.start_log()
+    here, hangups = here_of(context, told), Hangups()
     stop = worker.Stop()
-    with stop.on_signals(), open_worker(here.settings) as (host, make_consumer):
-        note_start("worker", __version__, host)
-        prove = prover(here.settings, host.ports.runtime)
-        is_clean = worker.work(host, make_consumer, prove, grace_s=here.settings.workers.grace_s, stop=stop)
-        if not is_clean:  # a task is under way: its lease runs out, and another worker takes it over
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
+    with hangups.heard():
+        here.start_log()
+        with (
+            stop.on_signals(),
+            open_worker(here.settings) as (host, make_consumer),
+            reloading("worker", here, host, hangups),
+        ):
+            note_start("worker", __version__, host)
+            prove = prover(here.settings, host.ports.runtime)
+            grace_s = here.settings.workers.grace_s
+            is_clean = worker.work(host, make_consumer, prove, grace_s=grace_s, stop=stop)
+            if not is_clean:  # a task is under way: its lease runs out, and another worker takes it over
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(0)
 
 
-def run(context: typer.Context) -> None:
-    """Both in one command, for small hosts: two processes. When one ends, so does the other."""
-    here = here_of(context)
+def run(context: typer.Context, told: SetOption = None) -> None:
+    """Both in one command, for small hosts: two processes. When one ends, so does the other; SIGHUP goes to both."""
+    here = here_of(context, told)
     here.start_log()
     raise typer.Exit(run_services(here))
 
@@ -124,9 +168,13 @@ def run_services(here: Here) -> int:
         has_ended.set()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    hangups = Hangups()
+    # Ignored, not heard: a child inherits that, and no early signal ends it before it listens itself.
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        children = {name: _start(name, here.home, has_ended) for name in SERVICES}
-        has_ended.wait()
+        children = {name: _start(name, here, has_ended) for name in SERVICES}
+        with hangups.heard(), hangups.answered(lambda: _pass_on(children)):
+            has_ended.wait()
         code = 0 if is_asked.is_set() else _tell_who_ended(children)
         for child in children.values():
             child.terminate()
@@ -136,8 +184,14 @@ def run_services(here: Here) -> int:
             signal.signal(number, handler)
 
 
-def _start(name: str, home: Path, has_ended: threading.Event) -> subprocess.Popen[bytes]:
-    command: Sequence[str] = (sys.executable, "-m", "agent", "--home", str(home), name)
+def _pass_on(children: dict[str, subprocess.Popen[bytes]]) -> None:
+    for child in children.values():
+        child.send_signal(signal.SIGHUP)
+
+
+def _start(name: str, here: Here, has_ended: threading.Event) -> subprocess.Popen[bytes]:
+    flags = [word for flag in here.flags for word in ("--set", flag)]
+    command: Sequence[str] = (sys.executable, "-m", "agent", "--home", str(here.home), name, *flags)
     child = subprocess.Popen(command, start_new_session=True)  # signals come from us alone
 
     def watch() -> None:

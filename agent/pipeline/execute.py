@@ -16,6 +16,7 @@ from agent.domain.reports import ReportState
 from agent.errors import AgentError, LedgerUnavailable, LostRace, OrderExpired, RuntimeUnavailable, WorkerLost
 from agent.log import bound, get_logger
 from agent.pipeline import audit
+from agent.pipeline.admit import require_admitted
 from agent.pipeline.attest import Done, Work, attest
 from agent.pipeline.bells import ring_deliveries, ring_successor
 from agent.pipeline.fail import end_badly
@@ -174,8 +175,7 @@ def _from_the_start(attempt: _Attempt) -> Job:
     if journal.is_resumed:
         _clear(attempt)
     with phase("ask"):
-        open_order(context.signed.envelope, host.roster, None)  # a key revoked since intake runs nothing
-        host.policy.admit(context.signed, [context.task], host.ports.ledger.verdict_on)
+        require_admitted(context, host)  # a key revoked since intake runs nothing
         info, header = dataset_for(context, host)
         next_agent = None if context.next_task is None else holder_of(context.next_task, host)
         model = model_for(context, host)

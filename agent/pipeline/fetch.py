@@ -17,6 +17,7 @@ from agent.domain.ids import Digest, KeyId
 from agent.domain.receipts import next_link
 from agent.errors import AgentError, TooLarge
 from agent.pipeline import audit
+from agent.pipeline.admit import require_admitted
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import unpack
 from agent.pipeline.phases import Phases
@@ -87,6 +88,7 @@ def fetch(
     with phase("fetch"):
         images = {role: _image(digest, context, host) for role, digest in images_for(order, task)}
         model_folder = _model(context, model, space, host)
+    require_admitted(context, host)  # images and a model may have taken hours
     with phase("shares"):
         data_key = _data_key(context, header, host)
     with phase("open"):

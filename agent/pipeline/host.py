@@ -1,7 +1,8 @@
 """Who this agent is while it works: its key, whom it trusts, what its operator allows, and its doors."""
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -39,6 +40,9 @@ class Rules:
     log_age: timedelta = timedelta(days=30)  # logs of jobs that ended, bodies of deliveries that arrived
     order_age: timedelta = timedelta(days=365)  # orders that are over, with all that is theirs
     records: tuple[Path, ...] = ()  # where ledger and queues lie: they have the low mark too
+    services: Path | None = (
+        None  # where the services of this agent tell of themselves (`pipeline/services.py`)
+    )
     in_memory: tuple[Path, ...] = ()  # where else words of guests lie while they run: in memory too
 
     @property
@@ -48,14 +52,43 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
+class Trusted:
+    """Whom this agent knows and what may run here, read at one moment. `names`: host[:port] under which it may be called."""
+
+    roster: Roster
+    policy: HostPolicy
+    names: Collection[str] = ()
+
+
+class InForce:
+    """What is trusted now. A reload exchanges it whole, so that nobody sees the roster of one and the policy of another."""
+
+    def __init__(self, trusted: Trusted) -> None:
+        self._trusted = trusted
+
+    def now(self) -> Trusted:
+        """What is in force at this moment."""
+        return self._trusted
+
+    def exchange(self, trusted: Trusted) -> None:
+        """From here on this is in force."""
+        self._trusted = trusted
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
-    """One agent on one storage host. Frozen: a new roster or policy makes a new one."""
+    """One agent on one storage host. Frozen: a request or a bell is judged by one roster and one policy, whole.
+
+    Whoever keeps a host for longer asks for `newest` each time. A task under way asks for it at its gates
+    (`agent/pipeline/admit.py`).
+    """
 
     key: SigningKey
     roster: Roster
     policy: HostPolicy
     ports: Ports
     rules: Rules
+    in_force: InForce | None = None  # None: nobody reloads
     old_keys: tuple[SigningKey, ...] = ()  # rotated and not yet retired: nothing is signed with them
 
     @property
@@ -70,6 +103,14 @@ class Host:
     def is_me(self, keyid: KeyId | None) -> bool:
         """Whether this is a key of this agent: the one it signs with, or one that was rotated into it or out of it."""
         return keyid is not None and self.roster.is_same_agent(keyid, self.me)
+
+    @property
+    def newest(self) -> "Host":
+        """The same agent with the roster and the policy that are in force now."""
+        if self.in_force is None:
+            return self
+        trusted = self.in_force.now()
+        return replace(self, roster=trusted.roster, policy=trusted.policy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ class Reconciler:
         with _alone(self._host.rules.spool) as is_alone:
             if not is_alone:
                 return None
-            done = reconcile(self._host, self._known)
+            done = reconcile(self._host.newest, self._known)
         self._rounds += 1
         self._tries = self._tries + 1 if self._is_restored() else 0
         return done

@@ -16,6 +16,7 @@ from agent.domain.jobs import Job
 from agent.errors import BadImage, BadOutput, JobFailed, LedgerUnavailable, RuntimeUnavailable
 from agent.log import get_logger
 from agent.pipeline import audit
+from agent.pipeline.admit import require_admitted
 from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
 from agent.pipeline.journal import RUN, Journal
@@ -143,13 +144,13 @@ def _outcome(work: _Work, name: str, role: str, spec: RunSpec) -> RunOutcome:
 def _open(work: _Work, name: str, role: str, spec: RunSpec) -> AbstractContextManager[Run]:
     """The run's container: that of the worker before this one, or a new one.
 
-    Raises: PolicyRefused when the operator denied an image of the order meanwhile.
+    Raises: TrustError when the operator denied an image of the order, or admits it no more, meanwhile.
     """
     context, host = work.context, work.host
     if work.journal.has_begun(RUN + name):
         return _adopted(spec, host)
-    # Once more: inputs may have been fetched for hours, and an image that the operator denied meanwhile does not start.
-    host.policy.admit(context.signed, [context.task], host.ports.ledger.verdict_on)
+    # Once more: inputs may have been fetched for hours, and what the operator withdrew meanwhile does not start.
+    require_admitted(context, host)
     work.journal.begin(RUN + name, [audit.run_started(context.job, name, role, spec.image)])
     return host.ports.runtime.run(spec)
 

@@ -50,7 +50,9 @@ def test_a_roster_and_a_certificate_that_were_read_anew_are_looked_at(tmp_path: 
     before = expiring.warn()
     house.clock.pass_by(DAY)
     o1 = house.world.orchestrator.keyid
-    house.desk.host = replace(house.host, roster=changed(house.host.roster, o1, valid_until=NOW + 5 * DAY))
+    house.desk.begun_with = replace(
+        house.host, roster=changed(house.host.roster, o1, valid_until=NOW + 5 * DAY)
+    )
     (tmp_path / "tls.crt").unlink()
 
     after = expiring.warn()

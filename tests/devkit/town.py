@@ -87,7 +87,7 @@ class Town:
             used.add((keyid, nonce))
             return is_new
 
-        return Guard(lambda: self.roster, {authority}, key_of(name), self.clock, SKEW, remember)
+        return Guard(lambda: self.roster, lambda: {authority}, key_of(name), self.clock, SKEW, remember)
 
     def url(self, name: str) -> str:
         """Where the server of that name answers, or would."""
