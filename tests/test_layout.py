@@ -75,6 +75,7 @@ PART_OF_PORT = {
     "ledger_audit": "ledger",
     "ledger_images": "ledger",
     "ledger_keeping": "ledger",
+    "ledger_live": "ledger",
     "ledger_outbox": "ledger",
     "ledger_restores": "ledger",
 }

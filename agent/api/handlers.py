@@ -4,7 +4,7 @@ raise is answered as a problem document.
 Who may call a route at all stands in `routes.py`; who may read which order is decided here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -97,8 +97,11 @@ def get_orders(ask: Ask, desk: Desk) -> Response:
     """A page of jobs that the caller may see, newest first."""
     query, host, signer = ask.query_as(OrdersQuery), desk.host, ask.signer
     if signer is not None and signer.role is Role.AGENT:
-        mine = tuple(_jobs_with(signer.keyid, query, host))
-        return json_answer(JobPage(_views(mine[: query.limit], host), None))
+        among = JobQuery(
+            states=frozenset(query.state), order_id=query.order, after=query.after, limit=query.limit
+        )
+        mine = host.ports.ledger.jobs_with(signer.keyid, among, SCANNED)
+        return json_answer(JobPage(_views(mine, host), None))
     asked = JobQuery(
         states=frozenset(query.state),
         order_id=query.order,
@@ -198,20 +201,11 @@ def _may_read(
     return keyid in chain
 
 
-def _jobs_with(agent: KeyId, query: OrdersQuery, host: Host) -> Iterator[Job]:
-    """The jobs of orders in whose chain this agent stands, among the newest ones."""
-    ledger = host.ports.ledger
-    asked = JobQuery(states=frozenset(query.state), order_id=query.order, after=query.after, limit=SCANNED)
-    readable: dict[str, bool] = {}
-    for job in ledger.jobs(asked):
-        if job.order_id not in readable:
-            record = ledger.order(job.order_id)
-            jobs = ledger.jobs(JobQuery(order_id=record.id, limit=MAX_TASKS))
-            readable[job.order_id] = _may_read(agent, record, jobs, ledger.receipts(record.digest))
-        if readable[job.order_id]:
-            yield job
-
-
 def _views(jobs: Sequence[Job], host: Host) -> tuple[JobView, ...]:
-    receipts = {order: host.ports.ledger.receipts(order) for order in {job.order for job in jobs}}
-    return tuple(view_job(job, receipts[job.order]) for job in jobs)
+    """The jobs, each with the timings of the receipt at its place."""
+    found = host.ports.ledger.receipts_at((job.order, job.position) for job in jobs)
+    own = {(signed.receipt.order, signed.receipt.position): signed for signed in found}
+    return tuple(
+        view_job(job, [own[job.order, job.position]] if (job.order, job.position) in own else ())
+        for job in jobs
+    )

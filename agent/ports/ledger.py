@@ -21,6 +21,7 @@ from agent.ports.ledger_audit import AuditLedger
 from agent.ports.ledger_cancellations import CancellationsLedger
 from agent.ports.ledger_images import ImagesLedger
 from agent.ports.ledger_keeping import KeepingLedger
+from agent.ports.ledger_live import LiveLedger
 from agent.ports.ledger_outbox import (
     Delivery,
     DeliveryHead,
@@ -147,6 +148,7 @@ class Ledger(
     CancellationsLedger,
     ImagesLedger,
     KeepingLedger,
+    LiveLedger,
     Outbox,
     RestoresLedger,
     Protocol,
