@@ -327,6 +327,7 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
     from agent.ports.ledger_sqlalchemy import open_ledger
     from agent.ports.orchestrators_https import HttpsOrchestrators
     from agent.ports.peers_https import HttpsPeers
+    from agent.ports.progress_files import FileProgress
     from agent.ports.storage_https import HttpsStorage
 
     key, roster = SigningKey.load(settings.identity.key), read_roster(settings)
@@ -359,6 +360,7 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
             TarImages(),
             clock,
             FlockHands(settings.paths.hands),
+            FileProgress(settings.workspace.root / "progress", clock),
         )
         if faults is not None:
             ports = faults.ports(ports)

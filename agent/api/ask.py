@@ -28,7 +28,8 @@ class Unsigned(Enum):
 class Ask:
     """One request. `caller` is who signed it; the operator and strangers sign nothing.
 
-    `uid`: the user at the other end of the operator's socket; None where the kernel does not tell.
+    `uid`: the user at the other end of the operator's socket; None where the kernel does not tell. `last_event_id`: of
+    the stream that this request takes up again; nobody signs it, and it only says where to begin.
     """
 
     caller: VerifiedRequest | Unsigned
@@ -36,13 +37,15 @@ class Ask:
     query: tuple[tuple[str, str], ...]
     body: bytes = b""
     uid: int | None = None
+    last_event_id: str | None = None
 
     @classmethod
     def of(cls, caller: VerifiedRequest | Unsigned, request: Request, body: bytes = b"") -> "Ask":
         """The request as its handler sees it."""
         path = {name: str(value) for name, value in request.path_params.items()}
         uid = request.scope.get("state", {}).get("peer_uid")
-        return cls(caller, path, tuple(request.query_params.multi_items()), body, uid)
+        last = request.headers.get("last-event-id")
+        return cls(caller, path, tuple(request.query_params.multi_items()), body, uid, last)
 
     @property
     def is_operator(self) -> bool:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from agent.api.feed import Feed
 from agent.api.metrics import Metrics
 from agent.api.readiness import Watchman
 from agent.api.refusals import Refusals
@@ -17,8 +18,10 @@ class Desk:
     metrics: Metrics = field(init=False)
     watchman: Watchman = field(init=False)
     refusals: Refusals = field(init=False)
+    feed: Feed = field(init=False)
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.host)
+        self.feed = Feed(self.host.ports.ledger, self.host.ports.progress.read)
         self.watchman = Watchman(self.host)
         self.refusals = Refusals(self.host.ports.ledger, self.host.ports.now, self.metrics)

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from agent import __version__
 from agent.api.ask import Ask, no_query
 from agent.api.desk import Desk
+from agent.api.doing import doing
 from agent.api.problems import json_answer
 from agent.api.readiness import for_strangers
 from agent.api.signed_requests import JSON_TYPE
@@ -117,15 +118,16 @@ def get_orders(ask: Ask, desk: Desk) -> Response:
 def get_order(ask: Ask, desk: Desk) -> Response:
     """One order: its chain, and its jobs here."""
     no_query(ask)
-    record, jobs, receipts = _order_for(ask, desk.host)
+    record, jobs, receipts = order_for(ask, desk.host)
     signed = signed_order(record)
-    return json_answer(view_order(record, signed, jobs, receipts, desk.host.me))
+    now = doing(jobs, desk.host.ports.progress, desk.host.ports.now())
+    return json_answer(view_order(record, signed, jobs, receipts, desk.host.me, now))
 
 
 def get_receipts(ask: Ask, desk: Desk) -> Response:
     """The envelopes of an order and its receipts; an agent that signed one of them is shown those up to its own last one."""
     no_query(ask)
-    record, _, receipts = _order_for(ask, desk.host)
+    record, _, receipts = order_for(ask, desk.host)
     if ask.signer is not None and ask.signer.keyid != record.signer:
         receipts = _up_to_own(ask.signer.keyid, receipts)
     return Response(view_receipts(record, receipts), 200, {"Cache-Control": "no-store"}, JSON_TYPE)
@@ -136,7 +138,7 @@ def get_log(ask: Ask, desk: Desk) -> Response:
     no_query(ask)
     if not ask.is_operator:
         raise NotYours("a job's log may carry data: it stays on the operator's socket")
-    record, _, _ = _order_for(ask, desk.host)
+    record, _, _ = order_for(ask, desk.host)
     # It may hold data: who looked is told before it is shown.
     desk.host.ports.ledger.record_event(
         "log.read", desk.host.ports.now(), order_id=record.id, values={"uid": ask.uid}
@@ -169,7 +171,7 @@ def get_openapi(_ask: Ask, desk: Desk) -> Response:
 # ------------------------------------------------------------------ who may read what
 
 
-def _order_for(ask: Ask, host: Host) -> tuple[OrderRecord, tuple[Job, ...], tuple[SignedReceipt, ...]]:
+def order_for(ask: Ask, host: Host) -> tuple[OrderRecord, tuple[Job, ...], tuple[SignedReceipt, ...]]:
     """The order that the path names, when the caller may read it. Raises: NotFound, NotYours."""
     ledger = host.ports.ledger
     record = ledger.order(ask.order_id)
@@ -205,7 +207,10 @@ def _views(jobs: Sequence[Job], host: Host) -> tuple[JobView, ...]:
     """The jobs, each with the timings of the receipt at its place."""
     found = host.ports.ledger.receipts_at((job.order, job.position) for job in jobs)
     own = {(signed.receipt.order, signed.receipt.position): signed for signed in found}
+    now = doing(jobs, host.ports.progress, host.ports.now())
     return tuple(
-        view_job(job, [own[job.order, job.position]] if (job.order, job.position) in own else ())
+        view_job(
+            job, [own[job.order, job.position]] if (job.order, job.position) in own else (), now.get(job.id)
+        )
         for job in jobs
     )

@@ -45,6 +45,7 @@ SIGNED = (
     errors.LedgerUnavailable,
     errors.LedgerFull,
 )
+STREAMING = (errors.TooManyStreams, errors.Draining)
 READING = (errors.BadQuery, errors.NotFound, errors.NotYours)
 INTAKE = (
     errors.BadQuery,
@@ -134,6 +135,8 @@ def errors_of(row: Row) -> tuple[type[AgentError], ...]:
         may += READING
     if row.who is Who.AGENTS:
         may += HANDOFF
+    if row.is_stream:
+        may += STREAMING
     return may
 
 
@@ -166,7 +169,7 @@ def _operation(row: Row, schemas: dict[type, dict[str, Any]]) -> dict[str, Any]:
 def _successes(row: Row, schemas: dict[type, dict[str, Any]]) -> dict[str, Any]:
     answers: dict[str, Any] = {}
     for status, kind in row.gives.items():
-        media_type = "text/plain" if kind is str else JSON_TYPE
+        media_type = row.media_type or ("text/plain" if kind is str else JSON_TYPE)
         answers[str(status)] = {
             "description": HTTPStatus(status).phrase,
             "content": {media_type: {"schema": schemas[kind]}},

@@ -1,8 +1,8 @@
 """The table of routes: one line each, read by both doors and by /openapi.json.
 
 The network's door asks for a signature on every route but those for anybody; the operator's Unix socket serves the same
-routes to whoever may open it. Not here yet, though docs/contracts/http.md names them: server-sent events,
-the status page, the routes of the 2017 orchestrators.
+routes to whoever may open it. Not here yet, though docs/contracts/http.md names them: the status page, the routes
+of the 2017 orchestrators.
 """
 
 from collections.abc import Collection, Iterable
@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from agent.api import cancelling, controlling, deliveries, handlers, rulings
+from agent.api import cancelling, controlling, deliveries, events, handlers, rulings
 from agent.api.ask import Ask, Unsigned
 from agent.api.desk import Desk
 from agent.api.metrics import ROUTE, Metered
@@ -21,7 +21,7 @@ from agent.api.openapi import openapi_document
 from agent.api.operator import operated
 from agent.api.problems import problem_app
 from agent.api.signed_requests import Call, Endpoint, Guard, signed
-from agent.api.table import Row, Who, get, post
+from agent.api.table import STREAM_TYPE, Row, Who, get, post
 from agent.api.views import (
     CancellationView,
     ControlView,
@@ -55,6 +55,9 @@ TABLE: tuple[Row, ...] = (
     get("/v1/orders", handlers.get_orders, Who.READERS, JobPage, query=handlers.OrdersQuery),
     get("/v1/orders/{id}", handlers.get_order, Who.READERS, OrderView, signs_answer=True),
     get("/v1/orders/{id}/receipts", handlers.get_receipts, Who.READERS, HandoffBody, signs_answer=True),
+    get("/v1/orders/{id}/events", events.get_order_events, Who.READERS, str, query=events.OrderEventsQuery,
+        media_type=STREAM_TYPE),
+    get("/v1/events", events.get_events, Who.OPERATOR, str, query=events.EventsQuery, media_type=STREAM_TYPE),
     get("/v1/orders/{id}/log", handlers.get_log, Who.OPERATOR, LogView),
     post("/v1/cancellations", cancelling.post_cancellation, Who.CANCELLERS, WireEnvelope, CANCELLATION_BODY,
          CancellationView, signs_answer=True),

@@ -43,6 +43,7 @@ MAX_CONNECTIONS = 512
 
 PEER = struct.Struct("3i")  # pid, uid, gid: the kernel's struct ucred
 PEER_UID = "peer_uid"
+CUT = "dc_compute.cut"  # key of the state under which an application finds what cuts its connection
 
 
 def server_tls(certificate: Path, private_key: Path) -> ssl.SSLContext:
@@ -193,7 +194,8 @@ class _ImpatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        self.app_state = {**self.app_state, PEER_UID: peer_uid(transport.get_extra_info("socket"))}
+        uid = peer_uid(transport.get_extra_info("socket"))
+        self.app_state = {**self.app_state, PEER_UID: uid, CUT: self._cut}
         self._head_timer = self.loop.call_later(HEAD_S, transport.abort)
 
     def data_received(self, data: bytes) -> None:

@@ -68,6 +68,7 @@ def serving_host(settings: Settings, host: Host) -> Iterator[str]:
         tls = server_tls(told.tls_cert, told.tls_key)
         url = doors.enter_context(serving(network_app(desk, names), network, tls=tls))
         doors.enter_context(serving(operator_app(desk), operator, tls=None))
+        doors.callback(desk.feed.close)  # before the doors close: a stream would hold up the stop
         log.info(
             "api.started", agent=host.me, url=url, names=sorted(names), operator=str(told.operator_socket)
         )
