@@ -26,6 +26,7 @@ from agent.pipeline.host import Context, Host
 from agent.pipeline.journal import RUN, Journal
 from agent.pipeline.outputs import Performance, read_performance, take, take_file
 from agent.pipeline.workspace import PutOff, Workspace, add_pred, output_bytes_needed
+from agent.ports.progress import Meter
 from agent.ports.runtime import Mount, Run, RunKind, RunOutcome, RunSpec, Runtime
 from agent.trust.job_log import seal_log
 
@@ -54,13 +55,19 @@ class Results:
 
 
 def run_task(
-    context: Context, inputs: Inputs, space: Workspace, runs: Runs, journal: Journal, host: Host
+    context: Context,
+    inputs: Inputs,
+    space: Workspace,
+    runs: Runs,
+    journal: Journal,
+    meter: Meter,
+    host: Host,
 ) -> Results:
     """Run the task's containers; `runs` is filled as they end, also when one fails.
 
     Raises: JobFailed, BadOutput, BadImage, CageNotApplied, RuntimeUnavailable, ContainerLost, LostRace.
     """
-    stage = _Stage(context, inputs, space, runs, journal, host)
+    stage = _Stage(context, inputs, space, runs, journal, meter, host)
     match context.task.kind:
         case TaskKind.LEARN:
             return _learn(stage)
@@ -81,6 +88,7 @@ class _Stage:
     space: Workspace
     runs: Runs
     journal: Journal
+    meter: Meter
     host: Host
 
     @property
@@ -186,6 +194,8 @@ def _run(
     )
     outcome = stage.journal.outcome(RUN + name, RunOutcome)
     if outcome is None:
+        began = stage.journal.begun_at(RUN + name)
+        stage.meter.begin("run", name, limit_s=spec.ceilings.wall_s, since=began)
         outcome = _outcome(stage, name, role, spec)
     else:
         with suppress(RuntimeUnavailable):  # its worker may have died before this; else the sweep does it

@@ -10,7 +10,7 @@ here and there, so it counts as "not available" and is tried again.
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -94,9 +94,9 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What a request carries: bytes, or an open file with the digest of its content. `digest` is the Content-Digest field."""
+    """What a request carries: bytes, an open file, or its pieces. `digest` is the Content-Digest field over all of it."""
 
-    content: bytes | BinaryIO
+    content: bytes | BinaryIO | Iterable[bytes]
     length: int
     digest: str
     media_type: str

@@ -43,8 +43,9 @@ class Meter(Protocol):
         *,
         total: int | None = None,
         limit_s: int | None = None,
+        since: datetime | None = None,
     ) -> None:
-        """Another phase or step begins; `total` bytes are to be moved in it."""
+        """Another phase or step begins, or began at `since` under another worker; `total` bytes are to be moved in it."""
         ...
 
     def grows(self, path: Path) -> None:
@@ -78,6 +79,7 @@ class NoMeter:
         *,
         total: int | None = None,
         limit_s: int | None = None,
+        since: datetime | None = None,
     ) -> None:
         """Nothing."""
 

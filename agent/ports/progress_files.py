@@ -133,12 +133,19 @@ class _FileMeter:
         *,
         total: int | None = None,
         limit_s: int | None = None,
+        since: datetime | None = None,
     ) -> None:
         """As the protocol says."""
         self._grows = None
         done = None if total is None else 0
         self._told = replace(
-            self._told, phase=phase, step=step, since=self._now(), done=done, total=total, limit_s=limit_s
+            self._told,
+            phase=phase,
+            step=step,
+            since=since or self._now(),
+            done=done,
+            total=total,
+            limit_s=limit_s,
         )
 
     def grows(self, path: Path) -> None:

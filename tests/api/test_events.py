@@ -176,7 +176,8 @@ def test_who_comes_again_goes_on_behind_what_it_has(studio: Studio) -> None:
 
     writer = threading.Thread(target=write)
     writer.start()
-    seen, last = [], "0"
+    seen: list[int] = []
+    last = "0"
     while len(seen) < total + 1:
         with studio.operator(studio.path(), {"Last-Event-ID": last}) as stream:
             for _ in range(min(17, total + 1 - len(seen))):
@@ -202,7 +203,7 @@ def test_a_number_that_this_ledger_never_reached_begins_with_the_restore(studio:
 @pytest.mark.parametrize("last", ["x", "-1", "1e3", "9" * 40, "٣"])
 def test_what_is_no_number_of_an_event_is_refused(studio: Studio, last: str) -> None:
     with studio.client("operator") as client:
-        answer = client.get(ALL_OF_HOST, headers={"Last-Event-ID": last.encode()})
+        answer = client.get(ALL_OF_HOST, headers={b"Last-Event-ID": last.encode()})
 
     assert (answer.status_code, answer.json()["code"]) == (400, "bad-query")
 
