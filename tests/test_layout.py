@@ -98,6 +98,7 @@ DOORS = {
     "huey": ["agent/ports/broker_huey*.py", "agent/worker.py"],
     "sqlalchemy": LEDGER_ON_SQL,
     "alembic": LEDGER_ON_SQL,
+    "httpx_sse": ["agent/ports/client_https.py"],
     "httpx": ["agent/ports/*_*.py", "agent/ports/https.py", "agent/devkit/*"],
     "typer": ["agent/cli*"],
     "rich": ["agent/cli*", "agent/devkit/demo/*"],

@@ -193,6 +193,17 @@ class HttpsClient:
         with self._sent(peer, "GET", target, body=None, headers=headers, is_transfer=True) as (_, response):
             yield Stream(response.status_code, response.headers, response.iter_raw())
 
+    @contextmanager
+    def reading(
+        self, peer: Peer, target: str, headers: Mapping[str, str], *, silence_s: float
+    ) -> Iterator[httpx.Response]:
+        """GET an answer that goes on while something comes every `silence_s`. Raises: `peer.unavailable`, also while reading."""
+        sent = self._sent(
+            peer, "GET", target, body=None, headers=headers, is_transfer=True, silence_s=silence_s
+        )
+        with sent as (_, response):
+            yield response
+
     def check_health(self, peer: Peer) -> datetime | None:
         """Ask for /health, unsigned. The time there to the second; None when the answer tells none.
 
@@ -259,6 +270,7 @@ class HttpsClient:
         body: Body | None,
         headers: Mapping[str, str],
         is_transfer: bool,
+        silence_s: float | None = None,
     ) -> Iterator[tuple[HttpRequest, httpx.Response]]:
         total_s = self.timeouts.transfer_s if is_transfer else self.timeouts.total_s
         with _translated(peer), _deadline(total_s):
@@ -269,6 +281,8 @@ class HttpsClient:
                 content=None if body is None else body.content,
                 headers={**headers, **({} if body is None else _fields_of(body))},
             )
+            if silence_s is not None:
+                request.extensions["timeout"] = {**request.extensions["timeout"], "read": silence_s}
             signed = self._sign(request, has_body=body is not None)
             response = client.send(request, stream=True)
             try:
