@@ -190,17 +190,15 @@ class HttpsClient:
     @contextmanager
     def stream(self, peer: Peer, target: str, headers: Mapping[str, str]) -> Iterator[Stream]:
         """GET with the answer's body still to be read, inside the block. Raises: `peer.unavailable`, also while reading."""
-        with self._sent(peer, "GET", target, body=None, headers=headers, is_transfer=True) as (_, response):
+        with self._sent(peer, "GET", target, headers=headers, is_transfer=True) as (_, response):
             yield Stream(response.status_code, response.headers, response.iter_raw())
 
     @contextmanager
     def reading(
-        self, peer: Peer, target: str, headers: Mapping[str, str], *, silence_s: float
+        self, peer: Peer, target: str, headers: Mapping[str, str], silence_s: float
     ) -> Iterator[httpx.Response]:
-        """GET an answer that goes on while something comes every `silence_s`. Raises: `peer.unavailable`, also while reading."""
-        sent = self._sent(
-            peer, "GET", target, body=None, headers=headers, is_transfer=True, silence_s=silence_s
-        )
+        """GET an answer that says something at least every `silence_s`. Raises: `peer.unavailable`, also while reading."""
+        sent = self._sent(peer, "GET", target, headers=headers, is_transfer=True, silence_s=silence_s)
         with sent as (_, response):
             yield response
 
@@ -267,7 +265,7 @@ class HttpsClient:
         method: str,
         target: str,
         *,
-        body: Body | None,
+        body: Body | None = None,
         headers: Mapping[str, str],
         is_transfer: bool,
         silence_s: float | None = None,
