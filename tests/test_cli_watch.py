@@ -48,7 +48,9 @@ class Reader:
         last: str | None = None
         while not self._is_over.is_set():
             with suppress(AgentUnreachable), self._client.events(self._target, last) as events:
-                assert not isinstance(events, ApiAnswer), events
+                if isinstance(events, ApiAnswer):
+                    assert events.status == 503, events  # the service stops
+                    continue
                 self.opened += 1
                 for event in events:
                     last = event.id or last

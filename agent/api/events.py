@@ -79,6 +79,14 @@ class EventView(Struct, frozen=True, kw_only=True):
     values: dict[str, Plain]
 
 
+class ServerEvent(Struct, frozen=True, kw_only=True):
+    """One event as it stands in the stream. `data` is JSON: an EventView, a DoingView (`progress`) or an EndedView."""
+
+    event: str
+    data: Annotated[str, Meta(extra_json_schema={"contentMediaType": "application/json"})]
+    id: str = ""
+
+
 class EndedView(Struct, frozen=True, kw_only=True):
     """That an order is over, as far as this host can tell: done, or lost (failed, cancelled or expired)."""
 

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from agent import __version__, errors
+from agent.api.events import DoingView, EndedView, EventView
 from agent.api.problems import PROBLEM_TYPE, Problem
 from agent.api.signed_requests import JSON_TYPE
 from agent.api.table import Row, Who
@@ -28,6 +29,8 @@ PAYLOADS: tuple[type[Struct], ...] = (
     Cancellation,
     Statement,
 )  # what the envelopes of the bodies hold
+
+EVENTS: tuple[type[Struct], ...] = (EventView, DoingView, EndedView)  # what the data of streams hold
 
 # Which errors a route may answer with, by what it does; the rest follows from the classes.
 ALWAYS: tuple[type[AgentError], ...] = (AgentError,)
@@ -142,7 +145,7 @@ def errors_of(row: Row) -> tuple[type[AgentError], ...]:
 
 def _schemas(table: Sequence[Row]) -> tuple[dict[type, dict[str, Any]], dict[str, Any]]:
     """The schema of each type that stands in a body, and the components they share."""
-    kinds: list[type] = [Problem, *PAYLOADS]
+    kinds: list[type] = [Problem, *PAYLOADS, *EVENTS]
     for row in table:
         kinds += [kind for kind in (row.takes, *row.gives.values()) if kind is not None and kind not in kinds]
     schemas, components = msgspec.json.schema_components(kinds, ref_template=REFERENCE)

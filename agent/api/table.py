@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
 from msgspec import Struct
@@ -69,10 +70,18 @@ def get(
     query: type[Struct] | None = None,
     signs_answer: bool = False,
     media_type: str | None = None,
+    also: Mapping[int, Any] = MappingProxyType({}),
 ) -> Row:
-    """A route that reads."""
+    """A route that reads. `also`: other statuses whose answers are no problem documents."""
     return Row(
-        "GET", path, handle, who, {200: gives}, query=query, signs_answer=signs_answer, media_type=media_type
+        "GET",
+        path,
+        handle,
+        who,
+        {200: gives, **also},
+        query=query,
+        signs_answer=signs_answer,
+        media_type=media_type,
     )
 
 
