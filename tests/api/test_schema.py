@@ -53,6 +53,7 @@ class Signed(AuthBase):
         parts = urlsplit(request.url or "")
         target = parts.path + (f"?{parts.query}" if parts.query else "")
         body = request.body.encode() if isinstance(request.body, str) else request.body
+        assert body is None or isinstance(body, bytes)
         for name in ("Content-Length", "Transfer-Encoding", "Content-Type"):
             request.headers.pop(name, None)
         now = self._house.clock()
