@@ -350,17 +350,10 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
         peers = HttpsPeers(identity, timeouts)
         doors.callback(peers.close)
         runtime = make_runtime(settings, key.keyid)
+        hands = FlockHands(settings.paths.hands)
+        progress = FileProgress(settings.workspace.root / "progress", clock)
         ports = Ports(
-            ledger,
-            broker,
-            storage,
-            orchestrators,
-            peers,
-            runtime,
-            TarImages(),
-            clock,
-            FlockHands(settings.paths.hands),
-            FileProgress(settings.workspace.root / "progress", clock),
+            ledger, broker, storage, orchestrators, peers, runtime, TarImages(), clock, hands, progress
         )
         if faults is not None:
             ports = faults.ports(ports)
