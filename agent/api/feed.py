@@ -123,6 +123,12 @@ class Feed:
         with self._lock:
             return sum(self._places.values())
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether somebody listens."""
+        with self._lock:
+            return bool(self._listeners)
+
     def take_place(self, reader: KeyId | None) -> None:
         """A place for one more stream of this reader; None is the operator. Raises: TooManyStreams, Draining."""
         if self._closed.is_set():

@@ -357,7 +357,10 @@ def test_no_stream_begins_while_the_service_stops(studio: Studio) -> None:
 
 def test_a_ledger_that_is_away_ends_what_begins_and_is_waited_for_by_what_runs(studio: Studio) -> None:
     ledger = studio.house.ledger
-    with studio.operator(ALL_OF_HOST) as stream:
+    studio.receive("before")
+    with studio.operator(f"{ALL_OF_HOST}?after=0") as stream:
+        stream.next("job.received")
+        wait_for(lambda: studio.house.desk.feed.is_watching, "the watcher", timeout_s=SOON_S)
         ledger.is_broken = True
         with studio.client("operator") as client:
             answer = client.get(ALL_OF_HOST)
