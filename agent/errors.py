@@ -510,6 +510,12 @@ class QueueFull(OutsideError):
     advice = "Send it again after the seconds in Retry-After."
 
 
+class TooManyStreams(OutsideError):
+    code = "too-many-streams"
+    status = 429
+    advice = "Close streams that nobody reads, or ask again after the seconds in Retry-After."
+
+
 class Draining(OutsideError):
     code = "draining"
     advice = "The host's operator empties it for a while: send it again after the seconds in Retry-After."

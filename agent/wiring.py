@@ -335,6 +335,7 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
     from agent.ports.ledger_sqlalchemy import open_ledger
     from agent.ports.orchestrators_https import HttpsOrchestrators
     from agent.ports.peers_https import HttpsPeers
+    from agent.ports.progress_files import FileProgress
     from agent.ports.storage_https import HttpsStorage
 
     key = SigningKey.load(settings.identity.key)
@@ -359,16 +360,10 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
         peers = HttpsPeers(identity, timeouts)
         doors.callback(peers.close)
         runtime = make_runtime(settings, key.keyid)
+        hands = FlockHands(settings.paths.hands)
+        progress = FileProgress(settings.workspace.root / "progress", clock)
         ports = Ports(
-            ledger,
-            broker,
-            storage,
-            orchestrators,
-            peers,
-            runtime,
-            TarImages(),
-            clock,
-            FlockHands(settings.paths.hands),
+            ledger, broker, storage, orchestrators, peers, runtime, TarImages(), clock, hands, progress
         )
         if faults is not None:
             ports = faults.ports(ports)

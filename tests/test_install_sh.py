@@ -216,7 +216,9 @@ def test_a_lock_pins_each_package_by_hash_and_names_no_host(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["requirements.lock", ".ci/build.lock"])
 def test_what_a_host_runs_is_what_the_tests_ran_on(name: str) -> None:
-    assert locked(name) <= locked("requirements-dev.lock")
+    assert {line.split(" ")[0] for line in locked(name)} <= {
+        line.split(" ")[0] for line in locked("requirements-dev.lock")
+    }  # a marker of another system may be narrower for a host
 
 
 def test_every_dependency_is_locked() -> None:

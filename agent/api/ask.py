@@ -30,7 +30,8 @@ class Ask:
     """One request. `caller` is who signed it; the operator and strangers sign nothing.
 
     `uid`: the user at the other end of the operator's socket; None where the kernel does not tell. `trace`: the one that
-    the caller gave and signed; the operator signs nothing.
+    the caller gave and signed; the operator signs nothing. `last_event_id`: of the stream that this request takes up again;
+    nobody signs it, and it only says where to begin.
     """
 
     caller: VerifiedRequest | Unsigned
@@ -39,6 +40,7 @@ class Ask:
     body: bytes = b""
     uid: int | None = None
     trace: TraceId | None = None
+    last_event_id: str | None = None
 
     @classmethod
     def of(cls, caller: VerifiedRequest | Unsigned, request: Request, body: bytes = b"") -> "Ask":
@@ -46,7 +48,8 @@ class Ask:
         path = {name: str(value) for name, value in request.path_params.items()}
         uid = request.scope.get("state", {}).get("peer_uid")
         query = tuple(request.query_params.multi_items())
-        return cls(caller, path, query, body, uid, _trace(caller, request))
+        last = request.headers.get("last-event-id")
+        return cls(caller, path, query, body, uid, _trace(caller, request), last)
 
     @property
     def is_operator(self) -> bool:

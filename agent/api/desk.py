@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from agent.api.feed import Feed
 from agent.api.metrics import Metrics
 from agent.api.page.site import PageFiles, Site
 from agent.api.readiness import Watchman
@@ -19,10 +20,12 @@ class Desk:
     metrics: Metrics = field(init=False)
     watchman: Watchman = field(init=False)
     refusals: Refusals = field(init=False)
+    feed: Feed = field(init=False)
     site: Site = field(init=False)
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.begun_with)
+        self.feed = Feed(self.host.ports.ledger, self.host.ports.progress.read)
         self.watchman = Watchman(self.begun_with)
         self.refusals = Refusals(self.host.ports.ledger, self.host.ports.now, self.metrics)
         self.site = Site(lambda: self.host, self.watchman, self.files)

@@ -4,7 +4,7 @@ raise is answered as a problem document.
 Who may call a route at all stands in `routes.py`; who may read which order is decided here.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -13,6 +13,7 @@ from starlette.responses import Response
 from agent import __version__
 from agent.api.ask import Ask, no_query
 from agent.api.desk import Desk
+from agent.api.doing import doing
 from agent.api.problems import json_answer
 from agent.api.readiness import for_strangers
 from agent.api.signed_requests import JSON_TYPE
@@ -99,8 +100,11 @@ def get_orders(ask: Ask, desk: Desk) -> Response:
     """A page of jobs that the caller may see, newest first."""
     query, host, signer = ask.query_as(OrdersQuery), desk.host, ask.signer
     if signer is not None and signer.role is Role.AGENT:
-        mine = tuple(_jobs_with(signer.keyid, query, host))
-        return json_answer(JobPage(_views(mine[: query.limit], host), None))
+        among = JobQuery(
+            states=frozenset(query.state), order_id=query.order, after=query.after, limit=query.limit
+        )
+        mine = host.ports.ledger.jobs_with(host.roster.keys_of(signer.keyid), among, SCANNED)
+        return json_answer(JobPage(_views(mine, host), None))
     asked = JobQuery(
         states=frozenset(query.state),
         order_id=query.order,
@@ -116,15 +120,16 @@ def get_orders(ask: Ask, desk: Desk) -> Response:
 def get_order(ask: Ask, desk: Desk) -> Response:
     """One order: its chain, and its jobs here."""
     no_query(ask)
-    record, jobs, receipts = _order_for(ask, desk.host)
+    record, jobs, receipts = order_for(ask, desk.host)
     signed = signed_order(record)
-    return json_answer(view_order(record, signed, jobs, receipts, desk.host.me))
+    now = doing(jobs, desk.host.ports.progress, desk.host.ports.now())
+    return json_answer(view_order(record, signed, jobs, receipts, desk.host.me, now))
 
 
 def get_receipts(ask: Ask, desk: Desk) -> Response:
     """The envelopes of an order and its receipts; an agent that signed one of them is shown those up to its own last one."""
     no_query(ask)
-    record, _, receipts = _order_for(ask, desk.host)
+    record, _, receipts = order_for(ask, desk.host)
     if ask.signer is not None and ask.signer.keyid != record.signer:
         receipts = _up_to_own(desk.host.roster.keys_of(ask.signer.keyid), receipts)
     return Response(view_receipts(record, receipts), 200, {"Cache-Control": "no-store"}, JSON_TYPE)
@@ -135,7 +140,7 @@ def get_log(ask: Ask, desk: Desk) -> Response:
     no_query(ask)
     if not ask.is_operator:
         raise NotYours("a job's log may carry data: it stays on the operator's socket")
-    record, _, _ = _order_for(ask, desk.host)
+    record, _, _ = order_for(ask, desk.host)
     # It may hold data: who looked is told before it is shown.
     desk.host.ports.ledger.record_event(
         "log.read", desk.host.ports.now(), order_id=record.id, values={"uid": ask.uid}
@@ -168,7 +173,7 @@ def get_openapi(_ask: Ask, desk: Desk) -> Response:
 # ------------------------------------------------------------------ who may read what
 
 
-def _order_for(ask: Ask, host: Host) -> tuple[OrderRecord, tuple[Job, ...], tuple[SignedReceipt, ...]]:
+def order_for(ask: Ask, host: Host) -> tuple[OrderRecord, tuple[Job, ...], tuple[SignedReceipt, ...]]:
     """The order that the path names, when the caller may read it. Raises: NotFound, NotYours."""
     ledger = host.ports.ledger
     record = ledger.order(ask.order_id)
@@ -200,20 +205,14 @@ def _may_read(
     return not chain.isdisjoint(who)
 
 
-def _jobs_with(agent: KeyId, query: OrdersQuery, host: Host) -> Iterator[Job]:
-    """The jobs of orders in whose chain this agent stands, among the newest ones."""
-    ledger, keys = host.ports.ledger, host.roster.keys_of(agent)
-    asked = JobQuery(states=frozenset(query.state), order_id=query.order, after=query.after, limit=SCANNED)
-    readable: dict[str, bool] = {}
-    for job in ledger.jobs(asked):
-        if job.order_id not in readable:
-            record = ledger.order(job.order_id)
-            jobs = ledger.jobs(JobQuery(order_id=record.id, limit=MAX_TASKS))
-            readable[job.order_id] = _may_read(keys, record, jobs, ledger.receipts(record.digest))
-        if readable[job.order_id]:
-            yield job
-
-
 def _views(jobs: Sequence[Job], host: Host) -> tuple[JobView, ...]:
-    receipts = {order: host.ports.ledger.receipts(order) for order in {job.order for job in jobs}}
-    return tuple(view_job(job, receipts[job.order]) for job in jobs)
+    """The jobs, each with the timings of the receipt at its place."""
+    found = host.ports.ledger.receipts_at((job.order, job.position) for job in jobs)
+    own = {(signed.receipt.order, signed.receipt.position): signed for signed in found}
+    now = doing(jobs, host.ports.progress, host.ports.now())
+    return tuple(
+        view_job(
+            job, [own[job.order, job.position]] if (job.order, job.position) in own else (), now.get(job.id)
+        )
+        for job in jobs
+    )

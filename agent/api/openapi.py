@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from agent import __version__, errors
+from agent.api.events import DoingView, EndedView, EventView
 from agent.api.problems import PROBLEM_TYPE, Problem
 from agent.api.signed_requests import JSON_TYPE
 from agent.api.table import Row, Who
@@ -29,6 +30,8 @@ PAYLOADS: tuple[type[Struct], ...] = (
     Statement,
 )  # what the envelopes of the bodies hold
 
+EVENTS: tuple[type[Struct], ...] = (EventView, DoingView, EndedView)  # what the data of streams hold
+
 # Which errors a route may answer with, by what it does; the rest follows from the classes.
 ALWAYS: tuple[type[AgentError], ...] = (AgentError,)
 SIGNED = (
@@ -45,6 +48,7 @@ SIGNED = (
     errors.LedgerUnavailable,
     errors.LedgerFull,
 )
+STREAMING = (errors.TooManyStreams, errors.Draining)
 READING = (errors.BadQuery, errors.NotFound, errors.NotYours)
 INTAKE = (
     errors.BadQuery,
@@ -134,12 +138,14 @@ def errors_of(row: Row) -> tuple[type[AgentError], ...]:
         may += READING
     if row.who is Who.AGENTS:
         may += HANDOFF
+    if row.is_stream:
+        may += STREAMING
     return may
 
 
 def _schemas(table: Sequence[Row]) -> tuple[dict[type, dict[str, Any]], dict[str, Any]]:
     """The schema of each type that stands in a body, and the components they share."""
-    kinds: list[type] = [Problem, *PAYLOADS]
+    kinds: list[type] = [Problem, *PAYLOADS, *EVENTS]
     for row in table:
         kinds += [kind for kind in (row.takes, *row.gives.values()) if kind is not None and kind not in kinds]
     schemas, components = msgspec.json.schema_components(kinds, ref_template=REFERENCE)
@@ -166,7 +172,7 @@ def _operation(row: Row, schemas: dict[type, dict[str, Any]]) -> dict[str, Any]:
 def _successes(row: Row, schemas: dict[type, dict[str, Any]]) -> dict[str, Any]:
     answers: dict[str, Any] = {}
     for status, kind in row.gives.items():
-        media_type = "text/plain" if kind is str else JSON_TYPE
+        media_type = row.media_type or ("text/plain" if kind is str else JSON_TYPE)
         answers[str(status)] = {
             "description": HTTPStatus(status).phrase,
             "content": {media_type: {"schema": schemas[kind]}},

@@ -1,9 +1,8 @@
 """The table of routes: one line each, read by both doors and by /openapi.json.
 
 The network's door asks for a signature on every route but those for anybody; the operator's Unix socket serves the same
-routes to whoever may open it. The status page has routes of its own
-(`page/site.py`), which the network's door does not serve. Not here yet, though docs/contracts/http.md names them:
-server-sent events, the routes of the 2017 orchestrators.
+routes to whoever may open it. The status page has routes of its own (`page/site.py`), which the network's door does not serve.
+Not here yet, though docs/contracts/http.md names them: the routes of the 2017 orchestrators.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -14,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from agent.api import cancelling, controlling, deliveries, handlers, rulings, services
+from agent.api import cancelling, controlling, deliveries, events, handlers, rulings, services
 from agent.api.ask import Ask, Unsigned
 from agent.api.desk import Desk
 from agent.api.metrics import ROUTE, Metered
@@ -23,7 +22,7 @@ from agent.api.operator import operated, refuse_browser
 from agent.api.page.site import PageFiles
 from agent.api.problems import problem_app
 from agent.api.signed_requests import Call, Endpoint, Guard, signed
-from agent.api.table import Row, Who, get, post
+from agent.api.table import STREAM_TYPE, Row, Who, get, post
 from agent.api.views import (
     CancellationView,
     ControlView,
@@ -57,6 +56,9 @@ TABLE: tuple[Row, ...] = (
     get("/v1/orders", handlers.get_orders, Who.READERS, JobPage, query=handlers.OrdersQuery),
     get("/v1/orders/{id}", handlers.get_order, Who.READERS, OrderView, signs_answer=True),
     get("/v1/orders/{id}/receipts", handlers.get_receipts, Who.READERS, HandoffBody, signs_answer=True),
+    get("/v1/orders/{id}/events", events.get_order_events, Who.READERS, events.ServerEvent, query=events.OrderEventsQuery,
+        media_type=STREAM_TYPE),
+    get("/v1/events", events.get_events, Who.OPERATOR, events.ServerEvent, query=events.EventsQuery, media_type=STREAM_TYPE),
     get("/v1/orders/{id}/log", handlers.get_log, Who.OPERATOR, LogView),
     post("/v1/cancellations", cancelling.post_cancellation, Who.CANCELLERS, WireEnvelope, CANCELLATION_BODY,
          CancellationView, signs_answer=True),
@@ -74,7 +76,7 @@ TABLE: tuple[Row, ...] = (
          DeliveryView),
     get("/v1/services", services.get_services, Who.OPERATOR, services.ServicesView),
     get("/health", handlers.get_health, Who.ANYBODY, Health),
-    get("/ready", handlers.get_ready, Who.ANYBODY, Readiness),
+    get("/ready", handlers.get_ready, Who.ANYBODY, Readiness, also={503: Readiness}),
     get("/metrics", handlers.get_metrics, Who.ANYBODY, str),
     get("/openapi.json", handlers.get_openapi, Who.ANYBODY, dict),
 )  # fmt: skip

@@ -45,6 +45,7 @@ MAX_CONNECTIONS = 512
 PEER = struct.Struct("3i")  # pid, uid, gid: the kernel's struct ucred
 PEER_UID = "peer_uid"
 PEER_NAME = "peer_name"
+CUT = "dc_compute.cut"  # key of the state under which an application finds what cuts its connection
 
 
 def server_tls(certificate: Path, private_key: Path) -> ssl.SSLContext:
@@ -244,6 +245,7 @@ class _ImpatientProtocol(H11Protocol):
             **self.app_state,
             PEER_UID: peer_uid(transport.get_extra_info("socket")),
             PEER_NAME: peer_name(transport.get_extra_info("peercert")),
+            CUT: self._cut,
         }
         self._head_timer = self.loop.call_later(HEAD_S, transport.abort)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
 from msgspec import Struct
@@ -11,6 +12,8 @@ from starlette.responses import Response
 from agent.api.ask import Ask
 from agent.api.desk import Desk
 from agent.trust.roster import Role
+
+STREAM_TYPE = "text/event-stream"
 
 Handle = Callable[[Ask, Desk], Response]
 
@@ -45,11 +48,17 @@ class Row:
     limit_bytes: int = 0
     query: type[Struct] | None = None
     signs_answer: bool = False
+    media_type: str | None = None  # of a success that is no JSON document
 
     @property
     def is_signed(self) -> bool:
         """Whether the network's door asks for a signature."""
         return self.who is not Who.ANYBODY
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether a success goes on until somebody ends it."""
+        return self.media_type == STREAM_TYPE
 
 
 def get(
@@ -60,9 +69,20 @@ def get(
     *,
     query: type[Struct] | None = None,
     signs_answer: bool = False,
+    media_type: str | None = None,
+    also: Mapping[int, Any] = MappingProxyType({}),
 ) -> Row:
-    """A route that reads."""
-    return Row("GET", path, handle, who, {200: gives}, query=query, signs_answer=signs_answer)
+    """A route that reads. `also`: other statuses whose answers are no problem documents."""
+    return Row(
+        "GET",
+        path,
+        handle,
+        who,
+        {200: gives, **also},
+        query=query,
+        signs_answer=signs_answer,
+        media_type=media_type,
+    )
 
 
 def post(

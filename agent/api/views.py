@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Raw, Struct
 from msgspec.structs import replace
 
+from agent.api.doing import ProgressView
 from agent.domain.approvals import Ruling
 from agent.domain.chain import Task, TaskKind, plan
 from agent.domain.control import Mode
@@ -33,7 +34,7 @@ class JobView(Struct, frozen=True, kw_only=True):
     """An order's stay at one position on this host.
 
     `attempt`: attempts begun, of `max_attempts`. `phases`: seconds by phase of the attempt that ended. `reason`: why it
-    failed, or why its last attempt was lost. `next_agent`: who goes on with the order.
+    failed, or why its last attempt was lost. `next_agent`: who goes on with the order. `progress`: of a task that runs.
     """
 
     id: JobId
@@ -51,6 +52,7 @@ class JobView(Struct, frozen=True, kw_only=True):
     score: str | None
     next_agent: KeyId | None
     phases: dict[str, float]
+    progress: ProgressView | None = None
 
 
 class TaskView(Struct, frozen=True, kw_only=True):
@@ -247,7 +249,7 @@ class Health(Struct, frozen=True):
 ReceiptsView = HandoffBody  # the order's envelope and its receipts' so far, as a hand-off carries them
 
 
-def view_job(job: Job, receipts: Iterable[SignedReceipt]) -> JobView:
+def view_job(job: Job, receipts: Iterable[SignedReceipt], progress: ProgressView | None = None) -> JobView:
     """The job, with the timings of the receipt that stands at its position."""
     own = next((r.receipt for r in receipts if r.receipt.position == job.position), None)
     return JobView(
@@ -266,6 +268,7 @@ def view_job(job: Job, receipts: Iterable[SignedReceipt]) -> JobView:
         score=job.score,
         next_agent=job.next_agent,
         phases={} if own is None else dict(own.usage.phases),
+        progress=progress,
     )
 
 
@@ -275,8 +278,9 @@ def view_order(
     jobs: Sequence[Job],
     receipts: Sequence[SignedReceipt],
     me: KeyId,
+    doing: Mapping[JobId, ProgressView] | None = None,
 ) -> OrderView:
-    """The order with its whole chain; `me` is the agent of this host."""
+    """The order with its whole chain; `me` is the agent of this host, `doing` what its running tasks are at."""
     here = {job.position: job for job in jobs}
     told = {signed.receipt.position: signed.receipt for signed in receipts}
     agents = _agents(here, told, me)
@@ -294,7 +298,10 @@ def view_order(
         not_before=signed.order.not_before,
         expires=signed.order.expires,
         chain=chain,
-        jobs=tuple(view_job(here[position], receipts) for position in sorted(here)),
+        jobs=tuple(
+            view_job(here[position], receipts, (doing or {}).get(here[position].id))
+            for position in sorted(here)
+        ),
     )
 
 

@@ -1,6 +1,7 @@
 """`submit`, `orders`, `log`, `receipts`: what goes in, and what came of it."""
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -8,6 +9,7 @@ from urllib.parse import urlencode
 import msgspec
 import typer
 
+from agent.api.doing import ProgressView
 from agent.api.views import JobPage, JobView, LogView, OrderView
 from agent.cli.files import make_folder, write_new
 from agent.cli.here import Desk, Here, here_of, read_file
@@ -179,21 +181,37 @@ def order_path(order: str, part: str = "") -> str:
 
 def jobs_table(jobs: tuple[JobView, ...]) -> Any:
     """The table of `orders`."""
+    now = datetime.now(UTC)
     rows = [
         (job.order, job.position, job.kind, job.state, f"{job.attempt}/{job.max_attempts}", short_when(job.changed_at),
-         job.score, job.reason)
+         job.score, job.reason or told_progress(job.progress, now))
         for job in jobs
     ]  # fmt: skip
-    return table(("order", "pos#", "task", "state", "try#", "changed (UTC)", "score#", "reason~"), rows)
+    return table(
+        ("order", "pos#", "task", "state", "try#", "changed (UTC)", "score#", "reason, progress~"), rows
+    )
+
+
+def told_progress(progress: ProgressView | None, now: datetime) -> str:
+    """What a running task is doing, in a few words; what its worker told last, when that is old, is said to be."""
+    if progress is None:
+        return ""
+    words = progress.phase if progress.step is None else f"{progress.phase} {progress.step}"
+    if progress.total:
+        words += f" {min(100, 100 * (progress.done or 0) // progress.total)} %"
+    elif progress.limit_s is not None:
+        words += f" {max(0, (now - progress.since).total_seconds()):.0f} of {progress.limit_s} s"
+    return f"{words} (not heard of since {short_when(progress.at)})" if progress.is_stale else words
 
 
 def chain_table(view: OrderView, names: dict[KeyId, str] | None = None) -> Any:
     """The table of one order's chain. `names`: of agents, instead of the beginning of their key ids."""
-    names = names or {}
+    names, now = names or {}, datetime.now(UTC)
+    doing = {job.position: told_progress(job.progress, now) for job in view.jobs}
     rows = [
         (task.position, task.kind, f"{task.dataset.id[:8]}@{task.dataset.version}", task.state,
          names.get(task.agent, short(task.agent)) if task.agent else "", task.attempt, short_when(task.started),
-         seconds(task.wall_s), task.score, task.reason)
+         seconds(task.wall_s), task.score, task.reason or doing.get(task.position))
         for task in view.chain
     ]  # fmt: skip
     title = f"{view.kind} {view.id} of {short(view.orchestrator)}, until {when(view.expires)} UTC"
@@ -207,7 +225,7 @@ def chain_table(view: OrderView, names: dict[KeyId, str] | None = None) -> Any:
         "started (UTC)",
         "took#",
         "score#",
-        "reason~",
+        "reason, progress~",
     )
     return table(columns, rows, title=title)
 

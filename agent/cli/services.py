@@ -113,6 +113,7 @@ def serving_host(settings: Settings, host: Host, tls: "Sequence[ServedTls]") -> 
                 serving(status_app(desk), listen(name.strip("[]"), int(port)), tls=tls[1].context)
             )
             log.info("status.started", url=shown)
+        doors.callback(desk.feed.close)  # before the doors close: a stream would hold up the stop
         log.info(
             "api.started", agent=host.me, url=url, names=sorted(names()), operator=str(told.operator_socket)
         )

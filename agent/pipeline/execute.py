@@ -39,6 +39,7 @@ from agent.pipeline.workspace import (
     remove_folder,
     workspace,
 )
+from agent.ports.progress import Meter
 from agent.trust.signed import open_order
 
 log = get_logger(__name__)
@@ -59,6 +60,7 @@ class _Attempt:
     context: Context
     work: Work
     journal: Journal
+    meter: Meter
     host: Host
 
 
@@ -67,8 +69,8 @@ def execute(job: Job, host: Host, worker: str) -> None:
     context = _start(context_of(job, host), host, worker)
     if context is not None:
         work = Work(host.ports.now(), Phases())
-        with bound(attempt=context.job.attempt):
-            _see_through(_Attempt(context, work, Journal(context.job, host), host))
+        with bound(attempt=context.job.attempt), host.ports.progress.telling(context.job) as meter:
+            _see_through(_Attempt(context, work, Journal(context.job, host), meter, host))
 
 
 def resume(job: Job, host: Host, worker: str) -> None:
@@ -84,8 +86,8 @@ def resume(job: Job, host: Host, worker: str) -> None:
     known = _known(journal)
     work = Work(job.changed_at, Phases(None if known is None else known.phases))
     log.info("task.taken_over", job=job.id, attempt=job.attempt, claim=job.claim)
-    with bound(attempt=job.attempt):
-        _see_through(_Attempt(context_of(job, host), work, journal, host))
+    with bound(attempt=job.attempt), host.ports.progress.telling(job) as meter:
+        _see_through(_Attempt(context_of(job, host), work, journal, meter, host))
 
 
 def _may_go_on(job: Job, host: Host) -> bool:
@@ -172,6 +174,7 @@ def _require_still_wanted(attempt: _Attempt) -> None:
 
 def _from_the_start(attempt: _Attempt) -> Job:
     context, journal, host, phase = attempt.context, attempt.journal, attempt.host, attempt.work.phases
+    attempt.meter.begin("ask")
     if journal.is_resumed:
         _clear(attempt)
     with phase("ask"):
@@ -195,7 +198,7 @@ def _from_the_start(attempt: _Attempt) -> Job:
         ) as space,
         end_is_recorded_first(),
     ):
-        inputs = fetch(context, info, header, model, space, phase, host)
+        inputs = fetch(context, info, header, model, space, phase, attempt.meter, host)
         taken = Taken(images=inputs.images, next_agent=next_agent, phases=phase.seconds)
         journal.end(INPUTS, taken, told=inputs.told)
         return _to_the_end(attempt, taken, inputs, space)
@@ -233,8 +236,9 @@ def _to_the_end(attempt: _Attempt, taken: Taken, inputs: Inputs, space: Workspac
         if journal.is_resumed and not journal.has_open_run():
             journal.begin(OUTPUT)
         with work.phases("run"):
-            results = run_task(context, inputs, space, work.runs, journal, host)
+            results = run_task(context, inputs, space, work.runs, journal, attempt.meter, host)
         work.phases.at_least("run", sum(outcome.wall_s for outcome in work.runs.outcomes.values()))
+        attempt.meter.begin("pack")
         with work.phases("pack"):
             packed = pack_output(context, results, space, work.phases)
         journal.end(
@@ -244,11 +248,13 @@ def _to_the_end(attempt: _Attempt, taken: Taken, inputs: Inputs, space: Workspac
         work.runs.outcomes.update(journal.ended_runs())
     try:
         with work.phases("publish"):
-            publish(packed, space, host)
+            attempt.meter.begin("upload", packed.output.name, total=packed.output.size)
+            publish(packed, space, attempt.meter, host)
     except AgentError as error:
         if error.is_retried:
             raise PutOff(error) from error  # never trained again because it could not be sent
         raise
+    attempt.meter.begin("attest")
     done = Done(packed.output, packed.score, taken.next_agent)
     told = audit.upload("ended", context.job, packed.output, packed.kind, host)
     job = attest(context, work, done, host, told=[told])

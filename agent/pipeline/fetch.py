@@ -5,6 +5,7 @@ first: what the dataset's owner allows, then images and model, and the orchestra
 orchestrator for a task that could not have run.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +23,7 @@ from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import unpack
 from agent.pipeline.phases import Phases
 from agent.pipeline.workspace import Workspace, add_pred, set_modes, workspace
+from agent.ports.progress import Meter
 from agent.ports.storage import BlobInfo, DatasetInfo
 from agent.trust.seal import Opener, SignedHeader, check_use, parse_header
 from agent.trust.shares import ShareKeyPair, ShareRequest, share_info, unwrap_data_key
@@ -77,6 +79,7 @@ def fetch(
     model: BlobInfo | None,
     space: Workspace,
     phase: Phases,
+    meter: Meter,
     host: Host,
 ) -> Inputs:
     """Everything the task's runs need, in the workspace. Its phases: fetch (images and model), shares, open (the dataset).
@@ -86,14 +89,18 @@ def fetch(
     """
     order, task = context.signed.order, context.task
     with phase("fetch"):
-        images = {role: _image(digest, context, host) for role, digest in images_for(order, task)}
-        model_folder = _model(context, model, space, host)
+        images = {
+            role: _image(role, digest, context, meter, host) for role, digest in images_for(order, task)
+        }
+        model_folder = _model(context, model, space, meter, host)
     require_admitted(context, host)  # images and a model may have taken hours
     with phase("shares"):
+        meter.begin("fetch", "shares")
         data_key = _data_key(context, header, host)
     with phase("open"):
+        meter.begin("open", "dataset", total=info.size)
         data = space.readable(DATA)
-        _open_dataset(info, header, data_key, data / task.dataset.id, space, host)
+        _open_dataset(info, header, data_key, data / task.dataset.id, space, meter, host)
         add_pred(data)
     holders = [holder.keyid for holder in header.header.orchestrators]
     return Inputs(images, data, model_folder, audit.shares("received", context, holders))
@@ -104,7 +111,7 @@ def kept_inputs(images: dict[str, Digest], space: Workspace) -> Inputs:
     return Inputs(images, space.root / DATA, space.root / MODEL)
 
 
-def _image(digest: Digest, context: Context, host: Host) -> Digest:
+def _image(role: str, digest: Digest, context: Context, meter: Meter, host: Host) -> Digest:
     """The digest of an image, loaded. It comes by the spool on disk, where the attempt has a folder of its own too."""
     rules, runtime = host.rules, host.ports.runtime
     if runtime.image(digest) is None:
@@ -112,7 +119,10 @@ def _image(digest: Digest, context: Context, host: Host) -> Digest:
         low = rules.low_disk_bytes
         with workspace(context.job, rules.spool, runtime, reserve_bytes=size, keep_free=low) as spool:
             archive = spool.private("image")
+            meter.begin("fetch", f"{role} image", total=size)
+            meter.grows(archive)
             host.ports.storage.fetch_blob(digest, archive, limit_bytes=size)
+            meter.begin("load", f"{role} image")
             runtime.load(archive, digest)
     return digest
 
@@ -128,13 +138,15 @@ def image_bytes(digest: Digest, host: Host) -> int:
     return size
 
 
-def _model(context: Context, model: BlobInfo | None, space: Workspace, host: Host) -> Path:
+def _model(context: Context, model: BlobInfo | None, space: Workspace, meter: Meter, host: Host) -> Path:
     """The folder of the model the task starts from. Its archive is gone once it is unpacked: both take room."""
     is_learning = context.task.kind is TaskKind.LEARN
     folder = space.writable(MODEL) if is_learning else space.readable(MODEL)
     if model is not None:
         archive = space.private("model.tar")
         near = _maker_of(model.digest, context)
+        meter.begin("fetch", "model", total=model.size)
+        meter.grows(archive)
         host.ports.storage.fetch_blob(model.digest, archive, limit_bytes=model.size, near=near)
         # The host's own ceilings: an order limits what its tasks leave, not what they start from.
         unpack(archive, folder, replace(host.policy.ceilings, output_bytes=max(1, model.size)))
@@ -180,13 +192,19 @@ def _data_key(context: Context, header: SignedHeader, host: Host) -> bytes:
 
 
 def _open_dataset(
-    info: DatasetInfo, header: SignedHeader, data_key: bytes, target: Path, space: Workspace, host: Host
+    info: DatasetInfo,
+    header: SignedHeader,
+    data_key: bytes,
+    target: Path,
+    space: Workspace,
+    meter: Meter,
+    host: Host,
 ) -> None:
     """The dataset's plaintext at `target`, which appears only after its last chunk was verified."""
     partial = space.private("dataset.partial")
     with partial.open("xb") as plain:
         opener = Opener(header, data_key)
-        host.ports.storage.open_dataset(info, OpeningSink(opener, plain))
+        host.ports.storage.open_dataset(info, OpeningSink(opener, plain, meter.moved))
         plain.write(opener.finish())
     partial.chmod(0o644)
     partial.rename(target)
@@ -195,10 +213,10 @@ def _open_dataset(
 class OpeningSink:
     """Takes the sealed file as it is downloaded and writes what opens."""
 
-    def __init__(self, opener: Opener, plain: BinaryIO) -> None:
-        self._opener = opener
-        self._plain = plain
+    def __init__(self, opener: Opener, plain: BinaryIO, moved: Callable[[int], None]) -> None:
+        self._opener, self._plain, self._moved = opener, plain, moved
 
     def write(self, data: bytes) -> int:
         self._plain.write(self._opener.feed(data))
+        self._moved(len(data))
         return len(data)

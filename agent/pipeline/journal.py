@@ -5,6 +5,7 @@ steps and goes through the same lines of `execute.py`: each finds its outcome th
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TypeVar
 
 import msgspec
@@ -60,6 +61,11 @@ class Journal:
     def has_begun(self, name: str) -> bool:
         """Whether a worker before this one began it."""
         return name in self._steps
+
+    def begun_at(self, name: str) -> datetime | None:
+        """When a worker before this one began it; None when none did."""
+        step = self._steps.get(name)
+        return None if step is None else step.begun_at
 
     def outcome(self, name: str, kind: type[S]) -> S | None:
         """What came of it; None when it has not ended. Raises: WorkerLost when nobody can read it any more."""

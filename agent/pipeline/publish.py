@@ -14,6 +14,7 @@ from agent.pipeline.outputs import file_digest, pack
 from agent.pipeline.phases import Phases
 from agent.pipeline.rows import Results
 from agent.pipeline.workspace import Workspace, packed_bytes_needed
+from agent.ports.progress import Meter
 from agent.ports.storage import BlobKind
 
 
@@ -46,9 +47,10 @@ def pack_output(context: Context, results: Results, space: Workspace, phases: Ph
     )
 
 
-def publish(packed: Packed, space: Workspace, host: Host) -> None:
+def publish(packed: Packed, space: Workspace, meter: Meter, host: Host) -> None:
     """Put the output on this node's own storage. The same again is fine. Raises: StorageUnavailable, DigestMismatch."""
-    host.ports.storage.put_blob(packed.output.digest, packed.kind, space.root / packed.file)
+    file = space.root / packed.file
+    host.ports.storage.put_blob(packed.output.digest, packed.kind, file, moved=meter.moved)
 
 
 def prepare(

@@ -23,6 +23,7 @@ from agent.pipeline.journal import RUN, Journal
 from agent.pipeline.phases import Phases
 from agent.pipeline.rows import Results, Row, Stage, run_rows, spec_of
 from agent.pipeline.workspace import PutOff, Workspace
+from agent.ports.progress import Meter
 from agent.ports.runtime import Run, RunOutcome, RunSpec, Runtime
 from agent.trust.job_log import seal_log
 
@@ -42,13 +43,19 @@ class Runs:
 
 
 def run_task(
-    context: Context, inputs: Inputs, space: Workspace, runs: Runs, journal: Journal, host: Host
+    context: Context,
+    inputs: Inputs,
+    space: Workspace,
+    runs: Runs,
+    journal: Journal,
+    meter: Meter,
+    host: Host,
 ) -> Results:
     """Run the task's containers; `runs` is filled as they end, also when one fails.
 
     Raises: JobFailed, BadOutput, BadImage, CageNotApplied, RuntimeUnavailable, ContainerLost, LostRace.
     """
-    work = _Work(context, inputs, runs, journal, host)
+    work = _Work(context, inputs, runs, journal, meter, host)
     stage = Stage(
         dataset=context.task.dataset.id,
         data=inputs.data,
@@ -68,6 +75,7 @@ class _Work:
     inputs: Inputs
     runs: Runs
     journal: Journal
+    meter: Meter
     host: Host
 
     @property
@@ -89,6 +97,8 @@ def _run(work: _Work, row: Row) -> None:
     )
     outcome = work.journal.outcome(RUN + name, RunOutcome)
     if outcome is None:
+        began = work.journal.begun_at(RUN + name)
+        work.meter.begin("run", name, limit_s=spec.ceilings.wall_s, since=began)
         outcome = _outcome(work, name, row.role, spec)
     else:
         with suppress(RuntimeUnavailable):  # its worker may have died before this; else the sweep does it

@@ -1,7 +1,7 @@
 """Every door to the outside. `X.py` is the Protocol and its values, `X_lib.py` an adapter named after its library."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from agent.ports.broker import Broker
@@ -10,6 +10,7 @@ from agent.ports.images import Images
 from agent.ports.ledger import Ledger
 from agent.ports.orchestrators import Orchestrators
 from agent.ports.peers import Peers
+from agent.ports.progress import NoProgress, ProgressBoard
 from agent.ports.runtime import Runtime
 from agent.ports.storage import Storage
 
@@ -29,3 +30,4 @@ class Ports:
     images: Images
     now: Clock
     hands: Hands
+    progress: ProgressBoard = field(default_factory=NoProgress)

@@ -10,8 +10,7 @@ here and there, so it counts as "not available" and is tried again.
 import secrets
 import ssl
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,6 +26,7 @@ from agent.domain.traces import HEADER, TraceId, traceparent
 from agent.errors import BadAnswer, DigestMismatch, OrderError, OutsideError, TrustError
 from agent.log import bound_trace
 from agent.ports.http_dates import moment, rest_asked
+from agent.ports.punctual import PunctualSocket, deadline
 from agent.trust.http_messages import field_of
 from agent.trust.http_signatures import (
     ContentDigest,
@@ -97,9 +97,9 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What a request carries: bytes, or an open file with the digest of its content. `digest` is the Content-Digest field."""
+    """What a request carries: bytes, an open file, or its pieces. `digest` is the Content-Digest field over all of it."""
 
-    content: bytes | BinaryIO
+    content: bytes | BinaryIO | Iterable[bytes]
     length: int
     digest: str
     media_type: str
@@ -193,8 +193,17 @@ class HttpsClient:
     @contextmanager
     def stream(self, peer: Peer, target: str, headers: Mapping[str, str]) -> Iterator[Stream]:
         """GET with the answer's body still to be read, inside the block. Raises: `peer.unavailable`, also while reading."""
-        with self._sent(peer, "GET", target, body=None, headers=headers, is_transfer=True) as (_, response):
+        with self._sent(peer, "GET", target, headers=headers, is_transfer=True) as (_, response):
             yield Stream(response.status_code, response.headers, response.iter_raw())
+
+    @contextmanager
+    def reading(
+        self, peer: Peer, target: str, headers: Mapping[str, str], silence_s: float
+    ) -> Iterator[httpx.Response]:
+        """GET an answer that says something at least every `silence_s`. Raises: `peer.unavailable`, also while reading."""
+        sent = self._sent(peer, "GET", target, headers=headers, is_transfer=True, silence_s=silence_s)
+        with sent as (_, response):
+            yield response
 
     def check_health(self, peer: Peer) -> datetime | None:
         """Ask for /health, unsigned. The time there to the second, None when none is told. Raises: `peer.unavailable`."""
@@ -209,7 +218,7 @@ class HttpsClient:
     @contextmanager
     def _unsigned(self, peer: Peer, target: str) -> Iterator[httpx.Response]:
         stream = self._client(peer).stream("GET", peer.url + target)
-        with _translated(peer), _deadline(self.timeouts.total_s), stream as got:
+        with _translated(peer), deadline(self.timeouts.total_s), stream as got:
             if not got.is_success:
                 raise peer.unavailable(f"{peer} answers {got.status_code} when asked for {target}")
             yield got
@@ -263,12 +272,13 @@ class HttpsClient:
         method: str,
         target: str,
         *,
-        body: Body | None,
+        body: Body | None = None,
         headers: Mapping[str, str],
         is_transfer: bool,
+        silence_s: float | None = None,
     ) -> Iterator[tuple[HttpRequest, httpx.Response]]:
         total_s = self.timeouts.transfer_s if is_transfer else self.timeouts.total_s
-        with _translated(peer), _deadline(total_s):
+        with _translated(peer), deadline(total_s):
             client = self._client(peer)
             request = client.build_request(
                 method,
@@ -276,6 +286,8 @@ class HttpsClient:
                 content=None if body is None else body.content,
                 headers={**headers, **({} if body is None else _fields_of(body)), **_trace_fields()},
             )
+            if silence_s is not None:
+                request.extensions["timeout"] = {**request.extensions["timeout"], "read": silence_s}
             signed = self._sign(request, has_body=body is not None)
             response = client.send(request, stream=True)
             try:
@@ -370,30 +382,5 @@ def _client_tls(peer: Peer) -> ssl.SSLContext:
             context.load_verify_locations(cadata=peer.tls_ca)
     except (ssl.SSLError, ValueError) as cause:
         raise peer.unavailable(f"the roster's tls_ca of {peer} is no certificate in PEM") from cause
-    context.sslsocket_class = _PunctualSocket
+    context.sslsocket_class = PunctualSocket
     return context
-
-
-_under_way = threading.local()  # .until: when the call of this thread must be over, on the monotonic clock
-
-
-@contextmanager
-def _deadline(total_s: float) -> Iterator[None]:
-    """Whatever this thread reads or writes over TLS inside the block ends after `total_s`, however slowly it drips."""
-    before = getattr(_under_way, "until", None)
-    _under_way.until = time.monotonic() + total_s
-    try:
-        yield
-    finally:
-        _under_way.until = before
-
-
-class _PunctualSocket(ssl.SSLSocket):
-    """httpx sets a timeout before each read and write; none may reach beyond the call's deadline."""
-
-    def settimeout(self, value: float | None, /) -> None:
-        until = getattr(_under_way, "until", None)
-        if until is not None:
-            left_s = max(until - time.monotonic(), 0.001)  # 0 would mean "do not block", and fail otherwise
-            value = left_s if value is None else min(value, left_s)
-        super().settimeout(value)

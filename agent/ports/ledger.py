@@ -22,6 +22,7 @@ from agent.ports.ledger_audit import AuditLedger
 from agent.ports.ledger_cancellations import CancellationsLedger
 from agent.ports.ledger_images import ImagesLedger
 from agent.ports.ledger_keeping import KeepingLedger
+from agent.ports.ledger_live import LiveLedger
 from agent.ports.ledger_measures import MeasuresLedger
 from agent.ports.ledger_outbox import (
     Delivery,
@@ -153,6 +154,7 @@ class Ledger(
     CancellationsLedger,
     ImagesLedger,
     KeepingLedger,
+    LiveLedger,
     MeasuresLedger,
     Outbox,
     PageLedger,

@@ -26,7 +26,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0009"  # the newest revision in migrations/versions
+HEAD: Final = "0010"  # the newest revision in migrations/versions
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -108,6 +108,27 @@ jobs = Table(
 )
 Index("jobs_by_state", jobs.c.state, jobs.c.seq)
 Index("jobs_by_signer", jobs.c.signer, jobs.c.state, jobs.c.seq)
+
+# How many jobs are in each state. Triggers keep it, whoever writes: finished jobs only grow, and are asked for all the time.
+job_counts = Table(
+    "job_counts",
+    metadata,
+    Column("state", Text, primary_key=True),
+    Column("count", BigInteger, key="count_", nullable=False),
+    sqlite_with_rowid=False,
+)
+_ONE_MORE: Final = (
+    "INSERT INTO job_counts VALUES (NEW.state, 1) ON CONFLICT (state) DO UPDATE SET count = count + 1;"
+)
+_ONE_LESS: Final = "UPDATE job_counts SET count = count - 1 WHERE state = OLD.state;"
+COUNTING: Final = (
+    f"CREATE TRIGGER jobs_come AFTER INSERT ON jobs BEGIN {_ONE_MORE} END",
+    f"CREATE TRIGGER jobs_go AFTER DELETE ON jobs BEGIN {_ONE_LESS} END",
+    "CREATE TRIGGER jobs_move AFTER UPDATE OF state ON jobs WHEN OLD.state IS NOT NEW.state"
+    f" BEGIN {_ONE_LESS} {_ONE_MORE} END",
+)
+for _counting in COUNTING:
+    event.listen(jobs, "after_create", DDL(_counting).execute_if(dialect="sqlite"))  # type: ignore[no-untyped-call]
 
 deliveries = Table(
     "deliveries",

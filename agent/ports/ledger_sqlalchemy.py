@@ -4,12 +4,12 @@ Here are the transactions, one method each; their parts are in `ledger_sqlalchem
 `ledger_sqlalchemy_file.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, insert, or_, select, text, union_all, update
+from sqlalchemy import delete, insert, or_, select, text, update
 
 from agent.domain.audit import NewEvent
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
@@ -46,6 +46,7 @@ from agent.ports.ledger_sqlalchemy_cancellations import CancellationRecords
 from agent.ports.ledger_sqlalchemy_disk import Keeping, known_digest, require_not_past
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
+from agent.ports.ledger_sqlalchemy_live import LiveRecords, before, merged, page_of
 from agent.ports.ledger_sqlalchemy_measures import MeasureRecords
 from agent.ports.ledger_sqlalchemy_outbox import OutboxRecords, full_deliveries, send_by
 from agent.ports.ledger_sqlalchemy_page import PageRecords
@@ -67,8 +68,9 @@ class SqlAlchemyLedger(
     AuditRecords,
     CancellationRecords,
     Keeping,
-    MeasureRecords,
+    LiveRecords,
     OutboxRecords,
+    MeasureRecords,
     PageRecords,
     RestoreRecords,
 ):
@@ -126,12 +128,8 @@ class SqlAlchemyLedger(
 
     def jobs(self, query: JobQuery) -> tuple[Job, ...]:
         with self._file.reading() as tx:
-            before: int | None = None
-            if query.after is not None:
-                before = tx.execute(select(jobs.c.seq).where(jobs.c.id == query.after)).scalar()
-                if before is None:
-                    raise NotFound(f"no job {query.after}")
-            return tuple(job_of(row) for row in tx.execute(_page(query, before)).mappings())
+            page = page_of(query, before(tx, query.after))
+            return tuple(job_of(row) for row in tx.execute(page).mappings())
 
     def order(self, order_id: OrderId) -> OrderRecord:
         with self._file.reading() as tx:
@@ -252,7 +250,7 @@ class SqlAlchemyLedger(
         is_here = jobs.c.next_agent.is_(None)
         is_awake = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now)
         waiting = {JobState.RECEIVED, JobState.QUEUED}
-        due = _merged(waiting, [is_here, is_awake], limit, newest_first=False)
+        due = merged(waiting, [is_here, is_awake], limit, newest_first=False)
         held = select(jobs).where(jobs.c.state == JobState.HELD).order_by(jobs.c.seq).limit(limit)
         lapsed = select(jobs).where(jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= now)
         with self._file.reading() as tx:
@@ -282,12 +280,6 @@ class SqlAlchemyLedger(
         with self._file.writing() as tx:
             return tx.execute(delete(nonces).where(nonces.c.keep_until < now)).rowcount
 
-    def counts(self) -> dict[JobState, int]:
-        query = select(jobs.c.state, func.count().label("count")).group_by(jobs.c.state)
-        with self._file.reading() as tx:
-            found = {row["state"]: row["count"] for row in tx.execute(query).mappings()}
-        return {state: found.get(state, 0) for state in JobState}
-
     def check(self) -> None:
         with self._file.writing() as tx:
             tx.execute(update(probe).values(count=probe.c.count + 1))
@@ -306,32 +298,3 @@ def _refuse_wrong_move(job: Job, event: JobEvent, receipt: SignedReceipt | None)
         raise IllegalMove(f"job {job.id} goes to {job.next_agent}: it cannot {event} here")
     if receipt is not None and (receipt.receipt.order, receipt.receipt.position) != (job.order, job.position):
         raise IllegalMove(f"the receipt is not that of job {job.id}")
-
-
-def _page(query: JobQuery, before: int | None) -> Any:
-    conditions = [] if before is None else [jobs.c.seq < before]
-    if query.signer is not None:
-        conditions.append(jobs.c.signer == query.signer)
-    if query.order_id is not None:  # at most one job a position: few
-        conditions.append(jobs.c.order_id == query.order_id)
-        if query.states:
-            conditions.append(jobs.c.state.in_(query.states))
-    elif query.states or query.signer is not None:
-        return _merged(query.states or set(JobState), conditions, query.limit, newest_first=True)
-    return select(jobs).where(*conditions).order_by(jobs.c.seq.desc()).limit(query.limit)
-
-
-def _merged(
-    states: Set[JobState], conditions: Sequence[ColumnElement[bool]], limit: int, *, newest_first: bool
-) -> Any:
-    """The first so many jobs in these states. Each state's first are read from its index and then merged, because SQLite
-    would read and sort all jobs of all the states."""
-
-    def in_order(key: ColumnElement[int]) -> ColumnElement[int]:
-        return key.desc() if newest_first else key
-
-    first = select(jobs.c.seq).where(*conditions).order_by(in_order(jobs.c.seq)).limit(limit)
-    parts = [first.where(jobs.c.state == state).subquery() for state in sorted(states)]
-    merged = union_all(*[select(part.c.seq) for part in parts]).subquery()
-    found = select(merged.c.seq).order_by(in_order(merged.c.seq)).limit(limit)
-    return select(jobs).where(jobs.c.seq.in_(found)).order_by(in_order(jobs.c.seq))

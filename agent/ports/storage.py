@@ -5,6 +5,7 @@ The documents in which storage tells of them are read and written here too, for 
 Source: docs/contracts/http.md, "Asked of storage".
 """
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -130,8 +131,13 @@ class Storage(Protocol):
         """
         ...
 
-    def put_blob(self, digest: Digest, kind: BlobKind, source: Path) -> None:
-        """Give this node's storage a blob. The same again is fine. Raises: DigestMismatch when the file is not that blob."""
+    def put_blob(
+        self, digest: Digest, kind: BlobKind, source: Path, *, moved: Callable[[int], None] | None = None
+    ) -> None:
+        """Give this node's storage a blob. The same again is fine. `moved` is told of each piece that is sent, in bytes.
+
+        Raises: DigestMismatch when the file is not that blob.
+        """
         ...
 
     def check(self) -> None:

@@ -40,6 +40,8 @@ from agent.ports.storage import (
 from agent.ports.storage_https_download import Download, Wanted
 from agent.trust.roster import Role, RosterEntry
 
+PIECE_BYTES = 1 << 16  # of a file that is sent
+
 
 class HttpsStorage:
     """The storage of the agent `own`, and those of the others to read from. `pause` waits between resumes of a download.
@@ -106,14 +108,17 @@ class HttpsStorage:
             f"no storage of the consortium names a place of {digest}"
         )
 
-    def put_blob(self, digest: Digest, kind: BlobKind, source: Path) -> None:
+    def put_blob(
+        self, digest: Digest, kind: BlobKind, source: Path, *, moved: Callable[[int], None] | None = None
+    ) -> None:
         """Give this node's storage a blob, unless it has it. Raises: DigestMismatch when the file is not that blob."""
         peer = self._storage_of(self._own)
         if self._has(peer, digest):
             return
         with source.open("rb") as file:
             length = os.fstat(file.fileno()).st_size
-            body = Body(file, length, _content_digest_of(digest), BYTES_TYPE)
+            content = file if moved is None else _Counted(file, moved)
+            body = Body(content, length, _content_digest_of(digest), BYTES_TYPE)
             target = f"/v1/blobs/{digest}?kind={kind}"
             answer = self._https.call(
                 peer, "PUT", target, body=body, limit_bytes=MAX_DOCUMENT_BYTES, is_transfer=True
@@ -209,6 +214,18 @@ class HttpsStorage:
 
     def _peer(self, entry: RosterEntry) -> Peer:
         return Peer.of(entry, entry.storage_url, StorageUnavailable)
+
+
+class _Counted:
+    """A file whose pieces are told as they are read."""
+
+    def __init__(self, file: BinaryIO, moved: Callable[[int], None]) -> None:
+        self._file, self._moved = file, moved
+
+    def __iter__(self) -> Iterator[bytes]:
+        while piece := self._file.read(PIECE_BYTES):
+            yield piece
+            self._moved(len(piece))  # the next one is asked for when this one is on its way
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import pytest
 import schemathesis
 from schemathesis.checks import not_a_server_error
 
+from agent.api import events
 from agent.api.openapi import describe
 from agent.api.routes import ORDER_BODY, TABLE
 from agent.api.serving import listen, server_tls, serving
@@ -50,6 +51,14 @@ class Open:
         """Whether it still answers a new connection."""
         answer = httpx.get(f"{self.network}/health", verify=self.tls(), trust_env=False)
         return answer.status_code == 200
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_streams() -> Iterator[None]:
+    """A stream ends by itself: who sends by chance reads whole answers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(events, "STREAM_S", 0.05)
+        yield
 
 
 @pytest.fixture(scope="module")

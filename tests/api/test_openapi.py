@@ -126,7 +126,7 @@ def test_every_answer_of_a_route_has_the_shape_that_is_described(house: House) -
     house.ledger.describe(ImageDescription(image=image, read_at=NOW, archive_bytes=1, problem="no tar"))
 
     for row in TABLE:
-        if row.method == "GET" and row.path != "/metrics":
+        if row.method == "GET" and row.path != "/metrics" and not row.is_stream:  # those: test_events.py
             path = row.path.replace("{id}", order.order.id).replace("{digest}", image)
             answer = house.operator.get(path)
             kind = row.gives[answer.status_code]

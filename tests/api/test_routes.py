@@ -21,6 +21,8 @@ ROUTES = {
     ("GET", "/v1/orders"): Who.READERS,
     ("GET", "/v1/orders/{id}"): Who.READERS,
     ("GET", "/v1/orders/{id}/receipts"): Who.READERS,
+    ("GET", "/v1/orders/{id}/events"): Who.READERS,
+    ("GET", "/v1/events"): Who.OPERATOR,
     ("GET", "/v1/orders/{id}/log"): Who.OPERATOR,
     ("POST", "/v1/cancellations"): Who.CANCELLERS,
     ("POST", "/v1/orders/{id}/cancel"): Who.OPERATOR,

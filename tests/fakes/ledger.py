@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
@@ -103,6 +103,7 @@ class MemoryLedger(MemoryMeasures, MemoryOutbox, MemoryPage):
     def __init__(self) -> None:
         self._books = _Books()
         self._lock = threading.RLock()
+        self._told: tuple[_Books, int] = (self._books, 0)
         self.is_broken = False
 
     # ---- intake
@@ -203,6 +204,27 @@ class MemoryLedger(MemoryMeasures, MemoryOutbox, MemoryPage):
         with self._reading() as books:
             later = [e for e in books.events if e.seq > after and order_id in {None, e.order_id}]
             return tuple(later[:limit])
+
+    # ---- for who looks on
+
+    def version(self) -> int:
+        with self._reading() as books:
+            if books is not self._told[0]:
+                self._told = (books, self._told[1] + 1)
+            return self._told[1]
+
+    def newest_event(self) -> int:
+        with self._reading() as books:
+            return books.events[-1].seq if books.events else 0
+
+    def receipts_at(self, places: Iterable[tuple[Digest, int]]) -> tuple[SignedReceipt, ...]:
+        with self._reading() as books:
+            return tuple(books.receipts[place] for place in places if place in books.receipts)
+
+    def jobs_with(self, agent: Collection[KeyId], query: JobQuery, among: int) -> tuple[Job, ...]:
+        newest = self.jobs(replace(query, signer=None, limit=among))
+        with self._reading() as books:
+            return tuple(job for job in newest if not _parties(books, job).isdisjoint(agent))[: query.limit]
 
     # ---- moving
 
@@ -736,6 +758,14 @@ class MemoryLedger(MemoryMeasures, MemoryOutbox, MemoryPage):
 
 
 # ------------------------------------------------------------------ jobs
+
+
+def _parties(books: _Books, job: Job) -> set[KeyId | None]:
+    """Who signed a job's order or sent it here, signed a receipt of it, or goes on with it."""
+    order = books.orders[job.order_id]
+    signers = {receipt.signer for (digest, _), receipt in books.receipts.items() if digest == job.order}
+    goes_on = {other.next_agent for other in books.jobs.values() if other.order_id == job.order_id}
+    return {order.signer, order.sender, *signers, *goes_on} - {None}
 
 
 def _job(books: _Books, job: JobId) -> Job:

@@ -6,7 +6,7 @@ model = storages.keep_blob(world.storage("a").keyid, BlobKind.MODEL, b"…")    
 port = MemoryStorage(storages, own=world.agent("b").keyid)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -139,11 +139,15 @@ class MemoryStorage:
         telling = [failure for failure in failures if not isinstance(failure, BlobMissing)]
         raise telling[0] if telling else BlobMissing(f"no storage names a place of {digest}")
 
-    def put_blob(self, digest: Digest, kind: BlobKind, source: Path) -> None:
+    def put_blob(
+        self, digest: Digest, kind: BlobKind, source: Path, *, moved: Callable[[int], None] | None = None
+    ) -> None:
         storage = self._all.ask(self._all.storage_of(self._own))
         if digest_of(source.read_bytes()) != digest:
             raise DigestMismatch(f"{source.name} is not {digest}")
         self._all.keep_blob(storage, kind, source.read_bytes())
+        if moved is not None:
+            moved(source.stat().st_size)
 
     def check(self) -> None:
         self._all.ask(self._all.storage_of(self._own))

@@ -40,7 +40,7 @@ def main() -> None:
     before = peak_kib()
     with Path(target).open("wb") as plain:
         opener = Opener(header, bytes.fromhex(data_key))
-        storage.open_dataset(info, OpeningSink(opener, plain))
+        storage.open_dataset(info, OpeningSink(opener, plain, lambda _size: None))
         plain.write(opener.finish())
     sys.stdout.write(str(peak_kib() - before))
 

@@ -146,7 +146,9 @@ class StoragePort:
         self._host.require_disk()
         return self._ask(lambda: self._real.fetch_blob(digest, target, limit_bytes=limit_bytes, near=near))
 
-    def put_blob(self, digest: Digest, kind: BlobKind, source: Path) -> None:
+    def put_blob(
+        self, digest: Digest, kind: BlobKind, source: Path, *, moved: Callable[[int], None] | None = None
+    ) -> None:
         content = source.read_bytes()  # as sent: the file may be gone when the message arrives
         self._ask(lambda: self._world.storages.take(self._host.keyid, digest, kind, content), is_read=False)
 

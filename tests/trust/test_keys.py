@@ -158,7 +158,11 @@ def _encrypted() -> bytes:
     return private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"word"))
 
 
-@pytest.mark.parametrize("content", [b"", b"no key", _other_kind(), _encrypted(), b"\xff" * 20_000])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no key", _other_kind(), _encrypted(), b"\xff" * 20_000],
+    ids=["empty", "text", "another kind", "encrypted", "long"],
+)
 def test_a_file_that_is_no_plain_ed25519_key_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "agent.key"
     path.touch(mode=0o600)
