@@ -110,6 +110,12 @@ class RecordConflict(OrderError):
     advice = "Something else is recorded under this name and stays: use another name, or ask whose it is."
 
 
+class RosterConflict(OrderError):
+    code = "roster-conflict"
+    status = 409
+    advice = "Look with `dc-compute peers list`; remove what is wrong, or take a rotation statement: `dc-compute peers rotate`."
+
+
 class DeliveryOver(OrderError):
     code = "delivery-over"
     status = 409
@@ -197,6 +203,16 @@ class UnknownPayloadType(TrustError):
 class StaleRoster(TrustError):
     code = "stale-roster"
     advice = "The roster offered is older than the one in use: let the orchestrator fetch the newest and sync again."
+
+
+class BadRotation(TrustError):
+    code = "bad-rotation"
+    advice = "Ask the agent's operator for its statement again; add the new key by its fingerprint when there is none."
+
+
+class WrongFingerprint(TrustError):
+    code = "wrong-fingerprint"
+    advice = "Ask the key's owner for the key again over another way, and read the fingerprint to each other once more."
 
 
 class UnsignedRequest(TrustError):

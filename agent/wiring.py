@@ -27,13 +27,13 @@ from agent.ports.client import Client
 from agent.ports.runtime import Runtime
 from agent.ports.storage import Storage
 from agent.trust.http_signatures import authority_of
-from agent.trust.keys import SigningKey
+from agent.trust.keys import SigningKey, load_previous
 from agent.trust.policy import HostPolicy
 from agent.trust.roster import Role, Roster, RosterEntry
+from agent.wiring_trust import instance_of
 from agent.wiring_values import identity_of, rules_of, timeouts_of
 
 ANSWER_S = 5.0
-INSTANCE_DIGITS = 16  # of the key id, in the labels of containers
 
 if TYPE_CHECKING:
     from agent.ports.broker_huey import HueyBroker
@@ -169,7 +169,7 @@ def _podman(settings: Settings, me: KeyId) -> Runtime:
         told.podman_socket,
         told.seccomp_dir,
         settings.paths.images,
-        instance=me[:INSTANCE_DIGITS],
+        instance=instance_of(settings, me),
         pool_size=told.pool_size,
     )
 
@@ -183,7 +183,7 @@ def _runc(settings: Settings, me: KeyId) -> Runtime:
         told.run_dir,
         told.seccomp_dir,
         settings.paths.roots,
-        instance=me[:INSTANCE_DIGITS],
+        instance=instance_of(settings, me),
         cgroups=find_cgroups(told.cgroup_parent, os.environ),
         pool_size=told.pool_size,
     )
@@ -259,7 +259,7 @@ def open_builder(settings: Settings, me: KeyId) -> Iterator[Builder]:
             told.podman_socket,
             told.seccomp_dir,
             work,
-            instance=f"build-{me[:INSTANCE_DIGITS]}",
+            instance=f"build-{instance_of(settings, me)}",
             pool_size=told.pool_size,
         )
         steps.clear()
@@ -367,5 +367,5 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
         )
         if faults is not None:
             ports = faults.ports(ports)
-        rules = rules_of(settings, runtime)
-        yield Host(key, trusted.roster, trusted.policy, ports, rules, in_force=in_force), broker
+        rules, old_keys = rules_of(settings, runtime), load_previous(settings.identity.key)
+        yield Host(key, trusted.roster, trusted.policy, ports, rules, in_force, old_keys), broker

@@ -1,6 +1,4 @@
-"""The doors to what an agent keeps, without the agent: backup, restore and fsck. Beside `wiring.py` the only file that names
-an adapter.
-"""
+"""The doors to what an agent keeps, without the agent: backup, restore and fsck. Like `wiring.py` it names adapters."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -14,6 +12,7 @@ from agent.errors import LedgerInUse
 from agent.fsck.seen import LedgerSeen, Mends, QueuesSeen
 from agent.trust.keys import SigningKey
 from agent.wiring import now
+from agent.wiring_trust import own_keys
 
 
 def back_up(settings: Settings, target: Path, *, overwrite: bool) -> BackupFile:
@@ -30,7 +29,8 @@ def restore(settings: Settings, file: BinaryIO, uid: int | None) -> Restored:
 
     me = SigningKey.load(settings.identity.key).keyid
     skew = timedelta(seconds=settings.limits.skew_s)
-    return restore(settings.paths.ledger, file, agent=me, now=now(), skew=skew, uid=uid)
+    keys = own_keys(settings, me)  # a backup made under an older one is its own
+    return restore(settings.paths.ledger, file, me=keys, now=now(), skew=skew, uid=uid)
 
 
 @contextmanager

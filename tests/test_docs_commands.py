@@ -90,6 +90,7 @@ class Desk:
         (self.folder / "desk" / "order.json").write_bytes(
             sign_order(order, consortium().orchestrator).envelope
         )
+        (self.folder / "desk" / "members.toml").write_text("")
         (self.folder / "desk" / "biopsies.csv").write_text("17.99,10.38,malignant\n13.54,14.36,benign\n")
 
     def run(self, command: str) -> str:

@@ -82,7 +82,12 @@ PART_OF_PORT = {
     "ledger_page": "ledger",
     "ledger_restores": "ledger",
 }
-ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py", "agent/wiring_state.py", "agent/wiring_values.py"}
+ADAPTERS_ARE_NAMED_BY = {
+    "agent/wiring.py",
+    "agent/wiring_state.py",
+    "agent/wiring_trust.py",
+    "agent/wiring_values.py",
+}
 
 LEDGER_ON_SQL = [
     "agent/ports/ledger_sqlalchemy*.py",

@@ -4,7 +4,7 @@ raise is answered as a problem document.
 Who may call a route at all stands in `routes.py`; who may read which order is decided here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -103,7 +103,7 @@ def get_orders(ask: Ask, desk: Desk) -> Response:
         among = JobQuery(
             states=frozenset(query.state), order_id=query.order, after=query.after, limit=query.limit
         )
-        mine = host.ports.ledger.jobs_with(signer.keyid, among, SCANNED)
+        mine = host.ports.ledger.jobs_with(host.roster.keys_of(signer.keyid), among, SCANNED)
         return json_answer(JobPage(_views(mine, host), None))
     asked = JobQuery(
         states=frozenset(query.state),
@@ -131,7 +131,7 @@ def get_receipts(ask: Ask, desk: Desk) -> Response:
     no_query(ask)
     record, _, receipts = order_for(ask, desk.host)
     if ask.signer is not None and ask.signer.keyid != record.signer:
-        receipts = _up_to_own(ask.signer.keyid, receipts)
+        receipts = _up_to_own(desk.host.roster.keys_of(ask.signer.keyid), receipts)
     return Response(view_receipts(record, receipts), 200, {"Cache-Control": "no-store"}, JSON_TYPE)
 
 
@@ -145,7 +145,7 @@ def get_log(ask: Ask, desk: Desk) -> Response:
     desk.host.ports.ledger.record_event(
         "log.read", desk.host.ports.now(), order_id=record.id, values={"uid": ask.uid}
     )
-    return json_answer(view_log(record, desk.host.ports.ledger.logs(record.id), desk.host.key))
+    return json_answer(view_log(record, desk.host.ports.ledger.logs(record.id), desk.host.every_key))
 
 
 def get_health(_ask: Ask, desk: Desk) -> Response:
@@ -180,14 +180,14 @@ def order_for(ask: Ask, host: Host) -> tuple[OrderRecord, tuple[Job, ...], tuple
     jobs = ledger.jobs(JobQuery(order_id=record.id, limit=MAX_TASKS))
     receipts = ledger.receipts(record.digest)
     signer = ask.signer
-    if signer is not None and not _may_read(signer.keyid, record, jobs, receipts):
+    if signer is not None and not _may_read(host.roster.keys_of(signer.keyid), record, jobs, receipts):
         raise NotYours(f"order {record.id} is not of {signer.keyid}, nor is that agent in its chain")
     return record, jobs, receipts
 
 
-def _up_to_own(agent: KeyId, receipts: tuple[SignedReceipt, ...]) -> tuple[SignedReceipt, ...]:
-    """What an agent of the chain had in its hands once. Raises: NotYours when it signed none of them."""
-    own = [place for place, receipt in enumerate(receipts) if receipt.signer == agent]
+def _up_to_own(agent: Collection[KeyId], receipts: tuple[SignedReceipt, ...]) -> tuple[SignedReceipt, ...]:
+    """What an agent, by its keys, had in its hands once. Raises: NotYours when it signed none of them."""
+    own = [place for place, receipt in enumerate(receipts) if receipt.signer in agent]
     if not own:
         raise NotYours(
             "receipts are read by the order's orchestrator, the operator, and who signed one of them"
@@ -196,13 +196,13 @@ def _up_to_own(agent: KeyId, receipts: tuple[SignedReceipt, ...]) -> tuple[Signe
 
 
 def _may_read(
-    keyid: KeyId, record: OrderRecord, jobs: Sequence[Job], receipts: Sequence[SignedReceipt]
+    who: Collection[KeyId], record: OrderRecord, jobs: Sequence[Job], receipts: Sequence[SignedReceipt]
 ) -> bool:
-    """Whether it signed the order, sent it here, signed a receipt of it or goes on with it."""
+    """Whether the holder of these keys signed the order, sent it here, signed a receipt of it or goes on with it."""
     chain = {record.signer, record.sender}
     chain.update(receipt.signer for receipt in receipts)
     chain.update(job.next_agent for job in jobs if job.next_agent is not None)
-    return keyid in chain
+    return not chain.isdisjoint(who)
 
 
 def _views(jobs: Sequence[Job], host: Host) -> tuple[JobView, ...]:

@@ -14,6 +14,7 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -57,6 +58,10 @@ class Metrics:
     def families(self) -> tuple[Metric, ...]:
         """Every metric, as it is now."""
         return tuple(self._registry.collect())
+
+    def also(self, collector: Collector) -> None:
+        """Show on the page what this collector finds, too."""
+        self._registry.register(collector)
 
     def page(self) -> Response:
         """The page that Prometheus scrapes."""

@@ -327,17 +327,25 @@ def view_receipts(record: OrderRecord, receipts: Sequence[SignedReceipt]) -> byt
     return encode({"order": Raw(record.envelope), "receipts": [Raw(r.envelope) for r in receipts]})
 
 
-def view_log(record: OrderRecord, logs: Iterable[tuple[JobId, int, str, bytes]], key: SigningKey) -> LogView:
-    """The outputs as text, opened with the agent's key. One that does not open says why and hides no other."""
-    runs = tuple(_run_log(job, attempt, run, sealed, key) for job, attempt, run, sealed in logs)
+def view_log(
+    record: OrderRecord, logs: Iterable[tuple[JobId, int, str, bytes]], keys: Sequence[SigningKey]
+) -> LogView:
+    """The outputs as text, opened with one of the agent's keys. One that does not open says why and hides no other."""
+    runs = tuple(_run_log(job, attempt, run, sealed, keys) for job, attempt, run, sealed in logs)
     return LogView(runs, trace_of(record.trace, record.digest))
 
 
-def _run_log(job: JobId, attempt: int, run: str, sealed: bytes, key: SigningKey) -> RunLog:
-    try:
-        output = open_log(sealed, key, job=job, attempt=attempt, run=run)
-    except BadSeal as refusal:
-        return RunLog(job=job, attempt=attempt, run=run, text="", unopened=refusal.detail)
+def _run_log(job: JobId, attempt: int, run: str, sealed: bytes, keys: Sequence[SigningKey]) -> RunLog:
+    why = "no key is at hand"
+    for key in keys:
+        try:
+            output = open_log(sealed, key, job=job, attempt=attempt, run=run)
+        except BadSeal as refusal:
+            why = refusal.detail
+        else:
+            break
+    else:
+        return RunLog(job=job, attempt=attempt, run=run, text="", unopened=why)
     return RunLog(job=job, attempt=attempt, run=run, text=output.decode("utf-8", errors="backslashreplace"))
 
 

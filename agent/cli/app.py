@@ -13,6 +13,7 @@ from agent.cli import (
     audit,
     audit_log,
     backup,
+    ca,
     cancel,
     config,
     control,
@@ -24,6 +25,7 @@ from agent.cli import (
     held,
     image,
     keys,
+    keys_rotation,
     orders,
     peers,
     policy,
@@ -80,9 +82,11 @@ for page in (
     disk,
 ):
     page.register(app)
+keys_rotation.register(keys.app)
 for name, group in (
     ("keys", keys.app),
     ("peers", peers.app),
+    ("ca", ca.app),
     ("policy", policy.app),
     ("data", data.app),
     ("deliveries", deliveries.app),

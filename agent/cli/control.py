@@ -9,6 +9,7 @@ import typer
 from agent.api.controlling import ControlBody
 from agent.api.services import ServicesView
 from agent.api.views import ControlView, Readiness
+from agent.cli.expiring import due_here, warn_of
 from agent.cli.here import Desk, here_of, read_answer
 from agent.cli.out import JsonFlag, print_json, print_table, say, warn, when
 from agent.cli.reload import reload_lines
@@ -44,9 +45,10 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
         view = desk.get("/v1/control", ControlView)
         services = desk.get("/v1/services", ServicesView).services
         answer = desk.client.get("/ready")
-    ready = read_answer(answer, Readiness, also={503})
+    ready, now = read_answer(answer, Readiness, also={503}), datetime.now(UTC)
+    expiring = due_here(here_of(context), now)
     if as_json:
-        print_json({"control": view, "ready": ready, "services": services})
+        print_json({"control": view, "ready": ready, "services": services, "expiring": expiring})
         return
     _print(view)
     rows = [(state, count) for state, count in view.jobs.items() if count]
@@ -57,6 +59,7 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
             say(f"not ready: {check.name}: {check.detail or check.code}")
     for line in reload_lines(services):
         say(line)
+    warn_of(expiring, now)
 
 
 def pause(context: typer.Context, reason: ReasonOption = None, as_json: JsonFlag = False) -> None:

@@ -29,6 +29,7 @@ from agent.doctor.files import Kind
 from agent.doctor.lines import Check, Unknown
 from agent.domain.ids import digest_of
 from agent.ports.runtime import RunKind, Runtime
+from agent.trust.expiry import Expiry, expiries
 from agent.trust.keys import SigningKey
 
 
@@ -147,8 +148,18 @@ def look_at_trust(patient: Patient) -> Iterable[Check]:
         roster_path=str(settings.trust.roster),
         policy=patient.policy,
         policy_path=str(settings.trust.policy),
+        ends=_ends(patient),
     )
     return trust.judge(facts)
+
+
+def _ends(patient: Patient) -> tuple[Expiry, ...]:
+    """What ends when, where key and roster can be read."""
+    key, roster = patient.key, patient.roster
+    if isinstance(key, Unknown) or isinstance(roster, Unknown):
+        return ()
+    chain = known(patient.settings.listen.tls_cert.read_bytes)
+    return expiries(roster, key.keyid, None if isinstance(chain, Unknown) else chain, datetime.now(UTC))
 
 
 def look_at_clock(patient: Patient) -> Iterable[Check]:

@@ -8,7 +8,8 @@ import typer
 from agent.cli.files import as_owner_of, give_to_owner_of_folder, make_folder
 from agent.cli.here import here_of
 from agent.cli.out import JsonFlag, fingerprint_lines, print_json, say
-from agent.trust.keys import PublicKey, SigningKey, fingerprint
+from agent.trust.fingerprints import fingerprint
+from agent.trust.keys import PublicKey, SigningKey
 
 app = typer.Typer(help="Make keys, and show the public half of one.")
 

@@ -148,8 +148,8 @@ def size(count: int) -> str:
 
 
 def fingerprint_lines(keyid: KeyId) -> str:
-    """The fingerprint in two lines of eight groups, as people read it to each other."""
-    from agent.trust.keys import fingerprint
+    """The fingerprint in two lines of five groups, as people read it to each other."""
+    from agent.trust.fingerprints import fingerprint
 
     groups = fingerprint(keyid).split(" ")
-    return " ".join(groups[:8]) + "\n" + " ".join(groups[8:])
+    return " ".join(groups[:5]) + "\n" + " ".join(groups[5:])

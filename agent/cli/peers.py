@@ -1,27 +1,31 @@
-"""`peers list|add|remove|sync`: the roster, edited by hand or taken from the consortium."""
+"""`peers list|show|add|remove|rotate`: the roster, edited by hand. With a signed one: `peers_signed.py`."""
 
-import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from agent.cli.files import make_folder, replace_file
-from agent.cli.here import Here, here_of, read_file
-from agent.cli.keys import load_key
+from agent.cli import peers_signed
+from agent.cli.here import here_of
 from agent.cli.out import JsonFlag, fingerprint_lines, print_json, print_table, say, short, when
+from agent.cli.roster_file import block, entry_named, read, read_or_empty, write
+from agent.cli.told import (
+    DaysOption,
+    FingerprintOption,
+    YesFlag,
+    confirm_key,
+    key_in,
+    read_pem,
+    read_statement,
+)
 from agent.errors import BadSettings
-from agent.trust.keys import PublicKey
-from agent.trust.roster import MAX_ROSTER_BYTES, Role, Roster, RosterEntry, open_roster_bundle
+from agent.trust.fingerprints import fingerprint as fingerprint_of
+from agent.trust.roster import Role, Roster, RosterEntry
+from agent.trust.roster_changes import with_entry, with_rotation
+from agent.trust.rotation import open_rotation
 
 app = typer.Typer(help="The roster: whom this agent knows.")
-
-BUNDLE_SUFFIX = ".bundle.json"  # the signed roster beside the roster's file, kept for its version
-ROSTER_ROUTE = "/v1/roster"
-MAX_PEM_BYTES = 64 << 10
-
-_BLOCK = re.compile(r"(?m)^(?=\[\[entries\]\])")
 
 
 @app.command(name="list")
@@ -42,6 +46,34 @@ def list_(context: typer.Context, as_json: JsonFlag = False) -> None:
 
 
 @app.command()
+def show(
+    context: typer.Context,
+    who: Annotated[str, typer.Argument(help="A name, a key id, or the first 8 digits or more of one.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Show one entry, with its fingerprint to read aloud."""
+    here, now = here_of(context), datetime.now(UTC)
+    roster = read(here)
+    entry = entry_named(who, roster, here.settings.trust.roster)
+    others = [key for key in roster.keys_of(entry.keyid) if key != entry.keyid]
+    if as_json:
+        told = {**_document(entry), "is_valid": entry.is_valid(now), "tls_ca": entry.tls_ca}
+        print_json(told | {"fingerprint": fingerprint_of(entry.keyid), "other_keys": others})
+        return
+    say(f"{entry.role} {entry.name}, {_standing(entry, now)}")
+    say(f"key id       {entry.keyid}")
+    say(f"public key   {entry.public_key_base64}")
+    for number, line in enumerate(fingerprint_lines(entry.keyid).splitlines()):
+        say(("fingerprint  " if number == 0 else "             ") + line)
+    for name in ("agent_url", "storage_url", "orchestrator_url"):
+        if (url := getattr(entry, name)) is not None:
+            say(f"{name.replace('_url', ' at'):<12} {url}")
+    say(f"TLS          {'the authority of its entry' if entry.tls_ca else 'the authorities of this system'}")
+    for key in others:
+        say(f"also         {key}, by a rotation")
+
+
+@app.command()
 def add(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A name for people.")],
@@ -57,8 +89,9 @@ def add(
     tls_ca: Annotated[
         Path | None, typer.Option(metavar="PEM", help="The authority of its certificate.")
     ] = None,
-    days: Annotated[int, typer.Option(min=1, max=3650, help="How long the key holds from now.")] = 365,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask: the fingerprints were compared.")] = False,
+    days: DaysOption = 365,
+    fingerprint: FingerprintOption = None,
+    yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Add somebody to the roster, after their fingerprint was compared with them."""
@@ -74,12 +107,9 @@ def add(
         valid_from=now - timedelta(minutes=5),
         valid_until=now + timedelta(days=days),
     )
-    if not yes:
-        say(f"{entry.role} {entry.name}\n".rstrip())
-        for line in fingerprint_lines(entry.keyid).splitlines():
-            say(f"  {line}")
-        typer.confirm("Did its owner read you the same fingerprint?", abort=True, err=True)
-    append(here, entry)
+    wanted = with_entry(read_or_empty(here), entry)
+    confirm_key(entry.public_key, f"{entry.role} {entry.name}", told=fingerprint, yes=yes)
+    write(here, wanted)
     if as_json:
         print_json(_document(entry))
     else:
@@ -95,11 +125,8 @@ def remove(
     """Take somebody out of the roster. To bar a key for good, set `revoked_at` instead."""
     here = here_of(context)
     path, roster = here.settings.trust.roster, read(here)
-    found = [e for e in roster.entries if who == e.name or (len(who) >= 8 and e.keyid.startswith(who))]
-    if len(found) != 1:
-        raise BadSettings(f"{who!r} means {len(found)} entries of {path}")
-    (entry,) = found
-    replace_file(path, without(_text(path), entry, roster).encode())
+    entry = entry_named(who, roster, path)
+    write(here, Roster(tuple(other for other in roster.entries if other.keyid != entry.keyid)))
     if as_json:
         print_json(_document(entry))
     else:
@@ -107,82 +134,33 @@ def remove(
 
 
 @app.command()
-def sync(
+def rotate(
     context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(help="A file with a signed roster, or an orchestrator's name or key id.")
-    ],
-    root: Annotated[
-        str,
-        typer.Option("--root", metavar="BASE64", help="The consortium's root key, as `keys show` prints it."),
-    ],
+    statement: Annotated[Path, typer.Argument(help="The file that an agent's `keys rotate` wrote.")],
+    days: DaysOption = 365,
+    fingerprint: FingerprintOption = None,
+    yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Take over the roster that the consortium's root key signed. Its version never goes back."""
-    here = here_of(context)
-    path, root_key = here.settings.trust.roster, _public_key(root)
-    bundle = path.with_name(path.name + BUNDLE_SUFFIX)
-    known = 0
-    if bundle.exists():
-        known, _ = open_roster_bundle(read_file(bundle, limit_bytes=2 * MAX_ROSTER_BYTES), root_key, 0)
-    data = _fetch(here, source)
-    version, roster = open_roster_bundle(data, root_key, known)
-    text = (
-        f"# Version {version} of the consortium's roster. `dc-compute peers sync` writes this file anew.\n\n"
-    )
-    replace_file(path, (text + roster.to_toml()).encode())
-    replace_file(bundle, data)
+    """Take in an agent's new key beside its old one, by a statement that both have signed."""
+    here, now = here_of(context), datetime.now(UTC)
+    roster, text = read(here), read_statement(statement)
+    wanted = with_rotation(roster, text, now=now, valid_until=now + timedelta(days=days))
+    told = open_rotation(text)
+    entry = wanted.find(told.new)
+    assert entry is not None  # noqa: S101 - with_rotation put it there
+    if wanted != roster:
+        confirm_key(entry.public_key, f"the new key of {entry.role} {entry.name}", told=fingerprint, yes=yes)
+        write(here, wanted)
     if as_json:
-        print_json({"version": version, "entries": len(roster.entries), "roster": str(path)})
-    else:
-        say(f"version {version} of the roster, {len(roster.entries)} entries, is in {path}")
+        print_json({**_document(entry), "follows": told.old, "until": told.until})
+        return
+    say(
+        f"{entry.role} {entry.name} signs with {short(told.new)}, and with {short(told.old)} until {when(told.until)}"
+    )
 
 
-# ------------------------------------------------------------------ the roster's file
-
-
-def read(here: Here) -> Roster:
-    """The roster of this agent. Raises: BadSettings."""
-    return Roster.from_toml(_text(here.settings.trust.roster))
-
-
-def append(here: Here, entry: RosterEntry) -> None:
-    """Add an entry at the end of the file; what stands there, comments too, stays. Raises: BadSettings."""
-    path = here.settings.trust.roster
-    text = _text(path) if path.exists() else ""
-    if Roster.from_toml(text).find(entry.keyid) is not None:
-        raise BadSettings(f"key {entry.keyid} is in {path} already")
-    more = text + ("" if not text or text.endswith("\n\n") else "\n") + block(entry)
-    Roster.from_toml(more)
-    make_folder(path.parent)
-    replace_file(path, more.encode())
-
-
-def block(entry: RosterEntry) -> str:
-    """The entry as it stands in the file."""
-    return Roster((entry,)).to_toml()
-
-
-def without(text: str, entry: RosterEntry, roster: Roster) -> str:
-    """The file's text without this entry, other text left as it is where that gives the right roster."""
-    wanted = Roster(tuple(other for other in roster.entries if other.keyid != entry.keyid))
-    pieces = [piece for piece in _BLOCK.split(text) if not _is_block_of(piece, entry)]
-    left = "".join(pieces)
-    try:
-        return left if Roster.from_toml(left) == wanted else wanted.to_toml()
-    except BadSettings:
-        return wanted.to_toml()
-
-
-def _is_block_of(piece: str, entry: RosterEntry) -> bool:
-    return piece.startswith("[[entries]]") and f'"{entry.keyid}"' in piece
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as cause:
-        raise BadSettings(f"the roster {path} cannot be read: {cause}") from cause
+peers_signed.register(app)
 
 
 # ------------------------------------------------------------------ parts
@@ -191,47 +169,11 @@ def _text(path: Path) -> str:
 def make_entry(public_key: str, role: Role, name: str, **fields: object) -> RosterEntry:
     """An entry from what the command line says. Raises: BadSettings."""
     try:
-        entry = RosterEntry.of(_public_key(public_key), role, name, **fields)
+        entry = RosterEntry.of(key_in(public_key), role, name, **fields)
         Roster.from_toml(block(entry))  # the constraints of its fields
     except ValueError as cause:
         raise BadSettings(f"this is no roster entry: {cause}") from cause
     return entry
-
-
-def read_pem(path: Path) -> str:
-    """Certificates in PEM. Raises: BadSettings."""
-    try:
-        return read_file(path, limit_bytes=MAX_PEM_BYTES).decode("ascii")
-    except ValueError as cause:
-        raise BadSettings(f"{path} is not PEM") from cause
-
-
-def _public_key(text: str) -> PublicKey:
-    try:
-        return PublicKey.from_base64(text)
-    except ValueError as cause:
-        raise BadSettings(f"{text[:80]!r} is not a public key as `keys show` prints it: {cause}") from cause
-
-
-def _fetch(here: Here, source: str) -> bytes:
-    """The signed roster from a file, or from an orchestrator of the roster in use."""
-    from agent.wiring import open_orchestrator
-
-    if Path(source).exists():
-        return read_file(Path(source), limit_bytes=2 * MAX_ROSTER_BYTES)
-    known = [
-        e
-        for e in read(here).orchestrators()
-        if source == e.name or (len(source) >= 8 and e.keyid.startswith(source))
-    ]
-    if len(known) != 1:
-        raise BadSettings(f"{source!r} is no file, and means {len(known)} orchestrators of the roster")
-    key = load_key(here.settings.identity.key)
-    with open_orchestrator(here.settings, known[0], key) as client:
-        answer = client.get(ROSTER_ROUTE)
-    if not answer.is_success:
-        raise BadSettings(f"{known[0].name} answers {answer.status} when asked for {ROSTER_ROUTE}")
-    return answer.body
 
 
 def _standing(entry: RosterEntry, now: datetime) -> str:

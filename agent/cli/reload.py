@@ -37,7 +37,7 @@ def reload(
     from agent.cli.app import ExitCode
 
     folder = here_of(context).settings.paths.services
-    asked = _ask_all(folder)
+    asked = ask_all(folder)
     done = _wait(folder, asked, time.monotonic() + timeout)
     if as_json:
         print_json({"services": done})
@@ -54,7 +54,7 @@ def reload(
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _ask_all(folder: Path) -> dict[int, int]:
+def ask_all(folder: Path) -> dict[int, int]:
     """When each running service was asked, on the monotonic clock, by its process. Raises: BadSettings, AgentUnreachable."""
     asked = {}
     try:

@@ -84,6 +84,7 @@ def serving_host(settings: Settings, host: Host, tls: "Sequence[ServedTls]") -> 
 
     Raises: BadSettings.
     """
+    from agent.api.expiring import Expiring
     from agent.api.operator import listen_for_operator
     from agent.api.page.site import PageFiles
     from agent.api.routes import network_app, open_desk, operator_app, status_app
@@ -101,6 +102,9 @@ def serving_host(settings: Settings, host: Host, tls: "Sequence[ServedTls]") -> 
         operator = listen_for_operator(told.operator_socket, told.operator_group)
         doors.callback(told.operator_socket.unlink, missing_ok=True)
         doors.enter_context(desk.refusals.telling())
+        expiring = Expiring(lambda: desk.host, told.tls_cert)
+        desk.metrics.also(expiring)
+        doors.enter_context(expiring.warning())
         url = doors.enter_context(serving(network_app(desk, names), network, tls=tls[0].context))
         doors.enter_context(serving(operator_app(desk), operator, tls=None))
         if told.status_address is not None:

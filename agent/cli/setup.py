@@ -12,7 +12,8 @@ from agent.cli.files import make_folder, write_new
 from agent.cli.here import here_of
 from agent.cli.keys import document, load_key, make_key
 from agent.cli.out import JsonFlag, fingerprint_lines, print_json, say
-from agent.cli.peers import block, make_entry
+from agent.cli.peers import make_entry
+from agent.cli.roster_file import block
 from agent.config import SETTINGS_FILE, Settings, load_settings
 from agent.config_reference import toml_text
 from agent.trust.keys import SigningKey

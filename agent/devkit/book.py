@@ -1,6 +1,7 @@
 """What an orchestrator remembers: its orders, what agents told of them, its shares of keys, and to whom it gave them."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 from sqlite3 import Connection, Row
@@ -129,15 +130,18 @@ class Book:
     def orders(
         self,
         *,
-        agent: str | None = None,
+        agents: Collection[str] | None = None,
         state: str | None = None,
         after: str | None = None,
         limit: int = -1,
     ) -> tuple[IssuedOrder, ...]:
-        """Its orders by who has them and how they stand, oldest first. `after`: the last of the page before."""
-        query = """SELECT * FROM orders WHERE ifnull(holder, '') = coalesce(?, holder, '') AND state = ifnull(?, state)
-            AND rowid > ifnull((SELECT rowid FROM orders WHERE id = ?), 0) ORDER BY rowid LIMIT ?"""
-        return tuple(_issued(row) for row in self.database.rows(query, agent, state, after, limit))
+        """Its orders by who, by any of these keys, has them and how they stand, oldest first. `after`: the last of the page
+        before."""
+        keys = None if agents is None else json.dumps(sorted(agents))
+        query = """SELECT * FROM orders WHERE (?1 IS NULL OR holder IN (SELECT value FROM json_each(?1)))
+            AND state = ifnull(?, state) AND rowid > ifnull((SELECT rowid FROM orders WHERE id = ?), 0)
+            ORDER BY rowid LIMIT ?"""
+        return tuple(_issued(row) for row in self.database.rows(query, keys, state, after, limit))
 
     def is_open(self, order: SignedOrder, position: int) -> bool:
         """Whether, for all this orchestrator knows, nobody has finished that place yet. It knows nothing of others' orders."""

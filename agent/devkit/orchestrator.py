@@ -127,9 +127,12 @@ class _Desk:
         self._check_report(told, order, int(call.path("position")), n)
         receipt = self._receipt_of(told, order, call.caller.keyid)
         counts = receipt is not None or self._may_tell(told, issued, order, call.caller.keyid)
+        reporter = self._guard.roster().origin(
+            call.caller.keyid
+        )  # one reporter, whichever of its keys it signs with
         is_new = self._recorded(
             issued, call, lambda: self._book.take_report(
-                issued.id, call.caller.keyid, n, call.body, told, receipt, self._guard.now(), counts=counts
+                issued.id, reporter, n, call.body, told, receipt, self._guard.now(), counts=counts
             )
         )  # fmt: skip
         if is_new:
@@ -163,7 +166,7 @@ class _Desk:
             return None
         receipt = open_receipt(envelope_bytes(told.receipt), self._guard.roster())
         task, of = plan(order.order)[told.position], receipt.receipt
-        if receipt.signer != reporter or of.agent != reporter:
+        if not self._guard.roster().is_same_agent(receipt.signer, reporter) or of.agent != receipt.signer:
             raise ReceiptRefused("a report brings the reporter's own receipt")
         if (of.order, of.position) != (order.digest, task.position):
             raise ReceiptRefused("the receipt is of another order or place")
@@ -172,7 +175,7 @@ class _Desk:
         if str(of.outcome) != str(told.state):
             raise ReceiptRefused(f"the receipt says {of.outcome}, the report {told.state}")
         if self._locate is not None:
-            check_holder(task, receipt, self._locate)
+            check_holder(task, receipt, self._guard.roster(), self._locate)
         return receipt
 
     def _may_tell(self, told: ReportBody, issued: IssuedOrder, order: SignedOrder, reporter: KeyId) -> bool:
@@ -181,10 +184,13 @@ class _Desk:
         From others it is kept as news: an agent that handed the order on tells that it expired there.
         Raises: StorageUnavailable.
         """
-        if told.state is ReportState.ATTEMPT or reporter == issued.holder or self._locate is None:
+        roster = self._guard.roster()
+        if told.state is ReportState.ATTEMPT or self._locate is None:
+            return True
+        if issued.holder is not None and roster.is_same_agent(reporter, issued.holder):
             return True
         try:
-            return reporter in self._locate(plan(order.order)[told.position].dataset)
+            return roster.is_among(reporter, self._locate(plan(order.order)[told.position].dataset))
         except DatasetMissing:
             return False
 
@@ -227,7 +233,7 @@ class _Desk:
         envelopes = [envelope_bytes(receipt) for receipt in told.receipts]
         audit = audit_chain(issued.envelope, envelopes, self._guard.roster(), locate=self._locate)
         receipts = _sound_receipts(audit)
-        if receipts[-1].signer != call.caller.keyid:
+        if not self._guard.roster().is_same_agent(receipts[-1].signer, call.caller.keyid):
             raise NotYours("the agent of the last place brings the result")
         _check_sums(told, order, receipts)
         is_new = self._recorded(
@@ -240,11 +246,12 @@ class _Desk:
 
     def get_orders(self, call: Call) -> Response:
         """GET /v1/orders?agent=&state=: what an agent asks to find what a lost message hid; of its own orders only."""
-        agent, state = call.query("agent"), call.query("state")
-        if call.caller.role is Role.AGENT and agent != call.caller.keyid:
+        agent, state, roster = call.query("agent"), call.query("state"), self._guard.roster()
+        if call.caller.role is Role.AGENT and agent not in roster.keys_of(call.caller.keyid):
             raise NotYours("an agent asks for the orders that it has itself: ?agent=<its key id>")
         after = call.query("after")
-        found = self._book.orders(agent=agent, state=state, after=after, limit=PAGE_ORDERS + 1)
+        agents = None if agent is None else roster.keys_of(KeyId(agent))
+        found = self._book.orders(agents=agents, state=state, after=after, limit=PAGE_ORDERS + 1)
         page = tuple(self._whole(order, call.caller.keyid).standing for order in found[:PAGE_ORDERS])
         return json_answer(StandingsPage(orders=page, next=page[-1].id if len(found) > PAGE_ORDERS else None))
 
@@ -264,7 +271,7 @@ class _Desk:
             holder=issued.holder,
             reason=issued.reason,
             receipts=tuple(told for told, _ in receipts),
-            reports=self._book.reports_told(issued.id, asker),
+            reports=self._book.reports_told(issued.id, self._guard.roster().origin(asker)),
         )
         envelopes = tuple(envelope_object(envelope) for _, envelope in receipts)
         return WholeStanding(standing=standing, envelope=envelope_object(issued.envelope), receipts=envelopes)

@@ -1,19 +1,18 @@
 """Who this agent is to others: its certificate, its entry and everybody else's in the roster, what its policy admits."""
 
 from collections.abc import Collection
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from msgspec import Struct
 
 from agent.doctor.lines import Check, Group, Unknown
 from agent.domain.ids import KeyId
 from agent.trust.certificates import CertificateView
+from agent.trust.expiry import AHEAD, Expiry, Kind, due
 from agent.trust.policy import HostPolicy
 from agent.trust.roster import Role, Roster, RosterEntry
 
 GROUP = Group("trust")
-
-AHEAD = timedelta(days=30)  # how long before an end it is told
 
 
 class Tls(Struct, frozen=True, kw_only=True):
@@ -41,6 +40,7 @@ class Trust(Struct, frozen=True, kw_only=True):
     roster_path: str
     policy: HostPolicy | Unknown
     policy_path: str
+    ends: tuple[Expiry, ...] = ()  # what ends when, of all that is here
 
 
 def judge(facts: Trust) -> list[Check]:
@@ -49,7 +49,7 @@ def judge(facts: Trust) -> list[Check]:
     if isinstance(facts.roster, Unknown):
         lines.append(GROUP.fail("roster", facts.roster.reason, f"${{EDITOR:-vi}} {facts.roster_path}"))
     else:
-        lines += [*_own_entry(facts, facts.roster), *_others(facts, facts.roster)]
+        lines += [*_own_entry(facts, facts.roster), *_others(facts, facts.roster), *_ends(facts)]
     return [*lines, *_policy(facts)]
 
 
@@ -143,7 +143,12 @@ def _own_entry(facts: Trust, roster: Roster) -> list[Check]:
 
 def _others(facts: Trust, roster: Roster) -> list[Check]:
     """Everybody whose key is over or ends soon; one line when nobody's does."""
-    others = [one for one in roster.entries if one.keyid != facts.me and one.revoked_at is None]
+    mine = () if isinstance(facts.me, Unknown) else roster.keys_of(facts.me)
+    others = [
+        one
+        for one in roster.entries
+        if one.keyid not in mine and one.revoked_at is None and roster.keys_of(one.keyid)[-1] == one.keyid
+    ]
     source = next(
         (one.keyid[:16] for one in roster.orchestrators() if one.is_valid(facts.now)), "ROSTER_FILE"
     )
@@ -154,6 +159,25 @@ def _others(facts: Trust, roster: Roster) -> list[Check]:
         return worth
     revoked = sum(1 for one in roster.entries if one.revoked_at is not None)
     return [GROUP.ok("roster", f"{len(others)} others, all valid for {AHEAD.days} days; {revoked} revoked")]
+
+
+def _ends(facts: Trust) -> list[Check]:
+    """What ends beside keys and the own certificate: overlaps of rotations, authorities, the chain that is served."""
+    mends = {
+        Kind.OVERLAP: command(facts, "keys rotate --check"),
+        Kind.AUTHORITY: command(
+            facts, "peers show --help  # and ask its owner for the next authority's certificate"
+        ),
+        Kind.CHAIN: _renew(facts),
+    }
+    told = (one for one in due(facts.ends, facts.now) if one.kind in mends)
+    words = {True: "over since", False: "ends"}
+    return [
+        GROUP.warn(
+            f"{one.kind} {one.name}", f"{words[one.is_over(facts.now)]} {_day(one.at)}", mends[one.kind]
+        )
+        for one in told
+    ]
 
 
 def _validity(facts: Trust, name: str, entry: RosterEntry, mend: str, *, is_own: bool) -> Check:

@@ -80,7 +80,7 @@ def attest(context: Context, work: Work, done: Done, host: Host, *, told: Sequen
     successor = None
     if context.next_task is None:
         demanded.append(result(context, receipts))
-    elif done.next_agent == host.me:
+    elif host.is_me(done.next_agent):
         successor = Successor(context.next_task.position, context.next_task.kind)
     elif done.next_agent is not None:
         demanded.append(handoff(context, receipts, done.next_agent))

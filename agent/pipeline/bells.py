@@ -35,6 +35,6 @@ def ring_deliveries(job: Job, host: Host) -> None:
 
 def ring_successor(context: Context, job: Job, host: Host) -> None:
     """Ring the next task of the order when it goes on here."""
-    if context.next_task is not None and job.next_agent == host.me:
+    if context.next_task is not None and host.is_me(job.next_agent):
         successor = job_id(job.order_id, context.next_task.position)
         ring(TASK_QUEUES[context.next_task.kind], successor, host)

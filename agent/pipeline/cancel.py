@@ -231,7 +231,7 @@ def _forward(kept: KeptCancellation, order: OrderRecord, job: Job) -> NewDeliver
 
 
 def _went_to_another(job: Job, host: Host) -> bool:
-    return job.state in WENT_ON and job.next_agent not in {None, host.me}
+    return job.state in WENT_ON and job.next_agent is not None and not host.is_me(job.next_agent)
 
 
 def _was_forwarded(job: Job, deliveries: Sequence[Delivery]) -> bool:

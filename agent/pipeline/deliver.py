@@ -155,7 +155,7 @@ def _elsewhere(delivery: Delivery, error: PeerRefused, host: Host) -> NewDeliver
     if task is None:
         return None
     target = holder_of(task, host)
-    if target in {delivery.target, host.me}:
+    if host.is_me(target) or host.roster.is_same_agent(target, delivery.target):
         return None
     return NewDelivery(DeliveryKind.HANDOFF, target, delivery.body, expires_at=delivery.expires_at)
 

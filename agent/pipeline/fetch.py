@@ -53,7 +53,8 @@ def dataset_for(context: Context, host: Host) -> tuple[DatasetInfo, SignedHeader
     ref = context.task.dataset
     info = host.ports.storage.dataset(ref)
     signed = parse_header(info.header, host.roster, at=host.ports.now())
-    check_use(signed, dataset=ref, agent=host.me, kind=context.task.kind)
+    also = host.roster.valid_keys_of(host.me, host.ports.now())
+    check_use(signed, dataset=ref, agent=host.me, kind=context.task.kind, also=also)
     return info, signed
 
 

@@ -89,10 +89,20 @@ class Host:
     ports: Ports
     rules: Rules
     in_force: InForce | None = None  # None: nobody reloads
+    old_keys: tuple[SigningKey, ...] = ()  # rotated and not yet retired: nothing is signed with them
+
+    @property
+    def every_key(self) -> tuple[SigningKey, ...]:
+        """The keys that may open what this agent sealed for itself, the likeliest first."""
+        return (self.key, *self.old_keys)
 
     @property
     def me(self) -> KeyId:
         return self.key.keyid
+
+    def is_me(self, keyid: KeyId | None) -> bool:
+        """Whether this is a key of this agent: the one it signs with, or one that was rotated into it or out of it."""
+        return keyid is not None and self.roster.is_same_agent(keyid, self.me)
 
     @property
     def newest(self) -> "Host":

@@ -73,7 +73,7 @@ def take_lost(standing: Standing, orchestrator: KeyId, host: Host) -> bool:
 def _is_missing(standing: Standing, host: Host) -> bool:
     """Whether the order is said to be here, at a place of which this host knows nothing, with all receipts before it."""
     place, ledger = standing.position, host.ports.ledger
-    if standing.holder != host.me or standing.state is not OrderState.OPEN or place >= standing.tasks:
+    if not host.is_me(standing.holder) or standing.state is not OrderState.OPEN or place >= standing.tasks:
         return False
     if [told.position for told in standing.receipts] != list(range(place)):
         return False
@@ -98,7 +98,7 @@ def peer_with(order: OrderId, task: Task, host: Host) -> KeyId | None:
     """The other agent that holds this task's dataset, when it has the order at this place. Raises: OutsideError."""
     try:
         peer = holder_of(task, host)
-        there = None if peer == host.me else host.ports.peers.order(peer, order)
+        there = None if host.is_me(peer) else host.ports.peers.order(peer, order)
     except (
         DatasetMissing,
         PeerRefused,
@@ -126,7 +126,7 @@ def tell_again(standing: Standing, host: Host, known: Known) -> int:
     """Send again what this host has told an orchestrator that does not know it: reports with receipts, the result. How many."""
     if host.ports.ledger.digest_of_order(standing.id) != standing.digest:
         return 0
-    own = [each for each in host.ports.ledger.receipts(standing.digest) if each.signer == host.me]
+    own = [each for each in host.ports.ledger.receipts(standing.digest) if host.is_me(each.signer)]
     missing = {each.receipt.position for each in own if standing.receipt_at(each.receipt.position) is None}
     for receipt in own:
         _look_for_contradiction(receipt, standing.receipt_at(receipt.receipt.position), host, known)

@@ -35,7 +35,7 @@ def recall(job: Job, told: WholeStanding, host: Host) -> Job | None:
         return None
     envelope = told.receipts[told.standing.receipts.index(at_place)]
     context = context_of(job, host)
-    if at_place.agent != host.me:
+    if not host.is_me(at_place.agent):
         return supersede(context, f"agent {at_place.agent} did it", host)
     try:
         receipt = _verified(context, envelope_bytes(envelope), host)
@@ -88,7 +88,7 @@ def _verified(context: Context, envelope: bytes, host: Host) -> SignedReceipt:
         job.position,
         ReceiptTask(task.kind, task.dataset.id, task.dataset.version),
     )
-    if not is_of_place or (receipt.signer, of.agent) != (host.me, host.me):
+    if not is_of_place or not (host.is_me(receipt.signer) and host.is_me(of.agent)):
         raise NotFound("it is another agent's, or of another place")
     if of.outcome is Outcome.DONE:
         check_link(context.signed, context.receipts, receipt)
@@ -104,7 +104,7 @@ def _close(context: Context, receipt: SignedReceipt, told: Standing, host: Host)
         )
     next_agent, told_to = _next(context, receipt, told, host)
     successor = None
-    if context.next_task is not None and next_agent == host.me and not _is_here(context, host):
+    if context.next_task is not None and host.is_me(next_agent) and not _is_here(context, host):
         successor = Successor(context.next_task.position, context.next_task.kind)
     return _record(context, receipt, next_agent, told_to, successor, host)
 
@@ -125,7 +125,7 @@ def _next(
     target = told.holder if told.position == following.position else None
     if target is None:
         target = holder_of(following, host)
-    return target, [] if target == host.me else [handoff(context, receipts, target)]
+    return target, [] if host.is_me(target) else [handoff(context, receipts, target)]
 
 
 def _record(

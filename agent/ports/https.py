@@ -206,18 +206,22 @@ class HttpsClient:
             yield response
 
     def check_health(self, peer: Peer) -> datetime | None:
-        """Ask for /health, unsigned. The time there to the second; None when the answer tells none.
-
-        Raises: `peer.unavailable`.
-        """
-        with (
-            _translated(peer),
-            deadline(self.timeouts.total_s),
-            self._client(peer).stream("GET", f"{peer.url}/health") as got,
-        ):
-            if not got.is_success:
-                raise peer.unavailable(f"{peer} answers {got.status_code} when asked for its health")
+        """Ask for /health, unsigned. The time there to the second, None when none is told. Raises: `peer.unavailable`."""
+        with self._unsigned(peer, "/health") as got:
             return moment(got.headers.get("date", ""))  # RFC 9110, 6.6.1
+
+    def fetch(self, peer: Peer, target: str, limit_bytes: int) -> bytes:
+        """The body of an unsigned GET, for what carries its own signature. Raises: `peer.unavailable`."""
+        with self._unsigned(peer, target) as got:
+            return _read(got, limit_bytes, peer)
+
+    @contextmanager
+    def _unsigned(self, peer: Peer, target: str) -> Iterator[httpx.Response]:
+        stream = self._client(peer).stream("GET", peer.url + target)
+        with _translated(peer), deadline(self.timeouts.total_s), stream as got:
+            if not got.is_success:
+                raise peer.unavailable(f"{peer} answers {got.status_code} when asked for {target}")
+            yield got
 
     def verify(self, peer: Peer, answer: Answer) -> None:
         """Refuse an answer that `peer` did not sign for exactly this request, or with another body. Raises: BadAnswer."""

@@ -1,6 +1,6 @@
 """The part of the port to the ledger for who looks on: what is new, and pages that cost the same however much lies here."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from agent.domain.ids import Digest, KeyId
@@ -26,8 +26,10 @@ class LiveLedger(Protocol):
         """The receipts of these (order, position), as far as there are any."""
         ...
 
-    def jobs_with(self, agent: KeyId, query: "JobQuery", among: int) -> "tuple[Job, ...]":
+    def jobs_with(self, agent: Collection[KeyId], query: "JobQuery", among: int) -> "tuple[Job, ...]":
         """Of the newest `among` jobs that the query means, those of orders that this agent sent here or signed, of which it
-        signed a receipt, or with which it goes on. `query.signer` is not asked. Raises: NotFound when `after` names no job.
+        signed a receipt, or with which it goes on. `agent`: its keys. `query.signer` is not asked.
+
+        Raises: NotFound when `after` names no job.
         """
         ...

@@ -186,7 +186,7 @@ def _blamed_on(target: Path) -> Iterator[None]:
 
 
 def restore(
-    ledger: Path, file: BinaryIO, *, agent: KeyId, now: datetime, skew: timedelta, uid: int | None
+    ledger: Path, file: BinaryIO, *, me: tuple[KeyId, ...], now: datetime, skew: timedelta, uid: int | None
 ) -> Restored:
     """Put the backup in `file` in the ledger's place, marked as restored. What lies there now is kept in a folder beside it.
 
@@ -198,7 +198,7 @@ def restore(
         with alone(ledger) as replacement, _staged(ledger, file) as staged:
             former = _finish_keeping(ledger, replacement.begun)
             generation = _look_at_former(former)
-            backup = _examine(staged, agent, now + skew)
+            backup = _examine(staged, me, now + skew)
             done, open_jobs, pending = _mark(staged, backup, now, skew, generation, uid)
             kept = _folder_to_keep(ledger, now)
             replacement.begin(kept.name)
@@ -252,7 +252,7 @@ def _look_at_former(ledger: Path) -> int:
         return 0
 
 
-def _examine(staged: Path, agent: KeyId, latest: datetime) -> Backup:
+def _examine(staged: Path, me: tuple[KeyId, ...], latest: datetime) -> Backup:
     """What the backup says of itself, once it is whole and this agent's. The note is taken out: what stays is a ledger.
 
     Raises: BadBackup.
@@ -271,8 +271,8 @@ def _examine(staged: Path, agent: KeyId, latest: datetime) -> Backup:
             copy.execute("DROP TABLE backup")
     except (sqlite3.Error, ValueError) as cause:
         raise BadBackup(f"the file is no whole backup: {cause}") from cause
-    if backup.agent != agent:
-        raise BadBackup(f"the backup is of agent {backup.agent}, and this is {agent}")
+    if backup.agent not in me:
+        raise BadBackup(f"the backup is of agent {backup.agent}, and this is {', '.join(me)}")
     if backup.revision > HEAD:
         raise BadBackup(
             f"the backup was made by version {backup.made_by} (schema {backup.revision}), which is newer than this one"

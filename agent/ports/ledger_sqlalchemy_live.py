@@ -1,6 +1,6 @@
 """The ledger's readings for who looks on. Nothing here writes, and nothing reads more than it gives, but for `jobs_with`."""
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence, Set
 from typing import Any
 
 from msgspec.structs import replace
@@ -49,7 +49,7 @@ class LiveRecords:
                 found += tx.execute(select(receipts).where(of_orders, at_positions)).mappings().all()
         return tuple(receipt_of(row) for row in found if (row["order_digest"], row["position"]) in wanted)
 
-    def jobs_with(self, agent: KeyId, query: JobQuery, among: int) -> tuple[Job, ...]:
+    def jobs_with(self, agent: Collection[KeyId], query: JobQuery, among: int) -> tuple[Job, ...]:
         with self._file.reading() as tx:
             of_anybody = replace(query, signer=None, limit=among)
             newest = page_of(of_anybody, before(tx, query.after)).subquery()
@@ -98,13 +98,13 @@ def merged(
     return select(jobs).where(jobs.c.seq.in_(found)).order_by(in_order(jobs.c.seq))
 
 
-def _is_party(agent: KeyId) -> ColumnElement[bool]:
-    """Whether the agent stands in the chain of a job's order: each is a look into an index."""
+def _is_party(agent: Collection[KeyId]) -> ColumnElement[bool]:
+    """Whether the agent with these keys stands in the chain of a job's order: each is a look into an index."""
     there = jobs.alias("there")
     return or_(
         exists().where(
-            orders.c.id == jobs.c.order_id, or_(orders.c.sender == agent, orders.c.signer == agent)
+            orders.c.id == jobs.c.order_id, or_(orders.c.sender.in_(agent), orders.c.signer.in_(agent))
         ),
-        exists().where(receipts.c.order_digest == jobs.c.order_digest, receipts.c.signer == agent),
-        exists().where(there.c.order_id == jobs.c.order_id, there.c.next_agent == agent),
+        exists().where(receipts.c.order_digest == jobs.c.order_digest, receipts.c.signer.in_(agent)),
+        exists().where(there.c.order_id == jobs.c.order_id, there.c.next_agent.in_(agent)),
     )

@@ -5,7 +5,6 @@ from agent.domain.standings import MAX_PEER_ORDER_BYTES, PeerOrder, parse_peer_o
 from agent.errors import BadAnswer, NotFound, OrderError, PeerRefused, PeerUnavailable, TrustError
 from agent.ports.https import Body, HttpsClient, Identity, Peer, Timeouts
 from agent.trust.handoff import MAX_HANDOFF_BYTES, parse_handoff
-from agent.trust.roster import Role
 
 MAX_ANSWER_BYTES = 64 << 10
 
@@ -81,5 +80,5 @@ class HttpsPeers:
 
     def _peer(self, agent: KeyId) -> Peer:
         identity = self._https.identity
-        entry = identity.roster().require(agent, role=Role.AGENT, at=identity.now())
+        entry = identity.roster().reach(agent, identity.now())
         return Peer.of(entry, entry.agent_url, PeerUnavailable)

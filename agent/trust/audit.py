@@ -116,7 +116,7 @@ def _judge(
         receipt = open_receipt(envelope, roster)
         if order is None:
             raise BrokenLink("there is no order to compare it with")
-        _check_it_belongs(order, receipt, position, locate)
+        _check_it_belongs(order, receipt, position, roster, locate)
         _check_it_follows(order, links, receipt)
     except (OrderError, TrustError) as error:
         if error.is_passing:  # whoever was asked answered badly: that says nothing about the receipt
@@ -126,14 +126,14 @@ def _judge(
 
 
 def _check_it_belongs(
-    order: SignedOrder, receipt: SignedReceipt, position: int, locate: Locate | None
+    order: SignedOrder, receipt: SignedReceipt, position: int, roster: Roster, locate: Locate | None
 ) -> None:
     tasks = plan(order.order)
     if position >= len(tasks):
         raise ReceiptRefused(f"the order has {len(tasks)} tasks, receipt {position} is one too many")
     check_place(order, _as_done(receipt), position)
     if locate is not None:
-        check_holder(tasks[position], receipt, locate)
+        check_holder(tasks[position], receipt, roster, locate)
 
 
 def _check_it_follows(order: SignedOrder, links: Sequence[Link], receipt: SignedReceipt) -> None:

@@ -1,5 +1,5 @@
-"""TLS certificates for test consortia: an own authority, and server certificates by it. PEM bytes out, no
-files.
+"""TLS certificates: an authority in memory with server certificates by it, and what a certificate says. PEM bytes out, no
+files. The authority that a consortium keeps: `authority.py`.
 
 An installed agent may use any certificate whose authority stands in the roster (`tls_ca`); the identity
 that counts is the signature of requests and answers.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -32,9 +32,9 @@ class CertificateAuthority:
     def __init__(self, name: str, *, now: datetime, days: int = 365) -> None:
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self._key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(self._name, self._name, self._key.public_key(), now, days)
+        builder = certificate_builder(self._name, self._name, self._key.public_key(), now, days)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        builder = builder.add_extension(_key_usage(signs_certificates=True), critical=True)
+        builder = builder.add_extension(key_usage(signs_certificates=True), critical=True)
         self._certificate = builder.sign(self._key, hashes.SHA256())
 
     @property
@@ -52,12 +52,12 @@ class CertificateAuthority:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
         signer_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         certificate = (
-            _builder(subject, self._name, key.public_key(), now, days)
+            certificate_builder(subject, self._name, key.public_key(), now, days)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(signs_certificates=False), critical=True)
+            .add_extension(key_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .add_extension(
-                x509.SubjectAlternativeName([_alternative(name) for name in names]), critical=False
+                x509.SubjectAlternativeName([alternative_name(name) for name in names]), critical=False
             )
             .add_extension(signer_id, critical=False)
             .sign(self._key, hashes.SHA256())
@@ -68,9 +68,10 @@ class CertificateAuthority:
         return TlsIdentity(certificate.public_bytes(serialization.Encoding.PEM), private_key)
 
 
-def _builder(
+def certificate_builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, days: int
 ) -> x509.CertificateBuilder:
+    """What every certificate has: names, a key and its id, a random serial number, dates."""
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -83,7 +84,8 @@ def _builder(
     )
 
 
-def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+def key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    """An authority signs certificates and lists; everybody else signs handshakes."""
     return x509.KeyUsage(
         digital_signature=not signs_certificates,
         key_cert_sign=signs_certificates,
@@ -97,7 +99,8 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _alternative(name: str) -> x509.GeneralName:
+def alternative_name(name: str) -> x509.GeneralName:
+    """A host name or an IP address, as a certificate names it. Raises: ValueError for what is not ASCII."""
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
@@ -113,6 +116,9 @@ class CertificateView(Struct, frozen=True):
     names: tuple[str, ...]
     not_before: datetime
     not_after: datetime
+    subject: str = ""  # as RFC 4514 writes it
+    serial: str = ""  # in hex
+    is_for_servers: bool = True
 
     def is_for(self, host: str) -> bool:
         """Whether it names this host; one leading `*` stands for one label, as clients read it."""
@@ -125,7 +131,15 @@ class CertificateView(Struct, frozen=True):
 
 def read_certificate(pem: bytes) -> CertificateView:
     """What the first certificate of a chain says. Raises: ValueError when it is none."""
-    certificate = x509.load_pem_x509_certificates(pem)[0]
+    return read_certificates(pem)[0]
+
+
+def read_certificates(pem: bytes) -> tuple[CertificateView, ...]:
+    """What each certificate of a chain says, the server's first. Raises: ValueError when there is none, or one is broken."""
+    return tuple(_view(certificate) for certificate in x509.load_pem_x509_certificates(pem))
+
+
+def _view(certificate: x509.Certificate) -> CertificateView:
     try:
         told = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -133,7 +147,39 @@ def read_certificate(pem: bytes) -> CertificateView:
     else:
         addresses = (str(address) for address in told.get_values_for_type(x509.IPAddress))
         names = (*told.get_values_for_type(x509.DNSName), *addresses)
-    return CertificateView(names, certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+    return CertificateView(
+        names,
+        certificate.not_valid_before_utc,
+        certificate.not_valid_after_utc,
+        certificate.subject.rfc4514_string(),
+        f"{certificate.serial_number:x}",
+        _is_for_servers(certificate),
+    )
+
+
+def _is_for_servers(certificate: x509.Certificate) -> bool:
+    try:
+        uses = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return True
+    return ExtendedKeyUsageOID.SERVER_AUTH in uses
+
+
+def split_chain(pem: bytes) -> tuple[bytes, ...]:
+    """Each certificate of a chain alone. Raises: ValueError when there is none, or one is broken."""
+    chain = x509.load_pem_x509_certificates(pem)
+    return tuple(one.public_bytes(serialization.Encoding.PEM) for one in chain)
+
+
+def is_signed_by(certificate: bytes, authority: bytes) -> bool:
+    """Whether this authority signed this certificate, both PEM; dates are not judged. Raises: ValueError."""
+    try:
+        x509.load_pem_x509_certificate(certificate).verify_directly_issued_by(
+            x509.load_pem_x509_certificate(authority)
+        )
+    except (InvalidSignature, TypeError, ValueError):
+        return False
+    return True
 
 
 def is_key_of(private_key: bytes, certificate: bytes) -> bool:

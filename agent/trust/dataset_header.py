@@ -3,6 +3,7 @@
 Source: docs/contracts/sealed-data.md, "File".
 """
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -97,15 +98,19 @@ def parse_header(envelope: bytes, roster: Roster, *, at: datetime) -> SignedHead
     return SignedHeader(header, opened.digest, opened.signer, envelope)
 
 
-def check_use(signed: SignedHeader, *, dataset: DatasetRef, agent: KeyId, kind: TaskKind) -> None:
+def check_use(
+    signed: SignedHeader, *, dataset: DatasetRef, agent: KeyId, kind: TaskKind, also: Collection[KeyId] = ()
+) -> None:
     """Refuse what the owner did not allow: another dataset, another node, another kind of work.
+
+    `also`: other keys of that agent that hold now; the owner may have named one of them.
 
     Raises: ShareRefused.
     """
     header = signed.header
     if header.ref != dataset:
         raise ShareRefused(f"the header is of dataset {header.ref}, not of {dataset}")
-    if agent not in header.nodes:
+    if not {agent, *also} & set(header.nodes):
         raise ShareRefused(f"the owner of {dataset} does not let agent {agent[:16]} open it")
     if kind.use not in header.uses:
         raise ShareRefused(f"the owner of {dataset} does not let it be used to {kind.use}")

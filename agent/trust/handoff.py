@@ -4,7 +4,7 @@ The rulebook (docs/contracts/chain.md, "Hand-off"), in this order, each check wi
 `position` is the number of receipts:
 
 (0) The sender, who signed the request (the API room verified that), is an agent of the roster whose key holds
-    now; at position > 0 it is the signer of the last receipt.
+    now; at position > 0 it is the signer of the last receipt, be it under another key of its own.
     UnknownKey, WrongRole, KeyNotValid, HandoffSender
 (1) The order: one envelope of an order's type, signed by the orchestrator that it names; a task is left at
     `position`.
@@ -166,7 +166,7 @@ def verify_handoff(
     policy.admit_or_hold(order, [task], ruled)  # (4)
     receipts = _open_receipts(order, parsed, roster, locate)  # (5)
     _check_links(order, receipts)  # (6)
-    _check_lies_here(task, me, locate)  # (7)
+    _check_lies_here(task, me, roster, locate)  # (7)
     return VerifiedHandoff(order, receipts, task)
 
 
@@ -203,7 +203,7 @@ def verify_order(
 
 def _check_sender(sender: KeyId, parsed: ParsedHandoff, roster: Roster, now: datetime) -> None:
     roster.require(sender, role=Role.AGENT, at=now)
-    if parsed.last is not None and parsed.last.keyid != sender:
+    if parsed.last is not None and not roster.is_same_agent(parsed.last.keyid, sender):
         raise HandoffSender(f"agent {sender} sent it, the last receipt is of agent {parsed.last.keyid}")
 
 
@@ -269,16 +269,16 @@ def _open_receipts(
     for position, receipt in enumerate(receipts):
         check_place(order, receipt, position)
     for task, receipt in zip(plan(order.order), receipts, strict=False):
-        check_holder(task, receipt, locate)
+        check_holder(task, receipt, roster, locate)
     return receipts
 
 
-def check_holder(task: Task, receipt: SignedReceipt, locate: Locate) -> None:
-    """Refuse a receipt whose signer is not an agent that storage names for the task's dataset.
+def check_holder(task: Task, receipt: SignedReceipt, roster: Roster, locate: Locate) -> None:
+    """Refuse a receipt whose signer is not an agent that storage names, by any of its keys, for the task's dataset.
 
     Raises: ReceiptRefused.
     """
-    if receipt.signer not in locate(task.dataset):
+    if not roster.is_among(receipt.signer, locate(task.dataset)):
         raise ReceiptRefused(
             f"receipt {task.position} is of agent {receipt.signer}, which does not hold {task.dataset}"
         )
@@ -295,6 +295,6 @@ def _check_links(order: SignedOrder, receipts: tuple[SignedReceipt, ...]) -> Non
 # ------------------------------------------------------------------ (7) the place
 
 
-def _check_lies_here(task: Task, me: KeyId, locate: Locate) -> None:
-    if me not in locate(task.dataset):
+def _check_lies_here(task: Task, me: KeyId, roster: Roster, locate: Locate) -> None:
+    if not roster.is_among(me, locate(task.dataset)):
         raise DatasetNotHere(f"storage does not name this node for dataset {task.dataset}")

@@ -235,7 +235,7 @@ def verify_answer(
     """Refuse an answer that `expected` did not sign for this request (headers as sent, signature and all).
 
     (1) one line each of Signature-Input and Signature, as in a request;
-    (2) the key is in the roster, valid now, and the expected one;
+    (2) the key is in the roster, valid now, and the expected one or another of the same agent;
     (3) the Ed25519 signature holds over the components it names;
     (4) its parameters are exactly created, keyid, alg and tag;
     (5) the status, Content-Digest and the request's signature are covered;
@@ -261,7 +261,7 @@ def _verify_answer(
     _check_signature_fields(answer.headers)
     # (2) whose key, (3) the signature itself
     signature, entry = _verify_by_roster(request, roster, now, answer=answer)
-    if entry.keyid != expected:
+    if not roster.is_same_agent(entry.keyid, expected):
         raise BadRequestSignature(f"it is signed by {entry.keyid[:16]}")
     # (4) parameters
     _check_parameters(signature, ANSWER_PARAMETERS)

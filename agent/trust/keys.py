@@ -132,11 +132,6 @@ class SigningKey:
             raise BadSettings(f"cannot write the key file {path}: {cause.strerror}") from cause
 
 
-def fingerprint(keyid: KeyId) -> str:
-    """The key id in sixteen groups of four digits, to be read aloud when two people compare keys."""
-    return " ".join(keyid[i : i + 4] for i in range(0, len(keyid), 4))
-
-
 def encode_base64(data: bytes) -> str:
     """Standard base64 with padding."""
     return base64.b64encode(data).decode("ascii")
@@ -154,6 +149,39 @@ def decode_base64(text: str) -> bytes:
 
 
 # ------------------------------------------------------------------ key files
+
+
+def next_of(path: Path) -> Path:
+    """Where the key lies that is to take this one's place."""
+    return path.with_name(f"{path.name}.next")
+
+
+def previous_of(path: Path) -> Path:
+    """Where the key lies whose place this one took, until it is retired."""
+    return path.with_name(f"{path.name}.previous")
+
+
+def load_previous(path: Path) -> tuple[SigningKey, ...]:
+    """The key whose place this one took; empty when there is none that can be read. Nothing but old logs needs it."""
+    try:
+        return (SigningKey.load(previous_of(path)),)
+    except BadSettings:
+        return ()
+
+
+def switch_keys(path: Path) -> None:
+    """The next key takes the place of the one in use, which becomes the previous one. Done again after a crash it goes on.
+
+    Raises: BadSettings; then the key in use is the one it was.
+    """
+    kept = previous_of(path)
+    try:
+        if not kept.exists() or not kept.samefile(path):
+            os.link(path, kept)  # refuses to take the place of another one that is still kept
+        os.replace(next_of(path), path)
+        _sync_folder(path.parent)
+    except OSError as cause:
+        raise BadSettings(f"the keys at {path} cannot be switched: {cause.strerror}") from cause
 
 
 def is_private(path: Path) -> bool:

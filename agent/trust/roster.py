@@ -5,10 +5,11 @@ and bytes go out.
 """
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
+from itertools import groupby
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Self
 
@@ -21,6 +22,7 @@ from agent.domain.orders import LEARNUPLET_TYPE, PREDUPLET_TYPE
 from agent.domain.receipts import RECEIPT_TYPE
 from agent.domain.strict_json import decode, encode
 from agent.errors import (
+    BadRotation,
     BadSettings,
     KeyNotValid,
     StaleRoster,
@@ -30,6 +32,7 @@ from agent.errors import (
 )
 from agent.trust.envelope import pae, parse_envelope, sign_envelope
 from agent.trust.keys import PublicKey, SigningKey
+from agent.trust.rotation import Rotation, open_rotation
 
 AUDIT_HEAD_TYPE: Final = "application/vnd.dc-compute.audit-head.v1+json"
 DATASET_TYPE: Final = "application/vnd.dc-compute.dataset.v1+json"
@@ -81,6 +84,7 @@ class RosterEntry(
     valid_from: datetime
     valid_until: datetime
     revoked_at: datetime | None = None  # once set the key is refused, whatever the date
+    rotation: Annotated[str, Meta(max_length=8 << 10)] | None = None  # by which it took an older key's place
 
     def __post_init__(self) -> None:
         if self.public_key.keyid != self.keyid:
@@ -92,6 +96,21 @@ class RosterEntry(
             raise ValueError("`valid_until` must lie after `valid_from`")
         if not self.name.isprintable():
             raise ValueError("`name` holds characters that cannot be printed")
+        self._check_rotation()
+
+    def _check_rotation(self) -> None:
+        """An entry whose statement does not hold is no entry."""
+        try:
+            told = self.took_place_of
+        except BadRotation as cause:
+            raise ValueError(f"`rotation`: {cause}") from cause
+        if told is not None and (self.role is not Role.AGENT or told.new != self.keyid):
+            raise ValueError("`rotation` is a statement for another key, or for no agent's")
+
+    @cached_property
+    def took_place_of(self) -> Rotation | None:
+        """The statement by which this key took an older one's place. Raises: BadRotation, which no made entry does."""
+        return None if self.rotation is None else open_rotation(self.rotation)
 
     @cached_property
     def public_key(self) -> PublicKey:
@@ -119,6 +138,23 @@ class Roster(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     def __post_init__(self) -> None:
         if len(self._by_keyid) != len(self.entries):
             raise ValueError("a key stands twice in the roster")
+        self._check_rotations()
+
+    def _check_rotations(self) -> None:
+        """A key has one successor, no key is its own ancestor, and a key that was rotated ends when its statement says."""
+        told = [entry.took_place_of for entry in self.entries if entry.took_place_of is not None]
+        if len({rotation.old for rotation in told}) != len(told):
+            raise ValueError("two keys took the place of one and the same")
+        for rotation in told:
+            if rotation.new in self._ancestors(rotation.new):
+                raise ValueError("a key took its own place")
+            old = self.find(rotation.old)
+            if old is not None and old.role is not Role.AGENT:
+                raise ValueError("an agent's key took the place of another role's")
+            if old is not None and old.valid_until > rotation.until:
+                raise ValueError(
+                    f"key {old.keyid} was rotated and holds until {rotation.until.isoformat()} at most"
+                )
 
     @cached_property
     def _by_keyid(self) -> dict[KeyId, RosterEntry]:
@@ -161,6 +197,74 @@ class Roster(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         if role is not None and role is not admitted:
             raise WrongRole(f"{payload_type!r} is signed by {_an(admitted)}, not by {_an(role)}")
         return self.require(keyid, role=admitted, at=at)
+
+    # ---- the keys of one agent
+
+    def line_of(self, keyid: KeyId) -> tuple[KeyId, ...]:
+        """The keys that led to this one by statements, oldest first, known or not, revoked or not; this one is the last."""
+        return (*reversed(self._ancestors(keyid)), keyid)
+
+    def origin(self, keyid: KeyId) -> KeyId:
+        """The oldest of them: a name for the agent that never changes. It gives no right to anything."""
+        return self.line_of(keyid)[0]
+
+    def keys_of(self, keyid: KeyId) -> tuple[KeyId, ...]:
+        """Every key of the agent that this key is one of, oldest first; a key that never rotated is alone.
+
+        A revoked key is nobody's other key: what it said of its successor counts no more.
+        """
+        return self._agents.get(keyid, (keyid,))
+
+    def is_same_agent(self, one: KeyId, other: KeyId) -> bool:
+        """Whether these two keys are one, or were rotated into each other."""
+        return one in self.keys_of(other)
+
+    def is_among(self, keyid: KeyId, named: Collection[KeyId]) -> bool:
+        """Whether a key of the same agent is named."""
+        return any(key in named for key in self.keys_of(keyid))
+
+    def valid_keys_of(self, keyid: KeyId, at: datetime) -> tuple[KeyId, ...]:
+        """Those keys of the same agent that hold at that moment, oldest first."""
+        return tuple(key for key in self.keys_of(keyid) if self._holds(key, at))
+
+    def reach(self, agent: KeyId, at: datetime) -> RosterEntry:
+        """The entry by which this agent is called: of the newest of its keys that holds. Raises: as `require`."""
+        newest = next(reversed(self.valid_keys_of(agent, at)), agent)
+        return self.require(newest, role=Role.AGENT, at=at)
+
+    def _holds(self, keyid: KeyId, at: datetime) -> bool:
+        entry = self.find(keyid)
+        return entry is not None and entry.is_valid(at)
+
+    def _ancestors(self, keyid: KeyId) -> tuple[KeyId, ...]:
+        """The keys before this one, newest first. A ring of statements ends where it began."""
+        found: list[KeyId] = []
+        entry = self.find(keyid)
+        while entry is not None and entry.took_place_of is not None and entry.took_place_of.old not in found:
+            found.append(entry.took_place_of.old)
+            entry = self.find(found[-1])
+        return tuple(found)
+
+    @cached_property
+    def _agents(self) -> dict[KeyId, tuple[KeyId, ...]]:
+        """The keys of each agent that has more than one, oldest first, by each of them."""
+        lines: dict[KeyId, list[KeyId]] = {}
+        for entry in self.entries:
+            if entry.took_place_of is not None:
+                line = [entry.keyid, *self._ancestors(entry.keyid)]
+                lines[line[-1]] = max(lines.get(line[-1], []), line, key=len)
+        found: dict[KeyId, tuple[KeyId, ...]] = {}
+        for newest_first in lines.values():
+            for part in self._unrevoked(newest_first[::-1]):
+                found |= dict.fromkeys(part, part)
+        return found
+
+    def _unrevoked(self, line: Sequence[KeyId]) -> Iterator[tuple[KeyId, ...]]:
+        """A line of keys cut at those that are revoked or unknown."""
+        is_good = {key: (entry := self.find(key)) is not None and entry.revoked_at is None for key in line}
+        for good, part in groupby(line, key=is_good.__getitem__):
+            if good:
+                yield tuple(part)
 
     def agents(self) -> tuple[RosterEntry, ...]:
         """Every agent's entry, valid or not."""
@@ -211,24 +315,29 @@ class Roster(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         return encode(self)
 
 
-class _Bundle(Struct, frozen=True, forbid_unknown_fields=True):
+class _Bundle(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What the consortium's root key signs."""
 
     version: Annotated[int, Meta(ge=1, le=1 << 53)]
     entries: tuple[RosterEntry, ...]
+    expires: datetime | None = None  # nobody takes it over after that
 
 
-def sign_roster(roster: Roster, version: int, key: SigningKey) -> bytes:
+def sign_roster(roster: Roster, version: int, key: SigningKey, expires: datetime | None = None) -> bytes:
     """The envelope of this roster under the consortium's root key. `version` counts up from 1."""
-    return sign_envelope(ROSTER_TYPE, encode(_Bundle(version, roster.entries)), key)
+    until = None if expires is None else wire_time(expires)
+    return sign_envelope(ROSTER_TYPE, encode(_Bundle(version, roster.entries, until)), key)
 
 
-def open_roster_bundle(data: bytes, root: PublicKey, known_version: int) -> tuple[int, Roster]:
+def open_roster_bundle(
+    data: bytes, root: PublicKey, known_version: int, *, now: datetime | None = None
+) -> tuple[int, Roster]:
     """The version and the roster that the pinned root key signed.
 
-    `known_version` is that of the roster in use, 0 when there is none; the same version again is welcome.
+    `known_version` is that of the roster in use, 0 when there is none; the same version again is welcome. `now`: when it is
+    to be taken over; None for one that is in use already.
     Raises: as parse_envelope; UnknownPayloadType, UnknownKey, BadSignature, BadSettings; StaleRoster for an
-    older version.
+    older version, and for one that ran out.
     """
     envelope = parse_envelope(data, limit_bytes=MAX_ROSTER_BYTES)
     if envelope.payload_type != ROSTER_TYPE:
@@ -241,6 +350,8 @@ def open_roster_bundle(data: bytes, root: PublicKey, known_version: int) -> tupl
     )
     if bundle.version < known_version:
         raise StaleRoster(f"the roster offered has version {bundle.version}, in use is {known_version}")
+    if now is not None and bundle.expires is not None and now >= bundle.expires:
+        raise StaleRoster(f"the roster offered ran out at {bundle.expires.isoformat()}")
     return bundle.version, _roster_of(bundle.entries)
 
 

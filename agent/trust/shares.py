@@ -268,7 +268,8 @@ def check_share_request(
         cancelled or ended, and that it knows of no receipt for the place;
     (7) the header is signed by an owner of the roster and names only orchestrators of the roster, all of
         them valid now;
-    (8) the header is of this dataset and version, lists the asker in `nodes` and the kind of task in `uses`;
+    (8) the header is of this dataset and version, lists the asker in `nodes`, by any key of its own that
+        holds, and the kind of task in `uses`;
     (9) the header says that this orchestrator holds a share.
 
     The rule left over, (10), is `release_share`'s: the share is the one that the header commits to.
@@ -291,7 +292,8 @@ def check_share_request(
     # (7) the owner's header
     header = parse_header(request.header, roster, at=now)
     # (8) what the owner allows
-    check_use(header, dataset=wanted, agent=asker, kind=task.kind)
+    also = roster.valid_keys_of(asker, now)
+    check_use(header, dataset=wanted, agent=asker, kind=task.kind, also=also)
     # (9) a share of ours
     if header.header.commitment_of(me) is None:
         raise ShareRefused(f"the owner of {wanted} gave orchestrator {me[:16]} no share")

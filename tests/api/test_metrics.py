@@ -10,6 +10,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.api import metrics_host
+from agent.api.expiring import Expiring
 from agent.api.metrics import Metrics
 from agent.api.metrics_ledger import COUNTERS, DURATIONS
 from agent.domain.jobs import JobEvent, JobState
@@ -69,6 +70,7 @@ def test_the_documentation_has_a_row_for_every_metric_and_for_nothing_else(house
         r"^\| `(dc_compute_\w+)` \| (\w+) \| ([^|]*?) ?\| .+ \|$", after.split("\n## ")[0], re.MULTILINE
     )
 
+    house.desk.metrics.also(Expiring(lambda: house.desk.host, Path("no certificate here")))
     told = {kind_and_labels(family, house.desk.metrics) for family in house.desk.metrics.families()}
 
     assert set(rows) == told

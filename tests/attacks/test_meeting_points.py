@@ -202,7 +202,7 @@ def test_every_head_that_was_kept_before_a_restore_is_explained_by_it(
     kept = open_head(sign_head(key, seq=newest.seq, digest=newest.digest, at=now), roster)
     ledger.close()
     with (tmp_path / "backup").open("rb") as file:
-        restore(path_of(world.a), file, agent=key.keyid, now=now, skew=SKEW, uid=OPERATOR)
+        restore(path_of(world.a), file, me=(key.keyid,), now=now, skew=SKEW, uid=OPERATOR)
 
     audit = LogAudit(roster, [kept])
     with closing(SqliteAuditLog(path_of(world.a))) as log:

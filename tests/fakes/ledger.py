@@ -221,10 +221,10 @@ class MemoryLedger(MemoryMeasures, MemoryOutbox, MemoryPage):
         with self._reading() as books:
             return tuple(books.receipts[place] for place in places if place in books.receipts)
 
-    def jobs_with(self, agent: KeyId, query: JobQuery, among: int) -> tuple[Job, ...]:
+    def jobs_with(self, agent: Collection[KeyId], query: JobQuery, among: int) -> tuple[Job, ...]:
         newest = self.jobs(replace(query, signer=None, limit=among))
         with self._reading() as books:
-            return tuple(job for job in newest if agent in _parties(books, job))[: query.limit]
+            return tuple(job for job in newest if not _parties(books, job).isdisjoint(agent))[: query.limit]
 
     # ---- moving
 

@@ -134,7 +134,7 @@ def test_a_backup_of_any_moment_holds_what_anybody_had_been_told_and_is_put_back
         for name, (content, told) in backups.taken.items():
             hospital, path = world.hospitals[name], Path(folder) / name / "ledger.sqlite"
             assert digest_of(content) == told.digest
-            restore(path, io.BytesIO(content), agent=hospital.keyid, now=world.clock(), skew=SKEW, uid=None)
+            restore(path, io.BytesIO(content), me=(hospital.keyid,), now=world.clock(), skew=SKEW, uid=None)
             assert findings_in(path, world.people.roster, hospital.keyid) == []
             ledger = open_ledger(path)
             assert ledger.control().mode is Mode.RESTORED
@@ -160,7 +160,7 @@ def test_what_came_after_a_backup_is_not_in_it() -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         content, told = early.taken["a"]
         path = Path(folder) / "a" / "ledger.sqlite"
-        restore(path, io.BytesIO(content), agent=world.a.keyid, now=world.clock(), skew=SKEW, uid=None)
+        restore(path, io.BytesIO(content), me=(world.a.keyid,), now=world.clock(), skew=SKEW, uid=None)
         ledger = open_ledger(path)
         with pytest.raises(NotFound):
             ledger.job(job_id(told_order(world), 0))

@@ -78,7 +78,7 @@ def taken(path: Path, file: Path, *, overwrite: bool = False) -> BackupFile:
 
 def put_back(path: Path, file: Path) -> Restored:
     with file.open("rb") as opened:
-        return restore(path, opened, agent=ME, now=LATER, skew=SKEW, uid=7)
+        return restore(path, opened, me=(ME,), now=LATER, skew=SKEW, uid=7)
 
 
 # ------------------------------------------------------------------ taking one
@@ -497,7 +497,7 @@ def dies(call):
 for name in calls:
     setattr(os, name, dies(getattr(os, name)))
 with open(sys.argv[2], "rb") as file:
-    restore(Path(sys.argv[1]), file, agent=ME, now=LATER, skew=SKEW, uid=None)
+    restore(Path(sys.argv[1]), file, me=(ME,), now=LATER, skew=SKEW, uid=None)
 print("done")
 """
 

@@ -123,11 +123,12 @@ def test_an_agent_has_the_jobs_of_the_chains_it_stands_in(ledger: Ledger) -> Non
     signed_there = received(ledger, "handed", position=2)  # PEER signed the receipt of position 1
     received(ledger, "nobody")
 
-    mine = ledger.jobs_with(PEER, JobQuery(), 100)
+    mine = ledger.jobs_with([PEER], JobQuery(), 100)
 
     assert [job.id for job in mine] == [signed_there.id, goes_on.id]
-    assert ledger.jobs_with(OTHER_PEER, JobQuery(), 100) == ()
-    assert len(ledger.jobs_with(ORCHESTRATOR, JobQuery(), 100)) == 3
+    assert ledger.jobs_with([OTHER_PEER], JobQuery(), 100) == ()
+    assert ledger.jobs_with([OTHER_PEER, PEER], JobQuery(), 100) == mine  # an agent that rotated its key
+    assert len(ledger.jobs_with([ORCHESTRATOR], JobQuery(), 100)) == 3
 
 
 def test_an_agents_jobs_are_filtered_paged_and_looked_for_among_the_newest(ledger: Ledger) -> None:
@@ -135,13 +136,13 @@ def test_an_agents_jobs_are_filtered_paged_and_looked_for_among_the_newest(ledge
     new = attested(ledger, report(), name="new")
     ledger.move(queued(ledger, "other"), JobEvent.EXPIRE, at(1))
 
-    assert [j.id for j in ledger.jobs_with(PEER, JobQuery(after=new.id), 100)] == [old.id]
-    assert [j.id for j in ledger.jobs_with(PEER, JobQuery(order_id=old.order_id), 100)] == [old.id]
-    assert ledger.jobs_with(PEER, JobQuery(states=frozenset({JobState.EXPIRED})), 100) == ()
-    assert [j.id for j in ledger.jobs_with(PEER, JobQuery(limit=1), 100)] == [new.id]
-    assert ledger.jobs_with(PEER, JobQuery(), 1) == ()
+    assert [j.id for j in ledger.jobs_with([PEER], JobQuery(after=new.id), 100)] == [old.id]
+    assert [j.id for j in ledger.jobs_with([PEER], JobQuery(order_id=old.order_id), 100)] == [old.id]
+    assert ledger.jobs_with([PEER], JobQuery(states=frozenset({JobState.EXPIRED})), 100) == ()
+    assert [j.id for j in ledger.jobs_with([PEER], JobQuery(limit=1), 100)] == [new.id]
+    assert ledger.jobs_with([PEER], JobQuery(), 1) == ()
     with pytest.raises(NotFound):
-        ledger.jobs_with(PEER, JobQuery(after=queued(MemoryLedger(), "elsewhere").id), 100)
+        ledger.jobs_with([PEER], JobQuery(after=queued(MemoryLedger(), "elsewhere").id), 100)
 
 
 # ------------------------------------------------------------------ what it costs
@@ -206,8 +207,8 @@ def look_at_everything(ledger: Ledger) -> None:
         ledger.receipts_at([(job.order, job.position) for job in page])
     ledger.jobs(JobQuery(order_id=first.order_id, limit=1000))
     ledger.jobs(JobQuery(states=frozenset({JobState.HELD}), limit=500))
-    ledger.jobs_with(PEER, JobQuery(limit=100), 2000)
-    ledger.jobs_with(PEER, JobQuery(limit=100, states=frozenset({JobState.DONE})), 2000)
+    ledger.jobs_with([PEER], JobQuery(limit=100), 2000)
+    ledger.jobs_with([PEER], JobQuery(limit=100, states=frozenset({JobState.DONE})), 2000)
     ledger.order(first.order_id)
     ledger.receipts(first.order)
     ledger.counts()

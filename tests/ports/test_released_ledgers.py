@@ -128,7 +128,7 @@ def test_a_backup_of_that_time_is_put_back(revision: str, path: Path, tmp_path: 
     new = tmp_path / "new" / "ledger.sqlite"
 
     with file.open("rb") as opened:
-        told = restore(new, opened, agent=me, now=NOW, skew=SKEW, uid=None)
+        told = restore(new, opened, me=(me,), now=NOW, skew=SKEW, uid=None)
 
     assert told.backup.revision == revision
     with closing(open_ledger(new)) as ledger:

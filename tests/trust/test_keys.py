@@ -14,9 +14,8 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from agent.domain.ids import KeyId
 from agent.errors import BadSettings, BadSignature
-from agent.trust.keys import PublicKey, SigningKey, fingerprint
+from agent.trust.keys import PublicKey, SigningKey
 from tests.builders import key_of
 
 NOBODY = 65534
@@ -186,10 +185,6 @@ def test_the_keyid_is_the_sha256_of_the_raw_public_key() -> None:
     )  # RFC 8032, test 1
 
     assert PublicKey(raw).keyid == "21fe31dfa154a261626bf854046fd2271b7bed4b6abe45aa58877ef47f9721b9"
-
-
-def test_a_fingerprint_is_sixteen_groups_of_four() -> None:
-    assert fingerprint(KeyId("0123456789abcdef" * 4)) == " ".join(["0123 4567 89ab cdef"] * 4)
 
 
 def test_a_signature_of_another_key_or_over_other_bytes_is_refused() -> None:

@@ -41,6 +41,7 @@ from agent.trust.dataset_header import DatasetHeader, ShareHolder, SignedHeader,
 from agent.trust.envelope import sign_envelope
 from agent.trust.keys import SigningKey
 from agent.trust.roster import DATASET_TYPE, Role, Roster
+from agent.trust.rotation import sign_rotation
 from agent.trust.shares import (
     CheckedShareRequest,
     ShareAnswer,
@@ -773,3 +774,49 @@ def test_a_request_over_32_mib_is_refused() -> None:
 def test_what_is_no_request_raises_only_errors_of_ours(body: bytes) -> None:
     with pytest.raises(AgentError):
         ShareRequest.parse(body)
+
+
+# ------------------------------------------------------------------ an agent with a new key
+
+
+NEW_KEY = SigningKey.generate()
+OVERLAP_END = NOW + timedelta(hours=12)
+
+
+def roster_of_rotation(*, is_stated: bool = True, **old_changes: object) -> Roster:
+    """AGENT's new key beside its old one, which holds until OVERLAP_END."""
+    statement = sign_rotation(AGENT, NEW_KEY, issued=NOW - HOUR, until=OVERLAP_END) if is_stated else None
+    old = [e for e in ROSTER.entries if e.keyid == AGENT.keyid]
+    others = [e for e in ROSTER.entries if e.keyid != AGENT.keyid]
+    return Roster((
+        *others,
+        *(changed(e, **({"valid_until": OVERLAP_END} | old_changes)) for e in old),
+        changed(
+            old[0], keyid=NEW_KEY.keyid, public_key_base64=NEW_KEY.public.base64, rotation=statement
+        ),
+    ))  # fmt: skip
+
+
+def test_a_share_for_the_old_key_is_given_to_the_new_one_while_the_old_one_holds() -> None:
+    checked = replace(CALL, asker=NEW_KEY.keyid, roster=roster_of_rotation()).check()
+
+    assert checked.asker == NEW_KEY.keyid
+
+
+def test_no_share_for_a_key_that_no_statement_binds_to_the_one_the_owner_named() -> None:
+    with pytest.raises(ShareRefused, match="does not let agent"):
+        replace(CALL, asker=NEW_KEY.keyid, roster=roster_of_rotation(is_stated=False)).check()
+
+
+def test_no_share_for_the_old_key_once_its_overlap_is_over() -> None:
+    roster = roster_of_rotation(valid_until=NOW)
+
+    with pytest.raises(ShareRefused, match="does not let agent"):
+        replace(CALL, asker=NEW_KEY.keyid, roster=roster).check()
+
+
+def test_no_share_for_a_successor_of_a_revoked_key() -> None:
+    roster = roster_of_rotation(revoked_at=NOW)
+
+    with pytest.raises(ShareRefused, match="does not let agent"):
+        replace(CALL, asker=NEW_KEY.keyid, roster=roster).check()

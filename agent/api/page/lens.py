@@ -65,7 +65,7 @@ class Lens:
             keyid=keyid,
             name=name,
             role=None if entry is None else entry.role,
-            is_me=keyid == self.host.me,
+            is_me=self.host.is_me(keyid),
         )
 
     def readable(self, text: str) -> str:
