@@ -43,7 +43,11 @@ INSTALLED, PORT = Path("/var/lib/dc-compute"), 8443
 PODMAN = Path("/run/dc-compute/podman/podman.sock")
 NAMES = ("A", "B", "C")
 PROBLEM = "5d0c1c2e-9d0b-4f6e-8a53-2f0f3f0c7a11"
-GAPS = ("memory_bytes", "cpu_millis", "pids")  # a container of systemd-nspawn may have no controller to hold them
+GAPS = (
+    "memory_bytes",
+    "cpu_millis",
+    "pids",
+)  # a container of systemd-nspawn may have no controller to hold them
 ORDER_TIMEOUT_S = 240.0
 
 
@@ -56,9 +60,7 @@ def images() -> dict[str, Digest]:
 def make() -> Consortium:
     """A new consortium. Hospital A's agent is the installed one: its key, and its port."""
     key = SigningKey.load(INSTALLED / "identity.pem")
-    made = found(
-        TOWN / "t", NAMES, runtime=on_podman(PODMAN), memory=MEMORY, installed={"A": (key, PORT)}
-    )
+    made = found(TOWN / "t", NAMES, runtime=on_podman(PODMAN), memory=MEMORY, installed={"A": (key, PORT)})
     made.owner.save(TOWN / "t/owner.pem")
     made.admit(list(images().values()), accept_missing=GAPS)
     return made

@@ -37,7 +37,16 @@ GUESTS = ROOT / "tests/chain/guests"
 
 # What a fresh Debian has, as far as it matters here. What the agent needs is for install.sh to install.
 BASE = (
-    *("systemd", "systemd-sysv", "dbus", "libpam-systemd", "ca-certificates", "procps", "util-linux", "passwd"),
+    *(
+        "systemd",
+        "systemd-sysv",
+        "dbus",
+        "libpam-systemd",
+        "ca-certificates",
+        "procps",
+        "util-linux",
+        "passwd",
+    ),
     *("iproute2", "netbase", "tzdata"),
 )
 # What install.sh asks apt for. Their archives wait in apt's cache.
@@ -47,9 +56,7 @@ FOR_APT = (
 )
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
 # An interpreter's own tags are pip's; a wheel for an older C library fits a newer one.
-PLATFORMS = tuple(
-    f"--platform=manylinux_2_{minor}_x86_64" for minor in (34, 28, 17)
-) + ("--platform=manylinux2014_x86_64",)
+PLATFORMS = tuple(f"--platform=manylinux{tag}_x86_64" for tag in ("_2_34", "_2_28", "_2_17", "2014"))
 
 MAKE_TIMEOUT_S, BOOT_TIMEOUT_S, RUN_TIMEOUT_S = 600, 120, 240
 PROGRAMS = {
@@ -113,14 +120,21 @@ class System:
         """Boot it and wait until it has come up. Raises: SystemFailed with the console's end."""
         console = self.root.parent / "console"
         shown = [(self.given / "src", "/mnt/given/src")]
-        shown += [((self.given / name).resolve(), f"/mnt/given/{name}") for name in ("wheels", "images", "data")]
+        shown += [
+            ((self.given / name).resolve(), f"/mnt/given/{name}") for name in ("wheels", "images", "data")
+        ]
         with console.open("ab") as words:
             self._nspawn = subprocess.Popen(
                 [
                     # It ends with the tests, however they end: a killed nspawn alone would leave the system running.
                     *("nice", "-n", "10", "setpriv", "--pdeathsig", "KILL"),
                     *("unshare", "--pid", "--mount-proc", "--fork", "--kill-child"),
-                    *("systemd-nspawn", "--quiet", f"--directory={self.root}", f"--machine=hospital-{os.getpid()}"),
+                    *(
+                        "systemd-nspawn",
+                        "--quiet",
+                        f"--directory={self.root}",
+                        f"--machine=hospital-{os.getpid()}",
+                    ),
                     *("--register=no", "--keep-unit", "--private-network", "--boot", "--console=pipe"),
                     *("--resolv-conf=off", "--timezone=off", "--link-journal=no"),
                     # What rootless Podman needs: overlay and fuse mounts, keys for runc, a loopback that comes up.
@@ -202,7 +216,14 @@ class System:
         become: list[str] = []
         if user is not None:
             become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--inh-caps=-all"]
-        words = ["env", "-i", "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LANG=C.UTF-8", "COLUMNS=200", *env]
+        words = [
+            "env",
+            "-i",
+            "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "LANG=C.UTF-8",
+            "COLUMNS=200",
+            *env,
+        ]
         return ["nsenter", f"--target={leader}", "--all", "--root", "--wdns=/", *words, *become, *command]
 
     def run(
@@ -224,7 +245,9 @@ class System:
             check=False,
         )
         if is_checked and done.returncode != 0:
-            raise SystemFailed(f"{' '.join(command)} ended with {done.returncode}\n{_end(done.stdout + done.stderr)}")
+            raise SystemFailed(
+                f"{' '.join(command)} ended with {done.returncode}\n{_end(done.stdout + done.stderr)}"
+            )
         return done
 
     def sh(self, script: str, **how: Any) -> str:
@@ -234,7 +257,11 @@ class System:
     def start(self, *command: str, user: str | None = None, env: Sequence[str] = ()) -> subprocess.Popen[str]:
         """A process there with pipes to it; killed at the end at the latest."""
         process = subprocess.Popen(
-            self._inside(command, user, env), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            self._inside(command, user, env),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self._helpers.append(process)
         return process
@@ -284,10 +311,19 @@ def _make_root(suite: str, target: Path) -> None:
 
 
 def _make_wheels(python: str, target: Path) -> None:
-    """The locked versions of the program and of its build, for this Python: what `pip` may look at in a system without network."""
+    """The locked versions of the program and of its build, for this Python: for a system without network."""
     for_it = [f"--python-version={python}", "--only-binary=:all:", *PLATFORMS]
     for name in ("requirements.lock", ".ci/build.lock"):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--no-deps", *for_it]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--require-hashes",
+            "--no-deps",
+            *for_it,
+        ]
         _run([*command, "--dest", str(target), "-r", str(ROOT / name)])
     _run(["chmod", "-R", "go+rX", str(target)])
 
@@ -308,7 +344,9 @@ def _make_guests(target: Path) -> None:
 
 def _copy_checkout(target: Path) -> None:
     """The sources as they are now, readable for everybody."""
-    ignored = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build", "dist")
+    ignored = shutil.ignore_patterns(
+        ".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build", "dist"
+    )
     shutil.copytree(ROOT, target, symlinks=True, ignore=ignored)
     _run(["chmod", "-R", "u+rwX,go+rX", str(target)])
 
@@ -338,7 +376,9 @@ def _run(command: list[str]) -> None:
         check=False,
     )
     if done.returncode != 0:
-        raise SystemFailed(f"{' '.join(command)[:200]} ended with {done.returncode}\n{_end(done.stdout + done.stderr)}")
+        raise SystemFailed(
+            f"{' '.join(command)[:200]} ended with {done.returncode}\n{_end(done.stdout + done.stderr)}"
+        )
 
 
 def _end(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.host.vm.system import PROGRAMS, System, why_not
+from tests.host.vm.system import System, why_not
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(900)]
 
