@@ -4,7 +4,7 @@ WORKERS ?= 2
 ARGS ?=
 ROOT_TESTS := tests/pipeline/test_outputs.py tests/trust/test_keys.py tests/api/test_operator.py \
 	tests/ports/test_memory_events.py tests/test_cli_doctor.py
-SCRIPTS := install.sh .ci/rootless .ci/run
+SCRIPTS := install.sh .ci/rootless .ci/run tests/monitoring/journal.sh
 
 .PHONY: seccomp help
 help: ## show this list
@@ -21,6 +21,15 @@ deps-host: deps ## what tests/host/vm needs besides: QEMU and mmdebstrap (Debian
 .PHONY: demo
 demo: deps ## three hospitals, one order, real data: the whole walk on this machine
 	@.ci/rootless $(PYTHON) -m agent.devkit.demo $(ARGS)
+
+.PHONY: town
+town: deps ## the demo's hospitals and orchestrators to try things by hand: a shell among them (ARGS='sh -c …' for one command)
+	@.ci/rootless $(PYTHON) -m agent.devkit.town $(ARGS)
+
+.PHONY: pictures
+pictures: deps ## docs/images: the status page, taken of a real run
+	@mkdir -p build docs/images && .ci/rootless $(PYTHON) -m tests.pictures >build/pictures.tar
+	@tar -C docs/images -xf build/pictures.tar && rm build/pictures.tar
 
 .PHONY: test
 test: deps ## every test (ARGS='-k words' picks some; WORKERS=0 runs them in one process)
@@ -63,6 +72,10 @@ SEED ?= 1
 .PHONY: simulate
 simulate: deps ## many agents in virtual time, killed, cut off and lied to (AGENTS=1000 TASKS=100000 SEED=7)
 	@$(PYTHON) -m tests.simulate --agents $(AGENTS) --tasks $(TASKS) --seed $(SEED) $(ARGS)
+
+.PHONY: docs
+docs: deps ## the documentation as a site in build/site, strictly: a link that leads nowhere fails
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict # --quiet would hide from --strict what it counts
 
 .PHONY: check
 check: deps ## format, lint, types, layout, shell scripts

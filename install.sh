@@ -57,7 +57,8 @@ A host install touches these and nothing else:
 
 --deps touches: Debian packages (as root), .venv in the clone, and as root the user dc-compute-dev with its home
 /var/lib/dc-compute-dev, its lines in /etc/subuid and /etc/subgid, and the empty folder /opt/dc-compute-dev/src
-(and .ci/rootless the empty folder /run/dc-compute-dev).
+(and .ci/rootless the empty folder /run/dc-compute-dev). Of Debian's package prometheus only promtool is taken, into .venv:
+nothing of it is installed or started.
 --deps-host touches: the Debian packages qemu-system-x86, mmdebstrap, e2fsprogs, systemd-container (as root). The tests that
 use them keep a disk of about 700 MB in /var/cache/dc-compute-dev/vm and 2 GB in /var/cache/dc-compute-dev/systems.
 USAGE
@@ -232,6 +233,32 @@ sync_venv() {
     UV_LINK_MODE=copy "$1" pip sync --quiet --system-certs --require-hashes --compile-bytecode --python "$2/bin/python" "$3"
 }
 
+# need_promtool: what checks the metrics and the alerts in `make test`. Only this program is taken out of Debian's package:
+# installing that would start a server on a developer's machine. Tests that want it say so when it is not here.
+need_promtool() {
+    if has promtool || [ -x "$here/.venv/bin/promtool" ] || ! has apt-get; then
+        return 0
+    fi
+    say "taking promtool out of Debian's package prometheus: .venv/bin/promtool"
+    if [ "$is_dry" = yes ]; then
+        run apt-get download prometheus
+        return 0
+    fi
+    has_acted=yes
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    chmod 0755 "$work" # apt fetches as a user of its own
+    if (cd "$work" && { apt-get -qq download prometheus || { apt-get -qq update && apt-get -qq download prometheus; }; } &&
+        dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xf - ./usr/bin/promtool) >"$work/log" 2>&1; then
+        install -m 0755 "$work/usr/bin/promtool" "$here/.venv/bin/promtool.new"
+        mv "$here/.venv/bin/promtool.new" "$here/.venv/bin/promtool"
+    else
+        say "promtool could not be had; the tests that want it are left out: $(tail -n 1 "$work/log")"
+    fi
+    rm -rf "$work"
+    trap - EXIT
+}
+
 # What rootless containers need. Without policy.json Podman loads no image, and its package does not always bring it;
 # crun or runc: which of them works depends on the host's cgroups.
 readonly container_needs='podman:podman runc:runc crun:crun conmon:conmon newuidmap:uidmap
@@ -243,9 +270,11 @@ install_deps() {
     exec 9<"$here/requirements-dev.lock"
     flock 9 # two `make` in one clone: the second waits
     # shellcheck disable=SC2086  # a list of words
-    need_packages $container_needs $common_needs unshare:util-linux mount:mount make:make strace:strace
+    need_packages $container_needs $common_needs unshare:util-linux mount:mount make:make strace:strace chromium:chromium \
+        /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf:fonts-dejavu-core
     need_python
     need_venv
+    need_promtool
     if is_root; then
         need_user "$dev_user" "$dev_home"
         [ -d "$dev_mount" ] || run install -d -m 0755 "$dev_mount"

@@ -1,205 +1,67 @@
-"""Settings: `agent.toml`, then the environment over it, into one frozen value. They stop at wiring.
+"""Settings: `agent.toml`, then the environment over it, then flags, into one frozen value. They stop at wiring.
 
 Where the folder of the settings (`home`) lies: `--home DIR`, else `$DC_COMPUTE_HOME`, else /etc/dc-compute
 when it can be read, else the user's own configuration folder. A path in a setting is relative to `home`.
-The name of `port` of the section `[listen]` in the environment is DC_COMPUTE_LISTEN_PORT. A file that systemd handed over as
-the credential `identity.key` stands for the default of `key` of `[identity]`.
+The name of `port` of the section `[listen]` in the environment is DC_COMPUTE_LISTEN_PORT, as a flag `--set listen.port=8443`.
+A file that systemd lent as the credential `identity.key` stands for the default of `key` of `[identity]`.
+
+Beside it: `config_sections.py`, which settings there are; `config_sources.py`, how each source is read;
+`config_reference.py`, how they are told to people.
 """
 
-import difflib
 import hashlib
 import os
 import sys
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Any
 
 import msgspec
 import platformdirs
-from msgspec import Meta, Struct
+from msgspec import Struct
 
+from agent.config_sections import RELOADED, SECTIONS, LogSection, Settings
+from agent.config_sources import (
+    HOME_VARIABLE,
+    PREFIX,
+    Found,
+    Mistake,
+    Origin,
+    Source,
+    read_credentials,
+    read_environment,
+    read_file,
+    read_flags,
+    value_of,
+)
 from agent.errors import BadSettings
+
+__all__ = [
+    "HOME_VARIABLE",
+    "PREFIX",
+    "RELOADED",
+    "SECTIONS",
+    "SETTINGS_FILE",
+    "SYSTEM_HOME",
+    "Effective",
+    "LogSection",
+    "Mistake",
+    "Origin",
+    "Places",
+    "Settings",
+    "Source",
+    "changed_keys",
+    "find_home",
+    "load_settings",
+    "places",
+    "read_settings",
+    "user_home",
+]
 
 NAME = "dc-compute"
 SETTINGS_FILE = "agent.toml"
 SYSTEM_HOME = Path("/etc") / NAME
-HOME_VARIABLE = "DC_COMPUTE_HOME"
-PREFIX = "DC_COMPUTE_"
-CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
-
-S = TypeVar("S", bound=Struct)
-
-Seconds = Annotated[float, Meta(gt=0, le=86400)]
-Bytes = Annotated[int, Meta(ge=0, le=1 << 50)]
-Threads = Annotated[int, Meta(ge=1, le=64)]
-
-
-# ------------------------------------------------------------------ the sections
-
-
-class Identity(Struct, frozen=True, kw_only=True):
-    """Who this agent is. `key`: its Ed25519 key file (PEM, 0600); the public half stands in the roster."""
-
-    key: Path
-
-
-class Listen(Struct, frozen=True, kw_only=True):
-    """Where it is called.
-
-    `names`: further `host` or `host:port` by which it may be dialled, beside its roster address.
-    `operator_socket`: the operator's Unix socket, 0600 in a folder 0700; with `operator_group` 0660 in a
-    folder 0750 of that group.
-    """
-
-    host: str = "0.0.0.0"  # noqa: S104 - peers and orchestrators call it from other hosts, by signed requests
-    port: Annotated[int, Meta(ge=0, le=65535)] = 8443
-    names: tuple[str, ...] = ()
-    tls_cert: Path
-    tls_key: Path
-    operator_socket: Path
-    operator_group: str | None = None
-
-
-class Trust(Struct, frozen=True, kw_only=True):
-    """Whom it knows (`roster`) and what may run here (`policy`). An empty policy runs nothing."""
-
-    roster: Path
-    policy: Path
-
-
-class Paths(Struct, frozen=True, kw_only=True):
-    """Where it keeps things. `data`: ledger and queues; `spool`: images on their way from storage."""
-
-    data: Path
-    spool: Path
-
-    @property
-    def ledger(self) -> Path:
-        return self.data / "ledger.sqlite"
-
-    @property
-    def queues(self) -> Path:
-        return self.data / "queues.sqlite"
-
-    @property
-    def hands(self) -> Path:
-        """A lock for each job that a worker has in hand."""
-        return self.data / "hands"
-
-    @property
-    def images(self) -> Path:
-        """What is remembered of images that Podman has loaded."""
-        return self.data / "images"
-
-    @property
-    def roots(self) -> Path:
-        """Images as they are unpacked for runc."""
-        return self.data / "roots"
-
-    @property
-    def selftest(self) -> Path:
-        """Where the image of the self-test's guest stays."""
-        return self.data / "selftest"
-
-
-class Workspaces(Struct, frozen=True, kw_only=True):
-    """Where tasks run. `root` must lie in memory (tmpfs): dataset plaintext lies there."""
-
-    root: Path
-
-
-class RuntimeSection(Struct, frozen=True, kw_only=True):
-    """The container engine, the folder of the seccomp profiles, and how many containers may run at once on this host; each
-    runs under user ids of its own.
-
-    `engine`: podman, runc, or auto: Podman where its socket answers, else runc. `run_dir`: what runc's runs are known by, in
-    memory. `cgroup_parent`: a cgroup that root gave to the agent's user for runc's runs, as a path below the cgroup root.
-    """
-
-    engine: Annotated[str, Meta(pattern="^(auto|podman|runc)$")] = "auto"
-    podman_socket: Path
-    seccomp_dir: Path
-    run_dir: Path
-    cgroup_parent: str = ""
-    pool_size: Threads = 4
-
-
-class Limits(Struct, frozen=True, kw_only=True):
-    """How much it takes on.
-
-    `skew_s`: how far clocks may differ; `lease_s`: how long a silent worker keeps its task. Loaded images leave when unused
-    for `image_days`, and while they take more than `images_bytes` together. Job logs are kept `log_days` after the job ended,
-    orders `order_days` after the last thing happened to them, and in any case until they expired.
-    """
-
-    queue_limit: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
-    low_disk_bytes: Bytes = 1 << 30
-    max_model_bytes: Bytes = 4 << 30
-    max_image_bytes: Bytes = 16 << 30
-    image_days: Annotated[int, Meta(ge=1, le=36500)] = 30
-    images_bytes: Bytes = 64 << 30
-    log_days: Annotated[int, Meta(ge=1, le=36500)] = 30
-    order_days: Annotated[int, Meta(ge=1, le=36500)] = 365
-    skew_s: Annotated[int, Meta(ge=0, le=300)] = 30
-    lease_s: Annotated[int, Meta(ge=3, le=3600)] = 60
-
-
-class Timeouts(Struct, frozen=True, kw_only=True):
-    """Of calls to storage, orchestrators and peers. `total_s` bounds a whole call, `transfer_s` one with a big body."""
-
-    connect_s: Seconds = 10.0
-    read_s: Seconds = 30.0
-    total_s: Seconds = 120.0
-    transfer_s: Seconds = 6 * 3600.0
-
-
-class Workers(Struct, frozen=True, kw_only=True):
-    """Threads by queue in one `dc-compute work`, and how long it waits for them when told to stop."""
-
-    learnuplets: Threads = 1
-    learn_tasks: Threads = 1
-    test_tasks: Threads = 1
-    preduplets: Threads = 1
-    deliveries: Threads = 2
-    grace_s: Seconds = 5.0
-
-
-class Reconcile(Struct, frozen=True, kw_only=True):
-    """When others are asked what a lost message hid: about `first_s` after a start, then about every `every_s`."""
-
-    first_s: Seconds = 60.0
-    every_s: Seconds = 900.0
-
-
-class LogSection(Struct, frozen=True, kw_only=True):
-    """How it speaks. `level`: debug, info, warning, error; `format`: auto, json, console."""
-
-    level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
-    format: Annotated[str, Meta(pattern="^(auto|json|console)$")] = "auto"
-
-
-class Settings(Struct, frozen=True, kw_only=True):
-    """All settings of one agent. `home` is the folder they came from."""
-
-    home: Path
-    identity: Identity
-    listen: Listen
-    trust: Trust
-    paths: Paths
-    workspace: Workspaces
-    runtime: RuntimeSection
-    limits: Limits
-    timeouts: Timeouts
-    workers: Workers
-    reconcile: Reconcile
-    log: LogSection
-
-
-SECTIONS: Mapping[str, type[Struct]] = {
-    name: kind for name, kind in get_type_hints(Settings).items() if name != "home"
-}
 
 
 # ------------------------------------------------------------------ where things lie by default
@@ -267,24 +129,6 @@ def _defaults(home: Path, environment: Mapping[str, str]) -> dict[str, dict[str,
     }
 
 
-def credentials(environment: Mapping[str, str]) -> Mapping[tuple[str, str], Path]:
-    """Files that systemd handed to this service by LoadCredential=, by the setting after which they are named.
-
-    `LoadCredential=identity.key:/somewhere/identity.pem` in a unit stands for the default of `key` of [identity]. What
-    agent.toml or the environment say of that key still wins: a credential that nobody meant is never used in its place.
-    """
-    folder = environment.get(CREDENTIALS_VARIABLE)
-    if not folder:
-        return {}
-    named = {
-        (section, key): Path(folder) / f"{section}.{key}"
-        for section, kind in SECTIONS.items()
-        for key, type_ in get_type_hints(kind).items()
-        if type_ is Path
-    }
-    return {setting: path for setting, path in named.items() if path.exists()}
-
-
 def _seccomp_dir() -> Path:
     """Beside the program when it is installed, in the clone when it is not."""
     installed = Path(sys.prefix) / "share" / NAME / "seccomp"
@@ -294,102 +138,75 @@ def _seccomp_dir() -> Path:
 # ------------------------------------------------------------------ reading
 
 
-def load_settings(home: Path, environment: Mapping[str, str]) -> Settings:
-    """The settings in force: defaults, `agent.toml` of `home` when there is one, then the environment.
+class Effective(Struct, frozen=True):
+    """What the settings are, where each comes from, and everything that is wrong. `settings` is None when something is."""
+
+    settings: Settings | None
+    origins: dict[tuple[str, str], Origin]
+    mistakes: tuple[Mistake, ...] = ()
+
+
+def load_settings(home: Path, environment: Mapping[str, str], flags: Sequence[str] = ()) -> Settings:
+    """The settings in force: defaults, `agent.toml` of `home` when there is one, the environment, flags.
 
     Raises: BadSettings, which names the file or variable and the key.
     """
-    file = home / SETTINGS_FILE
-    told = _read_file(file)
-    overrides = _read_environment(environment)
+    read = read_settings(home, environment, flags)
+    if read.settings is None:
+        raise BadSettings(str(read.mistakes[0]))
+    return read.settings
+
+
+def read_settings(
+    home: Path, environment: Mapping[str, str], flags: Sequence[str] = (), *, file: Path | None = None
+) -> Effective:
+    """The same with where each value comes from. `file`: in place of `agent.toml` of `home`; then it must be there."""
+    sources = (
+        read_credentials(environment),
+        read_file(home / SETTINGS_FILE if file is None else file, may_be_absent=file is None),
+        read_environment(environment),
+        read_flags(flags),
+    )
+    mistakes = [mistake for found in sources for mistake in found.mistakes]
     defaults = _defaults(home, environment)
-    for (section, key), path in credentials(environment).items():
-        defaults.setdefault(section, {})[key] = path
-    sections: dict[str, Any] = {
-        name: _section(
-            name, kind, home, defaults.get(name, {}), (file, told.get(name, {})), overrides.get(name, {})
-        )
-        for name, kind in SECTIONS.items()
-    }
-    return Settings(home=home, **sections)
+    origins: dict[tuple[str, str], Origin] = {}
+    sections: dict[str, Any] = {}
+    for section, kind in SECTIONS.items():
+        values = dict(defaults.get(section, {}))
+        for key in kind.__struct_fields__:
+            origins[section, key] = _read_key(section, key, home, sources, values, mistakes)
+        try:
+            sections[section] = kind(**values)
+        except BadSettings as cause:  # keys that do not go together
+            mistakes.append(Mistake(f"[{section}]", cause.detail))
+    settings = None if mistakes else Settings(home=home, **sections)
+    return Effective(settings, origins, tuple(mistakes))
 
 
-def _read_file(file: Path) -> dict[str, dict[str, Any]]:
-    try:
-        told = tomllib.loads(file.read_bytes().decode())
-    except FileNotFoundError:
-        return {}
-    except OSError as cause:
-        raise BadSettings(f"{file} cannot be read: {cause.strerror}") from cause
-    except ValueError as cause:  # TOMLDecodeError, UnicodeDecodeError
-        raise BadSettings(f"{file} is not TOML: {cause}") from cause
-    for section, values in told.items():
-        _check_name(section, SECTIONS, f"{file}: there is no section [{section}]")
-        if not isinstance(values, dict):
-            raise BadSettings(f"{file}: {section} is a section: write [{section}] and its keys below")
-        for key in values:
-            known = SECTIONS[section].__struct_fields__
-            _check_name(key, known, f"{file}: [{section}] has no key {key!r}")
-    return told
-
-
-def _read_environment(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Values by section and key. What names no section of ours belongs to somebody else, a test perhaps."""
-    found: dict[str, dict[str, str]] = {}
-    for variable, value in environment.items():
-        section, _, key = variable.removeprefix(PREFIX).lower().partition("_")
-        if not variable.startswith(PREFIX) or section not in SECTIONS:
-            continue
-        known = SECTIONS[section].__struct_fields__
-        _check_name(key, known, f"{variable}: [{section}] has no key {key!r}")
-        found.setdefault(section, {})[key] = value
-    return found
-
-
-def _check_name(name: str, known: Mapping[str, Any] | tuple[str, ...], complaint: str) -> None:
-    if name in known:
-        return
-    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are: {', '.join(known)}"
-    raise BadSettings(f"{complaint}; {hint}")
-
-
-def _section(
-    name: str,
-    kind: type[S],
+def _read_key(
+    section: str,
+    key: str,
     home: Path,
-    defaults: Mapping[str, Any],
-    told: tuple[Path, Mapping[str, Any]],
-    overrides: Mapping[str, str],
-) -> S:
-    """One section's value, each key converted alone so that an error can name it."""
-    file, from_file = told
-    values = dict(defaults)
-    for field in msgspec.structs.fields(kind):
-        key = field.name
-        if key in overrides:
-            source = f"{PREFIX}{name}_{key}".upper()
-            values[key] = _value(overrides[key], field.type, home, source, is_text=True)
-        elif key in from_file:
-            values[key] = _value(from_file[key], field.type, home, f"{file}: [{name}] {key}", is_text=False)
-    return kind(**values)
+    sources: Sequence[Found],
+    values: dict[str, Any],
+    mistakes: list[Mistake],
+) -> Origin:
+    """Put the key's value among `values`, and give where it comes from. A value that is covered by another is judged too."""
+    origin = Origin(Source.DEFAULT)
+    for told in (found.told[section, key] for found in sources if (section, key) in found.told):
+        origin = told.origin
+        try:
+            values[key] = value_of(told, section, key, home)
+        except msgspec.ValidationError as cause:
+            mistakes.append(Mistake(told.origin.where or "", f"[{section}] {key}: {cause}"))
+    return origin
 
 
-def _value(value: Any, kind: Any, home: Path, source: str, *, is_text: bool) -> Any:
-    """The value as its field's type. Text of the environment becomes numbers by itself, lists by commas."""
-    if is_text and kind == tuple[str, ...]:
-        value = [part.strip() for part in value.split(",") if part.strip()]
-    try:
-        return msgspec.convert(
-            value, kind, strict=not is_text, dec_hook=lambda wanted, text: _path(wanted, text, home)
-        )
-    except msgspec.ValidationError as cause:
-        raise BadSettings(f"{source}: {cause}") from cause
-
-
-def _path(wanted: type, text: Any, home: Path) -> Path:
-    if wanted is not Path:
-        raise NotImplementedError(f"settings know no {wanted}")
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise ValueError("Expected a path as text")
-    return home / Path(text).expanduser()
+def changed_keys(before: Settings, after: Settings) -> tuple[tuple[str, str], ...]:
+    """The section and name of every key in which two settings differ."""
+    return tuple(
+        (section, key)
+        for section, kind in SECTIONS.items()
+        for key in kind.__struct_fields__
+        if getattr(getattr(before, section), key) != getattr(getattr(after, section), key)
+    )

@@ -57,13 +57,13 @@ class Systemd:
         self._say(_status(text))
 
     @contextmanager
-    def reloading(self, status: str) -> Iterator[None]:
+    def reloading(self) -> Iterator[None]:
         """Settings are read anew while the block runs; `systemctl reload` of a Type=notify-reload unit waits for its end."""
-        self._say("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", _status("reloading"))
+        self._say("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             yield
         finally:
-            self.ready(status)
+            self._say("READY=1")
 
     def stopping(self, status: str = "stopping") -> None:
         """The service is about to end."""

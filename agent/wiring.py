@@ -8,7 +8,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,8 @@ from agent.errors import AgentUnreachable, BadSettings, RuntimeUnavailable
 from agent.faults import find_faults
 from agent.pipeline.garbage import BUILD_PREFIX, building
 from agent.pipeline.gate import Breach, Prove
-from agent.pipeline.host import Host, Rules
-from agent.ports import Clock, Ports
+from agent.pipeline.host import Host, InForce, Trusted
+from agent.ports import Ports
 from agent.ports.audit import AuditLog
 from agent.ports.broker import Consumer, Handler, Queue
 from agent.ports.builder import Builder
@@ -30,13 +30,13 @@ from agent.trust.http_signatures import authority_of
 from agent.trust.keys import SigningKey
 from agent.trust.policy import HostPolicy
 from agent.trust.roster import Role, Roster, RosterEntry
+from agent.wiring_values import identity_of, rules_of, timeouts_of
 
 ANSWER_S = 5.0
 INSTANCE_DIGITS = 16  # of the key id, in the labels of containers
 
 if TYPE_CHECKING:
     from agent.ports.broker_huey import HueyBroker
-    from agent.ports.https import Identity, Timeouts
     from agent.ports.image_archive import ImageArchive
     from agent.ports.runtime_podman_look import ServiceTold
 
@@ -120,7 +120,8 @@ def _open_signed(
     from agent.ports.https import Peer
 
     peer = Peer.of(entry, url, AgentUnreachable)
-    client = SignedClient(_identity(settings, key, read_roster(settings)), peer, _timeouts(settings))
+    roster = read_roster(settings)
+    client = SignedClient(identity_of(settings, key, lambda: roster, now), peer, timeouts_of(settings))
     try:
         yield client
     finally:
@@ -132,8 +133,9 @@ def open_storage(settings: Settings, key: SigningKey) -> Iterator[Storage]:
     """The storage of the node of the agent whose key this is, without the rest of the agent."""
     from agent.ports.storage_https import HttpsStorage
 
-    identity = _identity(settings, key, read_roster(settings))
-    storage = HttpsStorage(identity, key.keyid, _timeouts(settings))
+    roster = read_roster(settings)
+    identity = identity_of(settings, key, lambda: roster, now)
+    storage = HttpsStorage(identity, key.keyid, timeouts_of(settings))
     try:
         yield storage
     finally:
@@ -230,7 +232,7 @@ def open_health(settings: Settings, key: SigningKey, roster: Roster, timeout_s: 
     """What asks anybody of the roster, at one of their addresses, for their health and their time, with this agent's TLS."""
     from agent.ports.https import HttpsClient, Peer, Timeouts
 
-    identity = _identity(settings, key, roster)
+    identity = identity_of(settings, key, lambda: roster, now)
     client = HttpsClient(identity, Timeouts(timeout_s, timeout_s, timeout_s, timeout_s))
 
     def ask(entry: RosterEntry, url: str) -> datetime | None:
@@ -286,6 +288,12 @@ def read_policy(settings: Settings) -> HostPolicy:
     return HostPolicy.from_toml(_read(settings.trust.policy, "the policy"))
 
 
+def read_trusted(settings: Settings, me: KeyId) -> Trusted:
+    """Roster and policy as their files are now, and the names that go with them. Raises: BadSettings."""
+    roster = read_roster(settings)
+    return Trusted(roster, read_policy(settings), authorities(settings, roster, me))
+
+
 def authorities(settings: Settings, roster: Roster, me: KeyId) -> frozenset[str]:
     """Every host[:port] under which this agent may be called: its roster address, and the names of its settings."""
     told = {f"https://{name}" for name in settings.listen.names}
@@ -329,11 +337,13 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
     from agent.ports.peers_https import HttpsPeers
     from agent.ports.storage_https import HttpsStorage
 
-    key, roster = SigningKey.load(settings.identity.key), read_roster(settings)
-    policy = read_policy(settings)
+    key = SigningKey.load(settings.identity.key)
+    in_force = InForce(read_trusted(settings, key.keyid))
+    trusted = in_force.now()
     faults = find_faults(os.environ)
     clock = now if faults is None else faults.clock(now)
-    identity, timeouts = _identity(settings, key, roster, clock), _timeouts(settings)
+    identity = identity_of(settings, key, lambda: in_force.now().roster, clock)
+    timeouts = timeouts_of(settings)
     make_folders(settings)
     with ExitStack() as doors:
         ledger = open_ledger(
@@ -362,39 +372,5 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
         )
         if faults is not None:
             ports = faults.ports(ports)
-        yield Host(key, roster, policy, ports, _rules(settings, runtime)), broker
-
-
-def _identity(settings: Settings, key: SigningKey, roster: Roster, clock: Clock = now) -> "Identity":
-    from agent.ports.https import Identity
-
-    return Identity(key, lambda: roster, clock, timedelta(seconds=settings.limits.skew_s))
-
-
-def _timeouts(settings: Settings) -> "Timeouts":
-    from agent.ports.https import Timeouts
-
-    told = settings.timeouts
-    return Timeouts(told.connect_s, told.read_s, told.total_s, told.transfer_s)
-
-
-def _rules(settings: Settings, runtime: Runtime) -> Rules:
-    limits = settings.limits
-    return Rules(
-        skew=timedelta(seconds=limits.skew_s),
-        lease=timedelta(seconds=limits.lease_s),
-        queue_limit=limits.queue_limit,
-        workspace_root=settings.workspace.root,
-        spool=settings.paths.spool,
-        low_disk_bytes=limits.low_disk_bytes,
-        max_model_bytes=limits.max_model_bytes,
-        max_image_bytes=limits.max_image_bytes,
-        image_age=timedelta(days=limits.image_days),
-        images_bytes=limits.images_bytes,
-        reconcile_first=timedelta(seconds=settings.reconcile.first_s),
-        reconcile_every=timedelta(seconds=settings.reconcile.every_s),
-        log_age=timedelta(days=limits.log_days),
-        order_age=timedelta(days=limits.order_days),
-        records=(settings.paths.data,),
-        in_memory=(settings.runtime.run_dir,) if runtime.name == "runc" else (),  # conmon keeps a log there
-    )
+        rules = rules_of(settings, runtime)
+        yield Host(key, trusted.roster, trusted.policy, ports, rules, in_force=in_force), broker

@@ -197,13 +197,13 @@ def handlers(host: Host, leases: Leases, gate: Gate) -> dict[Queue, Handler]:
         _require_memory(host)  # a mount can vanish; what waits then waits on
         control = host.ports.ledger.control()
         with leases.name() as name:
-            advance(JobId(item), host, name, may_run=gate.is_open, may_start=control.may_start)
+            advance(JobId(item), host.newest, name, may_run=gate.is_open, may_start=control.may_start)
 
     def send(item: str) -> None:
-        deliver(DeliveryId(item), host)
+        deliver(DeliveryId(item), host.newest)
 
     def stop(item: str) -> None:
-        remove_guests(JobId(item), host)
+        remove_guests(JobId(item), host.newest)
 
     others = {Queue.DELIVERIES: send, Queue.CANCELLATIONS: stop}
     return {queue: _guarded(queue, others.get(queue, go_on)) for queue in Queue}
@@ -212,7 +212,7 @@ def handlers(host: Host, leases: Leases, gate: Gate) -> dict[Queue, Handler]:
 def run_sweep(host: Host) -> None:
     """One sweep. What goes wrong in it is logged: the next one tries again."""
     try:
-        sweep(host)
+        sweep(host.newest)
     except AgentError as error:
         log.error("sweep.failed", code=error.code, detail=error.detail, advice=error.advice)
     except Exception:

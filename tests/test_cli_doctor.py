@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import asdict
 
 from agent.cli import doctor
 from agent.cli import doctor_sections as sections
@@ -23,6 +24,7 @@ from agent.cli.files import as_owner_of
 from agent.config import load_settings
 from agent.doctor.lines import Check
 from agent.domain.file_systems import IN_MEMORY
+from agent.pipeline.checkup import CHECKUP_FILE, last_checkup
 from agent.pipeline.space import file_system_of
 from agent.wiring import open_host
 from tests.test_cli import FAILED, OK, USAGE, Command, command, home, no_traceback
@@ -31,7 +33,7 @@ __all__ = ["command", "home"]  # fixtures
 
 GROUPS = [
     "versions", "user ids", "kernel settings", "ceilings", "podman", "memory",
-    "files", "trust", "clock", "disk", "reach", "units", "selftest",
+    "files", "trust", "clock", "disk", "reach", "units", "services", "selftest",
 ]  # fmt: skip
 
 
@@ -62,6 +64,17 @@ def test_every_failing_line_has_the_command_that_mends_it(command: Command) -> N
     assert failing
     assert all(check["mend"] for check in failing)
     assert len({(check["group"], check["name"]) for check in told}) == len(told)
+
+
+def test_what_was_found_is_kept_for_the_status_page(command: Command, home: Path) -> None:
+    make_agent(command)
+    told = command("doctor", "--json").json["checks"]
+
+    kept = last_checkup(load_settings(home, {}).paths.data)
+
+    assert kept is not None
+    assert [asdict(one) for one in kept.findings] == told
+    assert (load_settings(home, {}).paths.data / CHECKUP_FILE).stat().st_mode & 0o777 == 0o600
 
 
 def test_what_fails_is_exit_code_1(command: Command) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pytest
+import trustme
 
 from agent.cli import run
 from agent.domain.orders import Learnuplet
@@ -207,3 +210,34 @@ def test_a_service_without_its_key_does_not_start_and_says_what_is_missing(tmp_p
     assert done.returncode == USAGE
     assert "error [bad-settings]: the key file" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_page_at_its_own_address_is_for_who_shows_a_certificate_and_its_log_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, port, authority = tmp_path / "home", free_port(), trustme.CA()
+    make_home(home)
+    authority.cert_pem.write_to_path(home / "readers.crt")
+    reader = authority.issue_cert("reader@here.test", common_name="reader-of-the-page")
+    monkeypatch.setenv("DC_COMPUTE_LISTEN_STATUS_ADDRESS", f"127.0.0.1:{port}")
+    monkeypatch.setenv("DC_COMPUTE_LISTEN_STATUS_CLIENT_CA", "readers.crt")
+    ours = ssl.create_default_context(cafile=str(home / "data" / "tls.crt"))
+    theirs = ssl.create_default_context(cafile=str(home / "data" / "tls.crt"))
+    reader.configure_cert(theirs)
+
+    with service(home, "serve", "api.started", "status.started") as running:
+        with pytest.raises(httpx.TransportError), httpx.Client(verify=ours) as stranger:
+            stranger.get(f"https://127.0.0.1:{port}/")
+        with httpx.Client(verify=theirs) as known:
+            page = known.get(f"https://127.0.0.1:{port}/")
+            routes = [
+                known.get(f"https://127.0.0.1:{port}{path}").status_code
+                for path in ("/v1/orders", "/metrics")
+            ]
+            version = page.extensions["network_stream"].get_extra_info("ssl_object").version()
+
+    assert page.status_code == 200
+    assert "Ready, nothing to do" in page.text or "No order is accepted" in page.text
+    assert routes == [404, 404]
+    assert version == "TLSv1.3"
+    assert re.search(r'"page.read".*"by": "reader-of-the-page"', running.log())

@@ -8,7 +8,8 @@ import pytest
 from msgspec.structs import fields
 
 from agent import config
-from agent.config import SECTIONS, SYSTEM_HOME, Settings, find_home, load_settings, user_home
+from agent.config import SECTIONS, SYSTEM_HOME, Settings, find_home, load_settings, read_settings, user_home
+from agent.config_reference import markdown, rows, toml_text
 from agent.errors import BadSettings
 
 
@@ -56,6 +57,69 @@ def test_the_environment_overrides_the_file(home: Path) -> None:
     assert (settings.listen.port, settings.listen.names) == (9001, ("a.test", "b.test:1"))
     assert settings.timeouts.read_s == 2.5
     assert settings.trust.roster == Path("/srv/roster.toml")
+
+
+def test_a_flag_overrides_the_environment(home: Path) -> None:
+    (home / "agent.toml").write_text("[listen]\nport = 1\n")
+
+    flags = ["listen.port=3", "listen.names=a.test, b.test", "trust.roster=mine.toml"]
+    settings = load_settings(home, {"DC_COMPUTE_LISTEN_PORT": "2"}, flags)
+
+    assert (settings.listen.port, settings.listen.names) == (3, ("a.test", "b.test"))
+    assert settings.trust.roster == home / "mine.toml"
+
+
+def test_each_value_knows_where_it_comes_from(home: Path) -> None:
+    (home / "agent.toml").write_text("# why\n[listen]\n\nport = 1\nnames = [\n  'a.test',\n]\nhost = '::'\n")
+    environment = {
+        "CREDENTIALS_DIRECTORY": "/run/credentials/x",
+        "DC_COMPUTE_IDENTITY_KEY": "/run/credentials/x/identity.pem",
+        "DC_COMPUTE_LOG_LEVEL": "debug",
+    }
+
+    origins = read_settings(home, environment, ["limits.skew_s=7"]).origins
+
+    told = {f"{section}.{key}": str(origin) for (section, key), origin in origins.items()}
+    assert told["listen.port"] == f"file {home}/agent.toml, line 4"
+    assert told["listen.names"] == f"file {home}/agent.toml, line 5"
+    assert told["listen.host"] == f"file {home}/agent.toml, line 8"
+    assert told["log.level"] == "variable DC_COMPUTE_LOG_LEVEL"
+    assert told["limits.skew_s"] == "flag --set limits.skew_s"
+    assert told["identity.key"] == "credential identity.pem by DC_COMPUTE_IDENTITY_KEY"
+    assert told["log.format"] == "default"
+
+
+# ------------------------------------------------------------------ the reference
+
+
+def test_the_reference_is_a_file_that_changes_nothing(home: Path) -> None:
+    plain = load_settings(home, {})
+    (home / "agent.toml").write_text(toml_text(settings=plain))
+
+    assert load_settings(home, {}) == plain
+
+
+def test_every_line_of_the_reference_may_be_uncommented(home: Path) -> None:
+    plain = load_settings(home, {})
+    text = toml_text(settings=plain)
+    told = re.sub(r"^# (\w+ = .*)$", r"\1", text, flags=re.MULTILINE)
+    (home / "agent.toml").write_text(told)
+
+    assert told.count(" = ") == sum(row.default is not None for row in rows(plain))
+    assert load_settings(home, {}) == plain
+
+
+def test_every_setting_has_words_and_each_number_its_range_and_unit() -> None:
+    for row in rows():
+        assert row.words.endswith("."), row
+        assert row.range or "number" not in row.type, row
+        assert row.unit or not row.key.endswith(("_s", "_days", "_bytes")), row
+
+
+def test_the_page_of_settings_is_the_reference() -> None:
+    page = Path(__file__).resolve().parent.parent / "docs/settings.md"
+
+    assert page.read_text() == markdown()
 
 
 def test_a_relative_path_starts_from_the_folder_of_the_settings(home: Path) -> None:
@@ -112,6 +176,12 @@ def test_a_mistake_in_the_file_is_named(home: Path, text: str, words: list[str])
         ("DC_COMPUTE_LISTEN_PROT", "1", ["DC_COMPUTE_LISTEN_PROT", "did you mean 'port'?"]),
         ("DC_COMPUTE_LISTEN_PORT", "many", ["DC_COMPUTE_LISTEN_PORT", "int"]),
         ("DC_COMPUTE_LIMITS_SKEW_S", "301", ["DC_COMPUTE_LIMITS_SKEW_S", "300"]),
+        ("DC_COMPUTE_LOG", "debug", ["DC_COMPUTE_LOG", "[log] has no key ''"]),
+        ("DC_COMPUTE_LISEN_PORT", "1", ["DC_COMPUTE_LISEN_PORT", "did you mean 'DC_COMPUTE_LISTEN_PORT'?"]),
+        ("DC_COMPUTE_LITSEN_PORT", "1", ["did you mean 'DC_COMPUTE_LISTEN_PORT'?"]),
+        ("DC_COMPUTE_LOGLEVEL", "debug", ["did you mean 'DC_COMPUTE_LOG_LEVEL'?"]),
+        ("DC_COMPUTE_WORKSPACES_ROOT", "/x", ["did you mean 'DC_COMPUTE_WORKSPACE_ROOT'?"]),
+        ("DC_COMPUTE_HOEM", "/x", ["did you mean 'DC_COMPUTE_HOME'?"]),
     ],
 )
 def test_a_mistake_in_the_environment_is_named(
@@ -124,7 +194,45 @@ def test_a_mistake_in_the_environment_is_named(
 
 
 def test_a_variable_of_somebody_else_is_left_alone(home: Path) -> None:
-    load_settings(home, {"DC_COMPUTE_SOAK_SECONDS": "5", "DC_COMPUTE_HOME": str(home), "PATH": ""})
+    others = ("SOAK_SECONDS", "FAULTS", "VM", "CHAOS_WARDEN", "PLANTED_SECRET", "TEST_ROSTER", "TEST_PODMAN")
+    theirs = {f"DC_COMPUTE_{name}": "5" for name in others}
+
+    load_settings(home, {**theirs, "DC_COMPUTE_HOME": str(home), "PATH": ""})
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("listen.prot=1", ["--set listen.prot: ", "did you mean 'port'?"]),
+        ("lisen.port=1", ["[lisen]", "did you mean 'listen'?"]),
+        ("port=1", ["write section.key=value"]),
+        ("listen.port", ["write section.key=value"]),
+        ("listen.port=many", ["--set listen.port: ", "int"]),
+    ],
+)
+def test_a_mistake_in_a_flag_is_named(home: Path, flag: str, words: list[str]) -> None:
+    with pytest.raises(BadSettings) as refusal:
+        load_settings(home, {}, [flag])
+
+    assert all(word in refusal.value.detail for word in words), refusal.value.detail
+
+
+def test_every_mistake_is_told_at_once_with_its_line(home: Path) -> None:
+    (home / "agent.toml").write_text(
+        '[log]\nformat = """\njson\n"""\n\n# a word\n[listen]\nport = -1\nprot = 1\n'
+    )
+
+    read = read_settings(home, {"DC_COMPUTE_LOG_LEVEL": "loud"}, ["limits.skew_s=x"])
+
+    wheres = [mistake.where.removeprefix(f"{home}/") for mistake in read.mistakes]
+    assert read.settings is None
+    assert set(wheres) == {
+        "agent.toml, line 2",
+        "agent.toml, line 8",
+        "agent.toml, line 9",
+        "DC_COMPUTE_LOG_LEVEL",
+        "--set limits.skew_s",
+    }
 
 
 def test_a_file_that_cannot_be_read_is_named(home: Path) -> None:
@@ -210,3 +318,30 @@ def test_a_credential_does_not_replace_a_path_that_somebody_wrote(home: Path, tm
 
     assert from_file.identity.key == Path("/told/in/file.pem")
     assert from_environment.identity.key == Path("/told/outside.pem")
+
+
+# ------------------------------------------------------------------ the status page's address
+
+
+def test_the_status_page_has_no_address_of_its_own_by_default(home: Path) -> None:
+    listen = load_settings(home, {}).listen
+
+    assert (listen.status_address, listen.status_client_ca) == (None, None)
+
+
+def test_the_status_page_s_address_and_its_readers_authority_are_settings(home: Path) -> None:
+    listen = load(home, "[listen]\nstatus_address = '[::1]:8444'\nstatus_client_ca = 'readers.crt'\n").listen
+
+    assert (listen.status_address, listen.status_client_ca) == ("[::1]:8444", home / "readers.crt")
+
+
+@pytest.mark.parametrize("text", ["status_address = '127.0.0.1:8444'", "status_client_ca = 'readers.crt'"])
+def test_the_status_page_is_on_no_address_without_the_authority_of_its_readers(home: Path, text: str) -> None:
+    with pytest.raises(BadSettings, match="go together"):
+        load(home, f"[listen]\n{text}\n")
+
+
+@pytest.mark.parametrize("address", ["8444", "host:", ":8444", "http://host:8444", "host:8444/x"])
+def test_an_address_that_is_none_is_refused(home: Path, address: str) -> None:
+    with pytest.raises(BadSettings, match="status_address"):
+        load(home, f"[listen]\nstatus_address = '{address}'\nstatus_client_ca = 'x'\n")

@@ -1,4 +1,4 @@
-"""What a document tells its reader to type, tried: every command block of README.md and docs/, in the order it stands.
+"""What a document tells its reader to type, tried: every command block that no mark gives to another test, in order.
 
 `dc-compute` is the real command in a home of its own, with the API really served where a command asks an agent. What needs
 more is tried less: `watch` and `make` are run by other tests, `install.sh` says here what it would do.
@@ -23,13 +23,17 @@ from agent.cli.app import app
 from agent.domain.ids import wire_time
 from agent.trust.signed import sign_order
 from tests.builders import consortium, learnuplet
+from tests.docs_blocks import blocks_of
 from tests.test_docs import CLASSES, FENCE, ROOT, Document, document, documents
 
 # `make` and what the page's words promise of it are the business of these files.
 MAKE_IS_RUN_BY = {
     "make chaos": "tests/chaos/test_chaos.py",
+    "make check": ".ci/run",
     "make demo": "tests/chain/test_demo.py",
+    "make docs": "tests/test_site.py",
     "make test": ".ci/run",
+    "make town": "tests/host/slow/test_start.py",
 }
 RUN_ELSEWHERE = {"watch"}  # it ends when an order does: tests/test_cli.py
 ASKS_AN_AGENT = {
@@ -44,9 +48,10 @@ ASKS_AN_AGENT = {
     "resume",
     "drain",
     "cancel",
+    "reload",
 }
 
-pages_with_commands = [page for page in documents() if "```sh\n" in page.text]
+pages_with_commands = [page for page in documents() if any(block.mark == "here" for block in blocks_of(page))]
 
 
 # ------------------------------------------------------------------ a reader's desk
@@ -143,12 +148,12 @@ def desk() -> Iterator[Desk]:
 
 def steps_of(page: Document) -> Iterator[tuple[str, str]]:
     """(kind of block, one command of it, or the whole block when it is no shell) in the order they stand."""
-    for kind, text in FENCE.findall(page.text):
-        if kind != "sh":
-            yield kind, text
-            continue
-        lines = re.sub(r"\\\n\s*", "", text).splitlines()
-        yield from ((kind, line) for line in lines if line and not line.startswith("#"))
+    for block in blocks_of(page):
+        if block.mark is None:
+            yield block.kind, block.text
+        elif block.mark == "here":
+            lines = re.sub(r"\\\n\s*", "", block.text).splitlines()
+            yield from (("sh", line) for line in lines if line and not line.startswith("#"))
 
 
 def try_command(command: str, desk: Desk) -> None:
@@ -159,14 +164,18 @@ def try_command(command: str, desk: Desk) -> None:
             assert command in MAKE_IS_RUN_BY, f"no test is named that runs {command!r}"
         case ["sudo", "sh", "install.sh", *flags]:
             desk.run(f"cd {ROOT} && sh install.sh {' '.join({*flags, '--dry-run'})}")
-        case ["sudo", "systemctl", "restart", "dc-compute.target"]:
+        case ["sudo", "systemctl", "restart" | "start", "dc-compute.target"]:
             desk.start_agent()
+        case ["sudo", "systemctl", "stop", "dc-compute.target"]:
+            desk.stop_agent()
         case [
             "dc-compute",
             "doctor",
             *_,
         ]:  # what it finds is this host's business: 1 tells that something fails
             desk.run(f"{command} || test $? -eq 1")
+        case ["dc-compute", "config", "check"]:  # so is where its folders lie
+            desk.run(f"{command} || test $? -eq 2")
         case ["dc-compute", "fsck", "||", "true"]:  # so is what it finds
             desk.run(command)
         case [
@@ -202,9 +211,9 @@ def test_the_commands_of_a_page_work_in_their_order(page: Document, desk: Desk) 
             (desk.folder / "home" / "policy.toml").write_text(text)
 
 
-def test_following_the_readme_leaves_an_order_that_is_known_and_verified(desk: Desk) -> None:
+def test_following_the_first_order_leaves_an_order_that_is_known_and_verified(desk: Desk) -> None:
     seen: dict[str, str] = {}
-    for kind, text in steps_of(document("README.md")):
+    for kind, text in steps_of(document("docs/first-order.md")):
         if kind == "toml":
             (desk.folder / "home" / "policy.toml").write_text(text)
         elif text.startswith("dc-compute ") and "watch" not in text:

@@ -30,7 +30,7 @@ RANKS = {
     "cli": 7,
 }  # fmt: skip
 # Files that are part of a room by name: cli_orders.py and __main__.py are the command line.
-ROOM_OF = {"cli_*": "cli", "__main__": "cli", "wiring_*": "wiring"}
+ROOM_OF = {"cli_*": "cli", "config_*": "config", "__main__": "cli", "wiring_*": "wiring", "log_*": "log"}
 
 # In ports/, `X.py` is a port, `X_lib.py` (or X_lib_part.py) an adapter of it; adapters share these.
 PLUMBING = {
@@ -75,10 +75,12 @@ PART_OF_PORT = {
     "ledger_audit": "ledger",
     "ledger_images": "ledger",
     "ledger_keeping": "ledger",
+    "ledger_measures": "ledger",
     "ledger_outbox": "ledger",
+    "ledger_page": "ledger",
     "ledger_restores": "ledger",
 }
-ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py", "agent/wiring_state.py"}
+ADAPTERS_ARE_NAMED_BY = {"agent/wiring.py", "agent/wiring_state.py", "agent/wiring_values.py"}
 
 LEDGER_ON_SQL = [
     "agent/ports/ledger_sqlalchemy*.py",

@@ -9,6 +9,7 @@ import msgspec
 from starlette.requests import Request
 
 from agent.domain.ids import Digest, OrderId, parse_digest, parse_order_id
+from agent.domain.traces import HEADER, TraceId, parse_traceparent
 from agent.errors import BadQuery, NotFound, UnsignedRequest
 from agent.trust.http_signatures import VerifiedRequest
 
@@ -28,7 +29,8 @@ class Unsigned(Enum):
 class Ask:
     """One request. `caller` is who signed it; the operator and strangers sign nothing.
 
-    `uid`: the user at the other end of the operator's socket; None where the kernel does not tell.
+    `uid`: the user at the other end of the operator's socket; None where the kernel does not tell. `trace`: the one that
+    the caller gave and signed; the operator signs nothing.
     """
 
     caller: VerifiedRequest | Unsigned
@@ -36,13 +38,15 @@ class Ask:
     query: tuple[tuple[str, str], ...]
     body: bytes = b""
     uid: int | None = None
+    trace: TraceId | None = None
 
     @classmethod
     def of(cls, caller: VerifiedRequest | Unsigned, request: Request, body: bytes = b"") -> "Ask":
         """The request as its handler sees it."""
         path = {name: str(value) for name, value in request.path_params.items()}
         uid = request.scope.get("state", {}).get("peer_uid")
-        return cls(caller, path, tuple(request.query_params.multi_items()), body, uid)
+        query = tuple(request.query_params.multi_items())
+        return cls(caller, path, query, body, uid, _trace(caller, request))
 
     @property
     def is_operator(self) -> bool:
@@ -89,6 +93,13 @@ class Ask:
             return msgspec.convert(values, kind, strict=False)
         except msgspec.ValidationError as cause:
             raise BadQuery(f"the query: {cause}") from cause
+
+
+def _trace(caller: VerifiedRequest | Unsigned, request: Request) -> TraceId | None:
+    if isinstance(caller, VerifiedRequest):
+        return caller.trace
+    told = request.headers.getlist(HEADER)
+    return parse_traceparent(told[0]) if caller is Unsigned.OPERATOR and len(told) == 1 else None
 
 
 def no_query(ask: Ask) -> None:

@@ -55,14 +55,16 @@ def post_learnuplet(ask: Ask, desk: Desk) -> Response:
     """Take a training order."""
     no_query(ask)
     with about(order_in, ask.body):
-        return _taken(take_order(ask.body, LEARNUPLET_TYPE, _sender_of_order(ask), desk.host))
+        return _taken(
+            take_order(ask.body, LEARNUPLET_TYPE, _sender_of_order(ask), desk.host, trace=ask.trace)
+        )
 
 
 def post_preduplet(ask: Ask, desk: Desk) -> Response:
     """Take a prediction order."""
     no_query(ask)
     with about(order_in, ask.body):
-        return _taken(take_order(ask.body, PREDUPLET_TYPE, _sender_of_order(ask), desk.host))
+        return _taken(take_order(ask.body, PREDUPLET_TYPE, _sender_of_order(ask), desk.host, trace=ask.trace))
 
 
 def post_handoff(ask: Ask, desk: Desk) -> Response:
@@ -71,7 +73,7 @@ def post_handoff(ask: Ask, desk: Desk) -> Response:
     if ask.signer is None:
         raise WrongRole("a hand-off comes from an agent, not from the operator")
     with about(handoff_in, ask.body):
-        return _taken(take_handoff(ask.body, ask.signer.keyid, desk.host))
+        return _taken(take_handoff(ask.body, ask.signer.keyid, desk.host, trace=ask.trace))
 
 
 def _sender_of_order(ask: Ask) -> KeyId:
@@ -138,7 +140,7 @@ def get_log(ask: Ask, desk: Desk) -> Response:
     desk.host.ports.ledger.record_event(
         "log.read", desk.host.ports.now(), order_id=record.id, values={"uid": ask.uid}
     )
-    return json_answer(view_log(desk.host.ports.ledger.logs(record.id), desk.host.key))
+    return json_answer(view_log(record, desk.host.ports.ledger.logs(record.id), desk.host.key))
 
 
 def get_health(_ask: Ask, desk: Desk) -> Response:

@@ -1,24 +1,30 @@
-"""What Prometheus reads. Nothing here costs more than the few counts it tells; a ledger that is away leaves its own out."""
+"""What Prometheus reads: the requests of this process here, everything else in `metrics_host.py`.
 
-import shutil
+A metric that the page tells has its row in docs/operators.md, "Every metric".
+"""
+
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import Metric
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agent import __version__
-from agent.domain.control import Mode
-from agent.errors import AgentError
+from agent.api.metrics_host import HostCollector
 from agent.pipeline.host import Host
-from agent.pipeline.space import reserved_in
 
 ROUTE = "dc_compute.route"  # key of the ASGI scope under which an endpoint leaves the template of its path
 UNKNOWN = "unknown"  # label of a request that met no route, or a method nobody has heard of
+
+# A second series beside each counter, which nothing reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -46,7 +52,11 @@ class Metrics:
             ("code",),
             registry=self._registry,
         )
-        self._registry.register(_HostCollector(host))
+        self._registry.register(HostCollector(host))
+
+    def families(self) -> tuple[Metric, ...]:
+        """Every metric, as it is now."""
+        return tuple(self._registry.collect())
 
     def page(self) -> Response:
         """The page that Prometheus scrapes."""
@@ -82,68 +92,3 @@ class Metered:
             route = scope.get(ROUTE, UNKNOWN)
             self._metrics.requests.labels(self._door, method, route, status).inc()
             self._metrics.durations.labels(self._door, route).observe(time.monotonic() - started)
-
-
-class _HostCollector(Collector):
-    """What is read when somebody asks: the ledger's and the queues' counts, the disk."""
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-
-    def collect(self) -> Iterator[Metric]:
-        build = GaugeMetricFamily(
-            "dc_compute_build_info", "The program; always 1.", labels=("version", "agent")
-        )
-        build.add_metric((__version__, self._host.me), 1)
-        yield build
-        yield from self._ledger()
-        yield from self._disks()
-        low = self._host.rules.low_disk_bytes
-        yield GaugeMetricFamily("dc_compute_disk_low_mark_bytes", "Below it no order is accepted.", value=low)
-
-    def _disks(self) -> Iterator[Metric]:
-        rules = self._host.rules
-        free = GaugeMetricFamily(
-            "dc_compute_disk_free_bytes", "Free on the file system of this folder.", labels=("folder",)
-        )
-        promised = GaugeMetricFamily(
-            "dc_compute_disk_promised_bytes", "Reserved by tasks and not taken yet.", labels=("folder",)
-        )
-        for name, folder in (("spool", rules.spool), ("workspaces", rules.workspace_root)):
-            with suppress(OSError):
-                free.add_metric((name,), shutil.disk_usage(folder).free)
-                promised.add_metric((name,), sum(unused for _, _, unused in reserved_in(folder)))
-        for folder in rules.records[:1]:
-            free.add_metric(("ledger",), shutil.disk_usage(folder).free)
-        yield from (free, promised)
-
-    def _ledger(self) -> Iterator[Metric]:
-        up = GaugeMetricFamily("dc_compute_ledger_up", "Whether the ledger could be read just now.")
-        mode = GaugeMetricFamily("dc_compute_mode", "What the host does: 1 at its mode.", labels=("mode",))
-        jobs = GaugeMetricFamily("dc_compute_jobs", "Jobs in the ledger, by state.", labels=("state",))
-        bells = GaugeMetricFamily("dc_compute_queue_depth", "Bells that wait, by queue.", labels=("queue",))
-        deliveries = GaugeMetricFamily(
-            "dc_compute_deliveries",
-            "What must reach others: pending, or dead until a person decides.",
-            labels=("state",),
-        )
-        try:
-            now_it = self._host.ports.ledger.control().mode
-            for each in Mode:
-                mode.add_metric((each,), int(each is now_it))
-            for state, count in self._host.ports.ledger.counts().items():
-                jobs.add_metric((state,), count)
-            for standing, count in self._host.ports.ledger.outbox_counts().items():
-                deliveries.add_metric((standing,), count)
-            for queue, depth in self._host.ports.broker.depth().items():
-                bells.add_metric((queue,), depth)
-        except AgentError:
-            up.add_metric((), 0)
-            yield up
-            return
-        up.add_metric((), 1)
-        limit = self._host.rules.queue_limit
-        yield from (up, mode, jobs, deliveries, bells)
-        yield GaugeMetricFamily(
-            "dc_compute_queue_limit", "Waiting jobs above which orders are refused.", value=limit
-        )

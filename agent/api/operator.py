@@ -19,11 +19,14 @@ from agent.api.ask import Ask, Unsigned
 from agent.api.problems import problem
 from agent.api.serving import listen_unix
 from agent.api.signed_requests import BODY_S, JSON_TYPE, Endpoint, NoteRefusal
-from agent.errors import AgentError, BadSettings, DigestMismatch, TooLarge, WrongMediaType
+from agent.errors import AgentError, BadSettings, DigestMismatch, NotYours, TooLarge, WrongMediaType
 from agent.log import get_logger
 
 log = get_logger(__name__)
 
+OWN_NAMES = frozenset(
+    {"operator", "localhost", "127.0.0.1", "[::1]"}
+)  # by which the socket, or a port forwarded to it, is called
 MAX_SOCKET_PATH = 107  # bytes: what the kernel's sockaddr_un holds
 
 
@@ -34,6 +37,7 @@ def operated(
 
     async def endpoint(request: Request) -> Response:
         try:
+            refuse_browser(request)
             body = await _read(request, limit_bytes)
             return await run_in_threadpool(handler, Ask.of(Unsigned.OPERATOR, request, body))
         except AgentError as error:
@@ -74,6 +78,26 @@ def _check_folder(folder: Path, mode: int) -> None:
         raise BadSettings(f"{folder}, where the operator's socket is to lie, belongs to another user")
     if about.st_mode & 0o777 & ~mode:
         raise BadSettings(f"{folder} is open to others: chmod {mode:o} {folder}")
+
+
+def refuse_browser(request: Request) -> None:
+    """Let a browser read under the host's own names and do nothing else. Raises: NotYours.
+
+    An operator who forwards the socket to a port of a desk shows it to every site that a browser there visits: a site may send
+    what needs no answer, or let its own name point at that port. A browser says that it is one, and by which name it came.
+    """
+    name = request.headers.get("host", "").rpartition("@")[2].lower()
+    bare = name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0]
+    if bare not in OWN_NAMES:
+        raise NotYours(f"the operator's socket is no {name[:80]!r}: forward it to localhost")
+    is_browser = any(request.headers.get(field) is not None for field in ("origin", "sec-fetch-site"))
+    if is_browser and request.method not in {"GET", "HEAD"}:
+        raise NotYours("a browser only reads here: use the command line")
+    is_link = (
+        request.headers.get("sec-fetch-mode") == "navigate"
+    )  # followed by a person: its site sees nothing of the answer
+    if request.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"} and not is_link:
+        raise NotYours("another site may not read here")
 
 
 async def _read(request: Request, limit_bytes: int) -> bytes:

@@ -12,6 +12,7 @@ from agent.domain.jobs import JobState
 from agent.errors import AgentError, CageNotApplied, Draining, QueueFull
 from agent.pipeline.gate import GateState, standing
 from agent.pipeline.host import Host
+from agent.pipeline.services import running
 from agent.pipeline.space import require_above_low_mark
 from agent.ports.broker import Queue
 from agent.ports.ledger import DeliveryState
@@ -88,6 +89,14 @@ def look_at_outbox(host: Host) -> str:
     return f"{told}: dc-compute deliveries list --dead" if dead else told
 
 
+def look_at_reload(host: Host) -> str:
+    """Whether each service took its last reload. One that did not goes on with what it had, so no order is kept out."""
+    seen = () if host.rules.services is None else running(host.rules.services)
+    refused = [one for one in seen if one.last is not None and not one.last.is_taken]
+    told = (f"{one.service} refused ({one.last.code}): {one.last.detail}" for one in refused if one.last)
+    return "; ".join(told) or "what the files said is in force"
+
+
 LOOKS: dict[str, Look] = {
     "ledger": look_at_ledger,
     "mode": look_at_mode,
@@ -98,6 +107,7 @@ LOOKS: dict[str, Look] = {
     "identity": look_at_identity,
     "storage": look_at_storage,
     "cage": look_at_cage,
+    "reload": look_at_reload,
 }
 
 
@@ -115,7 +125,8 @@ class Watchman:
         if self._is_looking.acquire(blocking=False):
             try:
                 if time.monotonic() - self._seen_at >= KEPT_S:
-                    checks = tuple(_check(name, look, self._host) for name, look in LOOKS.items())
+                    host = self._host.newest
+                    checks = tuple(_check(name, look, host) for name, look in LOOKS.items())
                     self._seen = Readiness(all(check.is_ok for check in checks), checks)
                     self._seen_at = time.monotonic()
             finally:

@@ -1,11 +1,12 @@
 """The table of routes: one line each, read by both doors and by /openapi.json.
 
 The network's door asks for a signature on every route but those for anybody; the operator's Unix socket serves the same
-routes to whoever may open it. Not here yet, though docs/contracts/http.md names them: server-sent events,
-the status page, the routes of the 2017 orchestrators.
+routes to whoever may open it. The status page has routes of its own
+(`page/site.py`), which the network's door does not serve. Not here yet, though docs/contracts/http.md names them:
+server-sent events, the routes of the 2017 orchestrators.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Sequence
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -13,12 +14,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from agent.api import cancelling, controlling, deliveries, handlers, rulings
+from agent.api import cancelling, controlling, deliveries, handlers, rulings, services
 from agent.api.ask import Ask, Unsigned
 from agent.api.desk import Desk
 from agent.api.metrics import ROUTE, Metered
 from agent.api.openapi import openapi_document
-from agent.api.operator import operated
+from agent.api.operator import operated, refuse_browser
+from agent.api.page.site import PageFiles
 from agent.api.problems import problem_app
 from agent.api.signed_requests import Call, Endpoint, Guard, signed
 from agent.api.table import Row, Who, get, post
@@ -70,6 +72,7 @@ TABLE: tuple[Row, ...] = (
     get("/v1/deliveries", deliveries.get_deliveries, Who.OPERATOR, DeliveryPage, query=deliveries.DeliveriesQuery),
     post("/v1/deliveries", deliveries.post_decision, Who.OPERATOR, deliveries.DecisionBody, deliveries.MAX_DECISION_BYTES,
          DeliveryView),
+    get("/v1/services", services.get_services, Who.OPERATOR, services.ServicesView),
     get("/health", handlers.get_health, Who.ANYBODY, Health),
     get("/ready", handlers.get_ready, Who.ANYBODY, Readiness),
     get("/metrics", handlers.get_metrics, Who.ANYBODY, str),
@@ -77,20 +80,20 @@ TABLE: tuple[Row, ...] = (
 )  # fmt: skip
 
 
-def open_desk(host: Host) -> Desk:
-    """What both doors of this process share."""
-    return Desk(host, openapi_document(TABLE))
+def open_desk(host: Host, files: PageFiles | None = None) -> Desk:
+    """What the doors of this process share. `files`: what the status page tells of."""
+    return Desk(host, openapi_document(TABLE), files or PageFiles())
 
 
-def network_app(desk: Desk, authorities: Collection[str]) -> ASGIApp:
-    """The door to orchestrators and agents. `authorities`: host[:port] under which this agent may be called."""
+def network_app(desk: Desk, authorities: Callable[[], Collection[str]]) -> ASGIApp:
+    """The door to orchestrators and agents. `authorities`: host[:port] under which this agent may be called now."""
     host = desk.host
     restores = (
         host.ports.ledger.restores()
     )  # read once: nobody restores while this process has the ledger open
     guard = Guard(
-        roster=lambda: host.roster,
-        authorities=frozenset(authorities),
+        roster=lambda: desk.host.roster,
+        authorities=authorities,
         key=host.key,
         now=host.ports.now,
         skew=host.rules.skew,
@@ -104,7 +107,17 @@ def network_app(desk: Desk, authorities: Collection[str]) -> ASGIApp:
 
 def operator_app(desk: Desk) -> ASGIApp:
     """The door of the operator."""
-    return _app(desk, [_operated(row, desk) for row in TABLE], "operator")
+    return _app(
+        desk,
+        [_operated(row, desk) for row in TABLE],
+        "operator",
+        desk.site.routes("operator", refuse_browser),
+    )
+
+
+def status_app(desk: Desk) -> ASGIApp:
+    """The status page alone, for who shows a certificate at its own address."""
+    return _app(desk, [], "status", desk.site.routes("status"))
 
 
 def _signed(row: Row, desk: Desk, guard: Guard) -> Endpoint:
@@ -132,12 +145,13 @@ def _operated(row: Row, desk: Desk) -> Endpoint:
     return operated(handler, desk.refusals.note, limit_bytes=row.limit_bytes)
 
 
-def _app(desk: Desk, endpoints: Iterable[Endpoint], door: str) -> ASGIApp:
+def _app(desk: Desk, endpoints: Collection[Endpoint], door: str, pages: Sequence[Route] = ()) -> ASGIApp:
+    """`endpoints`: one for each row of the table, or none."""
     routes = [
         Route(row.path, _named(row, endpoint), methods=[row.method])
-        for row, endpoint in zip(TABLE, endpoints, strict=True)
+        for row, endpoint in zip(TABLE if endpoints else (), endpoints, strict=True)
     ]
-    app = problem_app(routes)
+    app = problem_app([*routes, *pages])
     app.router.redirect_slashes = False  # another path is another resource; nobody signs a redirected request
     return Metered(app, desk.metrics, door)
 

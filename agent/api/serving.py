@@ -14,9 +14,10 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import h11
 import uvicorn
@@ -43,10 +44,11 @@ MAX_CONNECTIONS = 512
 
 PEER = struct.Struct("3i")  # pid, uid, gid: the kernel's struct ucred
 PEER_UID = "peer_uid"
+PEER_NAME = "peer_name"
 
 
 def server_tls(certificate: Path, private_key: Path) -> ssl.SSLContext:
-    """A server's TLS, 1.3 only. Rotation: `load_cert_chain` on the live context. Raises: BadSettings."""
+    """A server's TLS, 1.3 only. Raises: BadSettings."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
@@ -54,6 +56,42 @@ def server_tls(certificate: Path, private_key: Path) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as cause:
         raise BadSettings(f"cannot serve TLS with {certificate} and {private_key}: {cause}") from cause
     return context
+
+
+def mutual_tls(certificate: Path, private_key: Path, client_authority: Path) -> ssl.SSLContext:
+    """The same for clients that show a certificate by an authority of this file, and for no others. Raises: BadSettings."""
+    context = server_tls(certificate, private_key)
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        context.load_verify_locations(client_authority)
+    except (OSError, ssl.SSLError) as cause:
+        raise BadSettings(f"cannot read client authorities in {client_authority}: {cause}") from cause
+    return context
+
+
+class ServedTls:
+    """A server's TLS whose certificate is exchanged while it serves. `context` is what the server is given, once.
+
+    Each handshake is handed to the newest context, which was made and checked whole before: loading a new chain into the
+    live one would leave it with a certificate and another one's key where the second file is wrong. Connections that stand
+    go on.
+    """
+
+    def __init__(self, make: Callable[[], ssl.SSLContext]) -> None:
+        self._make = make
+        self.context = self._newest = make()
+        self.context.sni_callback = self._choose  # OpenSSL calls it without a name too
+
+    def read(self) -> ssl.SSLContext:
+        """A context by the files as they are now. Raises: BadSettings."""
+        return self._make()
+
+    def exchange(self, newest: ssl.SSLContext) -> None:
+        """From here on connections begin with this one."""
+        self._newest = newest
+
+    def _choose(self, connection: ssl.SSLObject, _name: str | None, _begun_with: ssl.SSLContext) -> None:
+        connection.context = self._newest
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -155,6 +193,14 @@ def _config(app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
     )
 
 
+def peer_name(certificate: Mapping[str, Any] | None) -> str | None:
+    """The common name in a client's certificate, as `ssl` gives it, else its serial number; None where there is none."""
+    if not certificate:
+        return None
+    fields = {name: value for part in certificate.get("subject", ()) for name, value in part}
+    return str(fields.get("commonName") or f"certificate {certificate.get('serialNumber')}")
+
+
 def peer_uid(connection: socket.socket | None) -> int | None:
     """The user at the other end of a Unix socket, as the kernel saw it connect; None for any other socket."""
     if connection is None or connection.family != socket.AF_UNIX:
@@ -189,14 +235,19 @@ class _ImpatientProtocol(H11Protocol):
     What is no HTTP is answered with a problem document, as every refusal is.
     """
 
-    # What handlers find as `request.state.peer_uid`: who the kernel says is at the other end of a Unix socket.
+    # What handlers find as `request.state.peer_uid`: who the kernel says is at the other end of a Unix socket; and as
+    # `peer_name` whom the certificate of a client names.
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
     _stop_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        self.app_state = {**self.app_state, PEER_UID: peer_uid(transport.get_extra_info("socket"))}
+        self.app_state = {
+            **self.app_state,
+            PEER_UID: peer_uid(transport.get_extra_info("socket")),
+            PEER_NAME: peer_name(transport.get_extra_info("peercert")),
+        }
         self._head_timer = self.loop.call_later(HEAD_S, transport.abort)
 
     def data_received(self, data: bytes) -> None:

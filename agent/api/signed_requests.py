@@ -35,7 +35,7 @@ from agent.errors import (
     WrongMediaType,
     WrongRole,
 )
-from agent.log import get_logger
+from agent.log import bound, get_logger
 from agent.trust.http_signatures import (
     ContentDigest,
     HttpAnswer,
@@ -74,13 +74,14 @@ NoteRefusal = Callable[[AgentError, str, str, KeyId | None], None]
 class Guard:
     """What a server needs to know of its callers, and of itself.
 
-    `roster`: asked for each request, so that a reload is seen. `authorities`: host[:port] under which this server is called, as
-    `authority_of` writes them. `key`: signs the answers that the contract wants signed. `signed_after`: what was signed at this
-    moment or before is refused, for the memory of nonces begins after it; None: it never was lost.
+    `roster` and `authorities` are asked for each request, so that a reload is seen. `authorities`: host[:port] under which
+    this server is called, as `authority_of` writes them. `key`: signs the answers that the contract wants signed.
+    `signed_after`: what was signed at this moment or before is refused, for the memory of nonces begins after it; None: it
+    never was lost.
     """
 
     roster: Callable[[], Roster]
-    authorities: Collection[str]
+    authorities: Callable[[], Collection[str]]
     key: SigningKey
     now: Callable[[], datetime]
     skew: timedelta
@@ -206,13 +207,15 @@ async def _guarded(
         caller = await run_in_threadpool(admit, request, guard)
         _check_role(caller, roles)
         await run_in_threadpool(_check_nonce, caller, guard)
-        answer = await serve(caller)
+        with bound(trace=caller.trace):
+            answer = await serve(caller)
     except AgentError as error:
-        who = None if caller is None else caller.keyid
+        who, trace = (None, None) if caller is None else (caller.keyid, caller.trace)
         method, path = request.method, request.scope["path"]
-        log.warning(
-            "request.refused", method=method, path=path, who=who, code=error.code, detail=error.detail
-        )
+        with bound(trace=trace):
+            log.warning(
+                "request.refused", method=method, path=path, who=who, code=error.code, detail=error.detail
+            )
         await run_in_threadpool(guard.note_refusal, error, method, path, who)
         answer = problem(error)
     if signs_answer and (caller is not None or await run_in_threadpool(_is_known, request, guard)):
@@ -231,7 +234,7 @@ def admit(request: Request, guard: Guard) -> VerifiedRequest:
             guard.roster(),
             now=guard.now(),
             skew=guard.skew,
-            authorities=guard.authorities,
+            authorities=guard.authorities(),
         )
     except ValueError as cause:  # a Host field that is no host
         raise BadRequestSignature(f"the request cannot be read as signed: {cause}") from cause

@@ -19,6 +19,7 @@ from agent.domain.jobs import Job, JobState
 from agent.domain.orders import DatasetRef, Learnuplet, SignedOrder
 from agent.domain.receipts import Receipt, SignedReceipt
 from agent.domain.strict_json import encode
+from agent.domain.traces import TraceId, trace_of
 from agent.errors import BadSeal
 from agent.ports.ledger import DeliveryHead, DeliveryId, DeliveryKind, DeliveryState, OrderRecord
 from agent.trust.handoff import HandoffBody
@@ -73,10 +74,14 @@ class TaskView(Struct, frozen=True, kw_only=True):
 
 
 class OrderView(Struct, frozen=True, kw_only=True):
-    """An order this host knows: who wants what until when, its chain, and its jobs on this host, first position first."""
+    """An order this host knows: who wants what until when, its chain, and its jobs on this host, first position first.
+
+    `trace`: by which everything of it is found in every host's log.
+    """
 
     id: OrderId
     digest: Digest
+    trace: TraceId
     kind: Kind
     orchestrator: KeyId
     received_at: datetime
@@ -209,9 +214,10 @@ class RunLog(Struct, frozen=True, kw_only=True):
 
 
 class LogView(Struct, frozen=True):
-    """The outputs of an order's containers on this host, oldest first."""
+    """The outputs of an order's containers on this host, oldest first. `trace`: of the order."""
 
     runs: tuple[RunLog, ...]
+    trace: TraceId
 
 
 class Check(Struct, frozen=True):
@@ -281,6 +287,7 @@ def view_order(
     return OrderView(
         id=record.id,
         digest=record.digest,
+        trace=trace_of(record.trace, record.digest),
         kind="learnuplet" if isinstance(signed.order, Learnuplet) else "preduplet",
         orchestrator=record.signer,
         received_at=record.received_at,
@@ -313,9 +320,10 @@ def view_receipts(record: OrderRecord, receipts: Sequence[SignedReceipt]) -> byt
     return encode({"order": Raw(record.envelope), "receipts": [Raw(r.envelope) for r in receipts]})
 
 
-def view_log(logs: Iterable[tuple[JobId, int, str, bytes]], key: SigningKey) -> LogView:
+def view_log(record: OrderRecord, logs: Iterable[tuple[JobId, int, str, bytes]], key: SigningKey) -> LogView:
     """The outputs as text, opened with the agent's key. One that does not open says why and hides no other."""
-    return LogView(tuple(_run_log(job, attempt, run, sealed, key) for job, attempt, run, sealed in logs))
+    runs = tuple(_run_log(job, attempt, run, sealed, key) for job, attempt, run, sealed in logs)
+    return LogView(runs, trace_of(record.trace, record.digest))
 
 
 def _run_log(job: JobId, attempt: int, run: str, sealed: bytes, key: SigningKey) -> RunLog:

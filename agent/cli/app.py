@@ -14,6 +14,7 @@ from agent.cli import (
     audit_log,
     backup,
     cancel,
+    config,
     control,
     data,
     deliveries,
@@ -26,6 +27,7 @@ from agent.cli import (
     orders,
     peers,
     policy,
+    reload,
     selftest,
     services,
     setup,
@@ -72,6 +74,7 @@ for page in (
     held,
     cancel,
     control,
+    reload,
     watch,
     audit,
     disk,
@@ -84,6 +87,7 @@ for name, group in (
     ("data", data.app),
     ("deliveries", deliveries.app),
     ("image", image.app),
+    ("config", config.app),
     ("audit", audit_log.app),
 ):
     app.add_typer(group, name=name, no_args_is_help=True)

@@ -12,6 +12,7 @@ from agent.domain.chain import plan
 from agent.domain.ids import Digest, digest_from_hex
 from agent.domain.orders import MAX_ORDER_BYTES
 from agent.domain.receipts import MAX_RECEIPT_BYTES, Outcome, Receipt, SignedReceipt
+from agent.domain.traces import TraceId, own_trace
 from agent.errors import BadSettings, BrokenLink, DigestMismatch
 from agent.trust.audit import Audit, Fault, Link, audit_chain
 from agent.trust.roster import Roster
@@ -129,6 +130,16 @@ def _print(audit: Audit, roster: Roster) -> None:
         )
     columns = ("pos#", "task~", "dataset", "agent", "finished (UTC)", "cage~", "model", "score#", "holds~")
     print_table(columns, [_row(link, roster) for link in audit.links])
+    traces = _traces(audit)
+    if traces:
+        say(f"trace {', '.join(traces)}")
+
+
+def _traces(audit: Audit) -> tuple[TraceId, ...]:
+    """By which the chain is found in the hosts' logs, as its receipts tell it: one, where they agree."""
+    told = [link.receipt.receipt.trace_id for link in audit.links if link.receipt is not None]
+    own = [own_trace(audit.order.digest)] if audit.order is not None and not told else []
+    return tuple(dict.fromkeys([*told, *own]))
 
 
 def _row(link: Link, roster: Roster) -> tuple[object, ...]:
@@ -183,6 +194,7 @@ def _document(
         "order": None
         if signed is None
         else {"id": signed.order.id, "digest": signed.digest, "signer": signed.signer},
+        "traces": _traces(audit),
         "links": [_link(link, roster) for link in audit.links],
         "remaining": [task.position for task in audit.remaining],
         "final_model": audit.final_model,
@@ -215,4 +227,5 @@ def _told(signed: SignedReceipt, roster: Roster) -> dict[str, Any]:
         "images": receipt.images,
         "sandbox": receipt.sandbox,
         "score": receipt.score,
+        "trace": receipt.trace_id,
     }

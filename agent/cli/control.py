@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from agent.api.controlling import ControlBody
+from agent.api.services import ServicesView
 from agent.api.views import ControlView, Readiness
 from agent.cli.here import Desk, here_of, read_answer
 from agent.cli.out import JsonFlag, print_json, print_table, say, warn, when
+from agent.cli.reload import reload_lines
 from agent.domain.control import Mode
 from agent.domain.jobs import JobState
 from agent.domain.strict_json import encode
@@ -40,10 +42,11 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
     """Show what this host does, its jobs by state, and what keeps it from taking orders."""
     with here_of(context).operator() as desk:
         view = desk.get("/v1/control", ControlView)
+        services = desk.get("/v1/services", ServicesView).services
         answer = desk.client.get("/ready")
     ready = read_answer(answer, Readiness, also={503})
     if as_json:
-        print_json({"control": view, "ready": ready})
+        print_json({"control": view, "ready": ready, "services": services})
         return
     _print(view)
     rows = [(state, count) for state, count in view.jobs.items() if count]
@@ -52,6 +55,8 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
     for check in ready.checks:
         if not check.is_ok:
             say(f"not ready: {check.name}: {check.detail or check.code}")
+    for line in reload_lines(services):
+        say(line)
 
 
 def pause(context: typer.Context, reason: ReasonOption = None, as_json: JsonFlag = False) -> None:

@@ -5,11 +5,15 @@ Whom it looks at is in `doctor_patient.py`, how in `doctor_sections.py`; what a 
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from msgspec import Struct
 
+from agent import __version__
 from agent.cli import doctor_sections as sections
 from agent.cli.doctor_patient import STRANGE, Patient, meet, owner_file
 from agent.cli.files import as_owner_of
@@ -18,6 +22,7 @@ from agent.cli.lines import show, show_sum
 from agent.cli.out import JsonFlag, print_json
 from agent.doctor.lines import Check, State
 from agent.errors import AgentError
+from agent.pipeline.checkup import Checkup, Finding, keep_checkup
 
 Section = Callable[[Patient], Iterable[Check]]
 
@@ -35,6 +40,7 @@ SECTIONS: list[Section] = [
     sections.look_at_disk,
     sections.look_at_others,
     sections.look_at_units,
+    sections.look_at_services,
     sections.look_at_selftest,
 ]
 
@@ -63,7 +69,7 @@ def doctor(
     """Look at this host and tell what is well, what is not, and the command that mends it.
 
     As root, or as the agent's user. Nothing is changed. At the end hostile code is run in the real cage. Exit code 1
-    when a line fails.
+    when a line fails. What was found is kept for the status page.
     """
     here = here_of(context)
     owned, is_root = owner_file(here.settings), os.geteuid() == 0
@@ -74,12 +80,20 @@ def doctor(
             checks += lines
             if not as_json:
                 show(lines)
+        keep(checks, here.settings.paths.data)
     if as_json:
         print_json(Report(checks))
     else:
         show_sum(sum_of(checks))
     if any(check.state is State.FAIL for check in checks):
         raise typer.Exit(1)
+
+
+def keep(checks: Sequence[Check], folder: Path) -> None:
+    """Keep the lines where the status page finds them; where that is not possible, the page tells of the run before."""
+    found = tuple(Finding(one.group, one.name, one.state, one.seen, one.mend) for one in checks)
+    with suppress(OSError):
+        keep_checkup(Checkup(datetime.now(UTC), __version__, found), folder)
 
 
 def examine(patient: Patient) -> Iterator[list[Check]]:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.cli.doctor_patient import Patient, known
-from agent.config import SETTINGS_FILE
+from agent.config import SETTINGS_FILE, SYSTEM_HOME
 from agent.doctor import (
     ceilings,
     clock,
@@ -18,6 +18,7 @@ from agent.doctor import (
     memory,
     podman,
     reach,
+    services,
     trust,
     units,
     user_ids,
@@ -26,6 +27,7 @@ from agent.doctor import (
 from agent.doctor.clock import Answered
 from agent.doctor.files import Kind
 from agent.doctor.lines import Check, Unknown
+from agent.domain.ids import digest_of
 from agent.ports.runtime import RunKind, Runtime
 from agent.trust.keys import SigningKey
 
@@ -178,6 +180,28 @@ def look_at_units(patient: Patient) -> Iterable[Check]:
     from agent.doctor.look_units import look_at_units
 
     return units.judge(look_at_units(patient.user))
+
+
+def look_at_services(patient: Patient) -> Iterable[Check]:
+    """What the services run with."""
+    from agent.pipeline.audit import digests
+    from agent.pipeline.services import running
+
+    settings, roster, policy = patient.settings, patient.roster, patient.policy
+    files: dict[str, str | Unknown] = {
+        "certificate": known(lambda: digest_of(settings.listen.tls_cert.read_bytes()))
+    }
+    if not isinstance(roster, Unknown) and not isinstance(policy, Unknown):
+        files |= digests(roster, policy)
+    is_installed = settings.home == SYSTEM_HOME
+    return services.judge(
+        services.Services(
+            command=patient.command,
+            restart="systemctl restart dc-compute.target" if is_installed else f"{patient.command} run",
+            running=known(lambda: running(settings.paths.services)),
+            files=files,
+        )
+    )
 
 
 def look_at_selftest(patient: Patient) -> Iterable[Check]:

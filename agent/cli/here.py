@@ -1,22 +1,31 @@
 """Which agent is meant, and how it is asked: its settings, read once, and its API over the operator's socket."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
 
 from agent import log
-from agent.config import Settings, find_home, load_settings
+from agent.config import Effective, LogSection, Settings, find_home, load_settings, read_settings
 from agent.errors import BadSettings
 from agent.ports.client import ApiAnswer, Client
 
 T = TypeVar("T")
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="A setting, over agent.toml and the environment; may be repeated.",
+    ),
+]
 
 
 class Refused(Exception):
@@ -34,6 +43,7 @@ class Here:
 
     flag: Path | None = None
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    flags: tuple[str, ...] = ()  # section.key=value
 
     @property
     def home(self) -> Path:
@@ -43,12 +53,15 @@ class Here:
     @cached_property
     def settings(self) -> Settings:
         """Its settings. Raises: BadSettings."""
-        return load_settings(self.home, self.environment)
+        return load_settings(self.home, self.environment, self.flags)
+
+    def read_settings(self) -> Effective:
+        """The same read now, with where each value comes from, and every mistake."""
+        return read_settings(self.home, self.environment, self.flags)
 
     def start_log(self) -> None:
         """Log as the settings say, for commands that serve."""
-        told = self.settings.log
-        log.configure(log.LogLevel(told.level), log.LogFormat(told.format))
+        set_log(self.settings.log)
 
     @contextmanager
     def operator(self) -> Iterator["Desk"]:
@@ -57,6 +70,11 @@ class Here:
 
         with open_operator(self.settings) as client:
             yield Desk(client)
+
+
+def set_log(told: LogSection) -> None:
+    """Log as this section says, from now on."""
+    log.configure(log.LogLevel(told.level), log.LogFormat(told.format))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +92,10 @@ class Desk:
         return read_answer(self.client.post(target, body), kind)
 
 
-def here_of(context: typer.Context) -> Here:
-    """The agent that the global options name."""
-    found = context.find_object(Here)
-    return Here() if found is None else found
+def here_of(context: typer.Context, flags: Sequence[str] | None = None) -> Here:
+    """The agent that the global options name, with what `--set` says."""
+    found = context.find_object(Here) or Here()
+    return replace(found, flags=tuple(flags)) if flags else found
 
 
 def read_answer(answer: ApiAnswer, kind: type[T], *, also: Collection[int] = ()) -> T:

@@ -1,4 +1,4 @@
-"""`image add|list|prune|build`: images of jobs, as archives named by their digest."""
+"""`image add|list|prune|build|try`: images of jobs, as archives named by their digest."""
 
 import os
 import shutil
@@ -14,6 +14,7 @@ from agent.cli.audit import digest_of_file
 from agent.cli.doctor_patient import owner_file
 from agent.cli.files import as_owner_of
 from agent.cli.here import here_of
+from agent.cli.image_try import try_
 from agent.cli.keys import load_key
 from agent.cli.out import JsonFlag, print_json, print_table, say, size, when
 from agent.errors import BadSettings
@@ -23,6 +24,7 @@ from agent.ports.storage import BlobKind
 app = typer.Typer(
     help="Images of jobs: OCI archives (`podman save --format oci-archive`), named by their digest."
 )
+app.command(name="try")(try_)
 
 
 @app.command()

@@ -151,6 +151,7 @@ def orders(
                 print_json(view)
             else:
                 console().print(chain_table(view))
+                say(f"trace {view.trace}")
             return
         query: list[tuple[str, Any]] = [("limit", limit), *(("state", each.value) for each in state or ())]
         if after is not None:
@@ -225,6 +226,7 @@ def show_log(
     if as_json:
         print_json(view)
         return
+    say(f"trace {view.trace}")
     for run in view.runs:
         say(f"── {run.job} · attempt {run.attempt} · {run.run}")
         if run.unopened is not None:

@@ -7,21 +7,27 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import typer
 
 from agent import __version__
-from agent.cli.here import Here, here_of
+from agent.cli.hangups import Hangups
+from agent.cli.here import Here, SetOption, here_of, set_log
 from agent.config import Settings
+from agent.config_sections import Listen
 from agent.errors import AgentError
 from agent.log import get_logger
 from agent.pipeline.audit import note_start
 from agent.pipeline.host import Host
 from agent.sd_notify import Look, Systemd, forget, handed_sockets
+
+if TYPE_CHECKING:
+    from agent.api.doors import Doors
+    from agent.api.serving import ServedTls
 
 log = get_logger(__name__)
 
@@ -36,20 +42,23 @@ def register(app: typer.Typer) -> None:
     app.command()(run)
 
 
-def serve(context: typer.Context) -> None:
+def serve(context: typer.Context, told: SetOption = None) -> None:
     """Serve the API: HTTPS for orchestrators and agents, a Unix socket for the operator."""
     from agent.api.serving import wait_for_signal
     from agent.wiring import open_host
 
     os.umask(0o077)  # whatever a service makes is its user's alone unless it says otherwise
-    here = here_of(context)
-    here.start_log()
-    systemd, handed = told_by_systemd()
-    with open_host(here.settings) as host, serving_host(here.settings, host, systemd, handed):
-        note_start("api", __version__, host)
-        reason = wait_for_signal()
-        log.info("api.stopping", signal=reason.name)
-        systemd.stopping()
+    here, hangups = here_of(context, told), Hangups()
+    with hangups.heard():
+        here.start_log()
+        systemd, handed = told_by_systemd()
+        tls = doors_tls(here.settings.listen)
+        with open_host(here.settings) as host, serving_host(here.settings, host, tls, handed) as doors:
+            note_start("api", __version__, host)
+            with watched(doors, host, systemd), reloading("api", here, host, hangups, tls, systemd):
+                reason = wait_for_signal()
+                systemd.stopping()
+            log.info("api.stopping", signal=reason.name)
 
 
 def told_by_systemd() -> tuple[Systemd, tuple[socket.socket, ...]]:
@@ -64,22 +73,51 @@ def told_by_systemd() -> tuple[Systemd, tuple[socket.socket, ...]]:
 
 
 @contextmanager
-def serving_host(
-    settings: Settings, host: Host, systemd: Systemd | None = None, handed: Sequence[socket.socket] = ()
-) -> Iterator[str]:
-    """Both doors of this agent, open while the block runs; gives the URL of the network's one.
+def reloading(
+    service: str, here: Here, host: Host, hangups: Hangups, tls: "Sequence[ServedTls]", systemd: Systemd
+) -> Iterator[None]:
+    """Tell what this service runs with, and reload at each SIGHUP, while the block runs; `systemctl reload` waits for it."""
+    from agent.wiring_reload import Reloader, board_of
 
-    systemd is told when both answer, and its watchdog while they do. `handed`: sockets that it listens on for us.
+    board = board_of(service, host, here.read_settings(), here.settings)
+    reloader = Reloader(host, board, here.settings, here.read_settings, set_log, tls)
+
+    def reload() -> None:
+        with systemd.reloading():
+            reloader.reload()
+
+    with board.shown(), hangups.answered(reload):
+        yield
+
+
+def doors_tls(listen: Listen) -> "tuple[ServedTls, ...]":
+    """What the network's door serves, and the status page's where there is one. Raises: BadSettings."""
+    from agent.api.serving import ServedTls, mutual_tls, server_tls
+
+    network = ServedTls(lambda: server_tls(listen.tls_cert, listen.tls_key))
+    readers_ca = listen.status_client_ca
+    if readers_ca is None:
+        return (network,)
+    return (network, ServedTls(lambda: mutual_tls(listen.tls_cert, listen.tls_key, readers_ca)))
+
+
+@contextmanager
+def serving_host(
+    settings: Settings, host: Host, tls: "Sequence[ServedTls]", handed: Sequence[socket.socket] = ()
+) -> "Iterator[Doors]":
+    """The doors of this agent, open while the block runs. `tls`: `doors_tls`; `handed`: sockets that systemd opened for us.
+
     Raises: BadSettings.
     """
-    from agent.api.doors import knock, open_doors
-    from agent.api.routes import network_app, open_desk, operator_app
-    from agent.api.serving import server_tls, serving
-    from agent.wiring import authorities
+    from agent.api.doors import open_doors
+    from agent.api.page.site import PageFiles
+    from agent.api.routes import network_app, open_desk, operator_app, status_app
+    from agent.api.serving import listen, serving
 
-    told, desk = settings.listen, open_desk(host)
-    names = authorities(settings, host.roster, host.me)
-    if not names:
+    told, paths = settings.listen, settings.paths
+    desk = open_desk(host, PageFiles(certificate=told.tls_cert, ledger=paths.ledger, queues=paths.queues))
+    names = names_of(host)
+    if not names():
         log.warning(
             "api.nameless", advice="The roster gives this agent no agent_url: signed requests are refused."
         )
@@ -88,24 +126,44 @@ def serving_host(
         if not at.stay:
             doors.callback(told.operator_socket.unlink, missing_ok=True)
         doors.enter_context(desk.refusals.telling())
-        tls = server_tls(told.tls_cert, told.tls_key)
-        url = doors.enter_context(serving(network_app(desk, names), at.network, tls=tls, stays=at.stay))
-        doors.enter_context(serving(operator_app(desk), at.operator, tls=None, stays=at.stay))
-        looks: dict[str, Look] = {
-            "network": lambda: knock(at.network, tls=True),
-            "operator": lambda: knock(at.operator, tls=False),
-            "ledger": lambda: read_ledger(host),
-        }
-        if systemd is not None and systemd.address is not None:
-            looks["network"]()
-            looks["operator"]()
-            doors.enter_context(systemd.watched(looks))
-            systemd.ready(f"serves {url}, and the operator at {told.operator_socket}")
-        log.info(
-            "api.started", agent=host.me, url=url, names=sorted(names), operator=str(told.operator_socket)
+        url = doors.enter_context(
+            serving(network_app(desk, names), at.network, tls=tls[0].context, stays=at.stay)
         )
-        yield url
+        doors.enter_context(serving(operator_app(desk), at.operator, tls=None, stays=at.stay))
+        if told.status_address is not None:
+            name, _, port = told.status_address.rpartition(":")
+            shown = doors.enter_context(
+                serving(status_app(desk), listen(name.strip("[]"), int(port)), tls=tls[1].context)
+            )
+            log.info("status.started", url=shown)
+        log.info(
+            "api.started", agent=host.me, url=url, names=sorted(names()), operator=str(told.operator_socket)
+        )
+        yield at
     log.info("api.stopped", agent=host.me)
+
+
+@contextmanager
+def watched(doors: "Doors", host: Host, systemd: Systemd) -> Iterator[None]:
+    """Tell systemd that this agent serves, once both doors answered, and its watchdog while they do and the ledger does."""
+    from agent.api.doors import knock
+    from agent.api.serving import url_of
+
+    looks: dict[str, Look] = {
+        "network": lambda: knock(doors.network, tls=True),
+        "operator": lambda: knock(doors.operator, tls=False),
+        "ledger": lambda: read_ledger(host),
+    }
+    if systemd.address is None:
+        yield
+        return
+    looks["network"]()
+    looks["operator"]()
+    with systemd.watched(looks):
+        systemd.ready(
+            f"serves {url_of(doors.network, tls=True)}, and the operator at {url_of(doors.operator, tls=False)}"
+        )
+        yield
 
 
 def read_ledger(host: Host) -> None:
@@ -114,30 +172,41 @@ def read_ledger(host: Host) -> None:
         host.ports.ledger.control()
 
 
-def work(context: typer.Context) -> None:
+def names_of(host: Host) -> Callable[[], Collection[str]]:
+    """Every host[:port] under which this agent may be called now."""
+    in_force = host.in_force
+    return lambda: () if in_force is None else in_force.now().names
+
+
+def work(context: typer.Context, told: SetOption = None) -> None:
     """Take jobs from the queues and run them. Several on one host share its ledger and queues."""
     from agent import worker
     from agent.wiring import open_worker, prover
 
     os.umask(0o077)
-    here = here_of(context)
-    here.start_log()
-    systemd, _ = told_by_systemd()
+    here, hangups = here_of(context, told), Hangups()
     stop = worker.Stop()
-    with stop.on_signals(), open_worker(here.settings) as (host, make_consumer):
-        note_start("worker", __version__, host)
-        prove = prover(here.settings, host.ports.runtime)
-        grace_s = here.settings.workers.grace_s
-        is_clean = worker.work(host, make_consumer, prove, grace_s=grace_s, stop=stop, systemd=systemd)
-        if not is_clean:  # a task is under way: its lease runs out, and another worker takes it over
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
+    with hangups.heard():
+        here.start_log()
+        systemd, _ = told_by_systemd()
+        with (
+            stop.on_signals(),
+            open_worker(here.settings) as (host, make_consumer),
+            reloading("worker", here, host, hangups, (), systemd),
+        ):
+            note_start("worker", __version__, host)
+            prove = prover(here.settings, host.ports.runtime)
+            grace_s = here.settings.workers.grace_s
+            is_clean = worker.work(host, make_consumer, prove, grace_s=grace_s, stop=stop, systemd=systemd)
+            if not is_clean:  # a task is under way: its lease runs out, and another worker takes it over
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(0)
 
 
-def run(context: typer.Context) -> None:
-    """Both in one command, for small hosts: two processes. When one ends, so does the other."""
-    here = here_of(context)
+def run(context: typer.Context, told: SetOption = None) -> None:
+    """Both in one command, for small hosts: two processes. When one ends, so does the other; SIGHUP goes to both."""
+    here = here_of(context, told)
     here.start_log()
     raise typer.Exit(run_services(here))
 
@@ -152,9 +221,13 @@ def run_services(here: Here) -> int:
         has_ended.set()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    hangups = Hangups()
+    # Ignored, not heard: a child inherits that, and no early signal ends it before it listens itself.
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        children = {name: _start(name, here.home, has_ended) for name in SERVICES}
-        has_ended.wait()
+        children = {name: _start(name, here, has_ended) for name in SERVICES}
+        with hangups.heard(), hangups.answered(lambda: _pass_on(children)):
+            has_ended.wait()
         code = 0 if is_asked.is_set() else _tell_who_ended(children)
         for child in children.values():
             child.terminate()
@@ -164,8 +237,14 @@ def run_services(here: Here) -> int:
             signal.signal(number, handler)
 
 
-def _start(name: str, home: Path, has_ended: threading.Event) -> subprocess.Popen[bytes]:
-    command: Sequence[str] = (sys.executable, "-m", "agent", "--home", str(home), name)
+def _pass_on(children: dict[str, subprocess.Popen[bytes]]) -> None:
+    for child in children.values():
+        child.send_signal(signal.SIGHUP)
+
+
+def _start(name: str, here: Here, has_ended: threading.Event) -> subprocess.Popen[bytes]:
+    flags = [word for flag in here.flags for word in ("--set", flag)]
+    command: Sequence[str] = (sys.executable, "-m", "agent", "--home", str(here.home), name, *flags)
     child = subprocess.Popen(command, start_new_session=True)  # signals come from us alone
 
     def watch() -> None:

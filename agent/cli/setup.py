@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from agent.cli.files import make_folder, write_new
@@ -14,7 +13,8 @@ from agent.cli.here import here_of
 from agent.cli.keys import document, load_key, make_key
 from agent.cli.out import JsonFlag, fingerprint_lines, print_json, say
 from agent.cli.peers import block, make_entry
-from agent.config import PREFIX, SECTIONS, SETTINGS_FILE, Settings, load_settings
+from agent.config import SETTINGS_FILE, Settings, load_settings
+from agent.config_reference import toml_text
 from agent.trust.keys import SigningKey
 from agent.trust.roster import Role
 
@@ -83,10 +83,11 @@ def init(
     key_was_there = settings.identity.key.exists()
     make_folder(settings.home, 0o750)
     make_folder(settings.paths.data)
+    told = {("listen", "host"): host, ("listen", "port"): port}
     made = [
         Made(
             settings.home / SETTINGS_FILE,
-            _write(settings.home / SETTINGS_FILE, settings_text(settings, host, port)),
+            _write(settings.home / SETTINGS_FILE, toml_text(told, settings)),
         )
     ]
     settings = load_settings(here.home, here.environment)  # a file that was there may say otherwise
@@ -107,39 +108,6 @@ def init(
     made.append(Made(settings.trust.roster, _write(settings.trust.roster, ROSTER + block(entry))))
     made.append(Made(settings.trust.policy, _write(settings.trust.policy, POLICY)))
     _tell(settings, key, made, as_json)
-
-
-def settings_text(settings: Settings, host: str, port: int) -> str:
-    """The text of a new settings file: every key with its default, as a comment, but for where to listen."""
-    lines = [
-        "# The settings of this dc-compute agent. What is commented out shows its default; paths are relative to this folder.",
-        f"# The environment overrides them: {PREFIX}LISTEN_PORT is `port` of [listen].",
-    ]
-    for section, kind in SECTIONS.items():
-        words = " ".join((kind.__doc__ or "").split())
-        lines += ["", *_wrapped(words), f"[{section}]"]
-        values = getattr(settings, section)
-        for field in msgspec.structs.fields(kind):
-            told = {("listen", "host"): host, ("listen", "port"): port}.get((section, field.name))
-            value = getattr(values, field.name)
-            if told is not None:
-                lines.append(f"{field.name} = {_toml(told)}")
-            elif value is not None:
-                lines.append(f"# {field.name} = {_toml(value)}")
-            else:
-                lines.append(f"# {field.name} is not set")
-    return "\n".join(lines) + "\n"
-
-
-def _wrapped(words: str) -> list[str]:
-    import textwrap
-
-    return [f"# {line}" for line in textwrap.wrap(words, 110)]
-
-
-def _toml(value: object) -> str:
-    """A setting's value as TOML writes it; JSON's text, numbers and lists are TOML's too."""
-    return msgspec.json.encode(value, enc_hook=str).decode()
 
 
 def _write(path: Path, text: str) -> bool:

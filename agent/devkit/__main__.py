@@ -7,6 +7,7 @@ send         --config FILE ORDER-ID [--to K]      send a recorded order again
 cancel       --config FILE ORDER-ID [--to K]      sign a cancellation and send it to who has the order
 orders       --config FILE [ORDER-ID]             how orders stand, as JSON
 result       --config FILE ORDER-ID               an order's result as its last agent told it
+wait         --config FILE ORDER-ID               the same, once the order has ended
 keep-share   --config FILE DATASET VERSION SHARE  keep the share in this file (32 bytes, or base64 of them)
 withhold     --config FILE DATASET REASON         give out no share of a dataset any more
 release      --config FILE DATASET                give them out again
@@ -22,12 +23,16 @@ from pathlib import Path
 from agent.devkit.issuing import cancel, issue, send_again
 from agent.devkit.server import open_book, open_client, run_orchestrator, run_storage
 from agent.devkit.settings import ServerSettings, read_settings
+from agent.devkit.waiting import NeverSeen, wait_for
 from agent.domain.ids import parse_keyid
 from agent.domain.orders import MAX_ORDER_BYTES, DatasetRef, Learnuplet, Order, Preduplet
+from agent.domain.standings import OrderState
 from agent.domain.strict_json import decode, encode, parse
 from agent.errors import AgentError, BadSettings, NotFound
 from agent.log import LogLevel, configure
 from agent.process import keep_memory_private
+
+WAIT_S = 6 * 3600.0
 
 Command = Callable[[ServerSettings, argparse.Namespace], object]
 
@@ -90,6 +95,28 @@ def _result(settings: ServerSettings, told: argparse.Namespace) -> object:
     return parse(body, limit_bytes=len(body), what="the result")
 
 
+def _wait(settings: ServerSettings, told: argparse.Namespace) -> object:
+    book = open_book(settings)
+
+    def has_ended() -> bool:
+        order = book.order(told.id)
+        if order is None:
+            raise NotFound(f"no order {told.id} was issued here")
+        is_told = book.result(told.id) is not None and len(book.receipts(told.id)) == order.tasks
+        return order.state is not OrderState.OPEN and (is_told or order.state is not OrderState.DONE)
+
+    try:
+        wait_for(has_ended, f"the end of order {told.id}", timeout_s=WAIT_S)
+    except NeverSeen as cause:
+        raise NotFound(str(cause)) from cause
+    ended = book.order(told.id)
+    if ended is not None and ended.state is not OrderState.DONE:
+        raise NotFound(
+            f"order {told.id} has no result: it is {ended.state} ({ended.reason or 'no reason told'})"
+        )
+    return _result(settings, told)
+
+
 def _keep_share(settings: ServerSettings, told: argparse.Namespace) -> object:
     open_book(settings).keep_share(DatasetRef(told.dataset, told.version), _read_share(told.share))
     return None
@@ -121,6 +148,7 @@ _COMMANDS: dict[str, Command] = {
     "cancel": _cancel,
     "orders": _orders,
     "result": _result,
+    "wait": _wait,
     "keep-share": _keep_share,
     "withhold": _withhold,
     "release": _release,
@@ -133,6 +161,7 @@ _POSITIONALS: dict[str, dict[str, Callable[[str], object]]] = {
     "send": {"id": str},
     "cancel": {"id": str},
     "result": {"id": str},
+    "wait": {"id": str},
     "keep-share": {"dataset": str, "version": str, "share": Path},
     "withhold": {"dataset": str, "reason": str},
     "release": {"dataset": str},

@@ -3,6 +3,7 @@
 The agent's own client is `agent/ports/https.py`; this one is what another program needs to speak the contracts, and no more.
 """
 
+import secrets
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from typing import BinaryIO
 import httpx
 
 from agent.domain.strict_json import parse
-from agent.errors import OrderError, PeerRefused, PeerUnavailable
+from agent.domain.traces import HEADER, TraceId, traceparent
+from agent.errors import BadAnswer, DigestMismatch, OrderError, PeerRefused, PeerUnavailable
 from agent.trust.http_signatures import (
     ContentDigest,
     HttpAnswer,
@@ -48,15 +50,19 @@ class Client:
         body: bytes | Path | None = None,
         *,
         is_answer_signed: bool,
+        trace: TraceId | None = None,
     ) -> bytes:
-        """The body of a 2xx answer. `target`: path and query. `body`: JSON, or a file that is streamed.
+        """The body of a 2xx answer. `target`: path and query. `body`: JSON, or a file that is streamed. `trace`: of the call.
 
         Raises: PeerRefused with the other side's code, PeerUnavailable; BadAnswer for a 2xx that should be signed and is not.
         """
         base = address_of(to)
         try:
             with self._http(to) as http, _opened(body) as content:
-                request = http.build_request(method, base + target, headers=_fields_of(body), content=content)
+                fields = _fields_of(body)
+                if trace is not None:  # before it is signed: one that is not covered counts for nothing
+                    fields[HEADER] = traceparent(trace, secrets.token_hex(8))
+                request = http.build_request(method, base + target, headers=fields, content=content)
                 sent = self._sign(request, has_body=body is not None)
                 response = http.send(request)
         except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError) as cause:
@@ -91,7 +97,10 @@ class Client:
         )
         digest = ContentDigest()
         digest.update(response.content)
-        check_body(verified, digest)
+        try:
+            check_body(verified, digest)
+        except DigestMismatch as cause:  # of the other side's answer, not of what we were asked
+            raise BadAnswer(f"the answer of {to.name} is refused: {cause.detail}") from cause
 
 
 def address_of(entry: RosterEntry) -> str:

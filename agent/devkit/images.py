@@ -23,14 +23,30 @@ def program_image(
     words: Sequence[str] = (),
     distributions: Sequence[str] = (),
 ) -> Digest:
-    """An image whose entry point is `demo_images/<program>.py` and these words. Gives the digest of the archive.
+    """An image whose entry point is `demo_images/<program>.py` and these words. Gives the digest of the archive."""
+    source = Path(__file__).parent / "demo_images" / f"{program}.py"
+    return source_image(
+        target, source.name, source.read_bytes(), cache, words=words, distributions=distributions
+    )
+
+
+def source_image(
+    target: Path,
+    name: str,
+    source: bytes,
+    cache: Path,
+    *,
+    words: Sequence[str] = (),
+    distributions: Sequence[str] = (),
+) -> Digest:
+    """An image whose entry point is this source, in a file of this name. Gives the digest of the archive.
 
     `distributions`: installed packages that it has beside the standard library.
+    Raises: importlib.metadata.PackageNotFoundError.
     """
-    source = Path(__file__).parent / "demo_images" / f"{program}.py"
-    inside = f"{PROGRAM_ROOT}/{program}.py"
+    inside = f"{PROGRAM_ROOT}/{name}"
     layers = [python_layer(cache)]
     if distributions:
         layers.append(packages_layer(cache, distributions))
-    layers.append(program_layer(cache, {inside: source.read_bytes()}))
+    layers.append(program_layer(cache, {inside: source}))
     return build_image(target, layers=layers, entrypoint=[PYTHON, "-u", inside, *words], env=ENV)

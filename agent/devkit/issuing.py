@@ -7,6 +7,7 @@ from agent.domain.cancellations import Cancellation
 from agent.domain.chain import plan
 from agent.domain.ids import KeyId, wire_time
 from agent.domain.orders import Learnuplet, Order, SignedOrder
+from agent.domain.traces import trace_for
 from agent.errors import DatasetMissing, NotFound
 from agent.log import get_logger
 from agent.trust.roster import Role
@@ -33,8 +34,9 @@ def send(signed: SignedOrder, book: Book, client: Client, *, to: KeyId | None = 
     entry = client.roster().require(agent, role=Role.AGENT, at=client.now())
     route = "/v1/learnuplets" if isinstance(signed.order, Learnuplet) else "/v1/preduplets"
     book.note_holder(signed.order.id, agent)  # before its first report can come
-    client.send(entry, "POST", route, signed.envelope, is_answer_signed=False)
-    log.info("order.sent", order=signed.order.id, agent=agent)
+    trace = trace_for(signed.order.id)
+    client.send(entry, "POST", route, signed.envelope, is_answer_signed=False, trace=trace)
+    log.info("order.sent", order=signed.order.id, agent=agent, trace=trace)
     return agent
 
 

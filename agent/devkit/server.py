@@ -69,7 +69,7 @@ def open_client(settings: ServerSettings) -> Client:
 def _guard(settings: ServerSettings, database: Database) -> Guard:
     return Guard(
         roster=RosterFile(settings.roster),
-        authorities=frozenset(settings.authorities),
+        authorities=lambda: settings.authorities,
         key=SigningKey.load(settings.key),
         now=now,
         skew=timedelta(seconds=settings.skew_s),

@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from msgspec import Meta, Struct, field
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from agent.domain.chain import TaskKind, task_at
 from agent.domain.ids import (
@@ -24,6 +24,7 @@ from agent.domain.ids import (
 )
 from agent.domain.orders import SignedOrder
 from agent.domain.strict_json import decode, encode
+from agent.domain.traces import TraceId, TraceIdField, trace_of
 from agent.errors import BrokenLink, ReceiptRefused, UnknownPayloadType
 
 RECEIPT_TYPE = "application/vnd.in-toto+json"
@@ -100,7 +101,10 @@ class Usage(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Receipt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The predicate of the statement: one task of one order, ended, as told by the agent that ran it."""
+    """The predicate of the statement: one task of one order, ended, as told by the agent that ran it.
+
+    `trace`: absent where it is the order's own (`domain.traces`).
+    """
 
     order: DigestField
     order_id: UuidField
@@ -121,10 +125,16 @@ class Receipt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     reason: Text | None
     usage: Usage
     score: Score | None = None
+    trace: TraceIdField | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if self.score is not None and not math.isfinite(float(self.score)):
             raise ValueError("`score` is beyond every reckoning")
+
+    @property
+    def trace_id(self) -> TraceId:
+        """The trace of its order."""
+        return trace_of(self.trace, Digest(self.order))
 
 
 class Subject(Struct, frozen=True, forbid_unknown_fields=True):

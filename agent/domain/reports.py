@@ -11,12 +11,13 @@ from decimal import Context, Decimal
 from enum import StrEnum
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from agent.domain.ids import DigestField, KeyIdField, UuidField, is_wire_time
 from agent.domain.orders import MAX_ATTEMPTS, MAX_TASKS, ModelRef
 from agent.domain.receipts import Score, Text
 from agent.domain.strict_json import decode, encode, parse
+from agent.domain.traces import TraceIdField
 from agent.errors import BadReport
 
 MAX_REPORT_BYTES = 128 << 10
@@ -60,7 +61,8 @@ class ReportBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One report on one place of an order.
 
     `attempt`: attempts begun here so far. `reason`: a code, or a word of the container contract. `score`: of a test task.
-    `next_agent`: who goes on, or refused to. `refusal`: that agent's own signed answer, when it refused.
+    `next_agent`: who goes on, or refused to. `refusal`: that agent's own signed answer, when it refused. `trace`: absent where
+    it is the order's own (`domain.traces`).
     """
 
     order: DigestField
@@ -74,6 +76,7 @@ class ReportBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     next_agent: KeyIdField | None = None
     refusal: SignedRefusal | None = None
     at: datetime
+    trace: TraceIdField | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if not is_wire_time(self.at):
@@ -86,7 +89,8 @@ class ResultBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The end of an order, told by the agent of its last place.
 
     `receipts`: all, by position. `scores`: by test dataset. `mean`: of the scores, as `mean_of` writes it; None without any.
-    `model`: the last model that the chain made and the agent whose storage holds it; None for a preduplet.
+    `model`: the last model that the chain made and the agent whose storage holds it; None for a preduplet. `trace`: as of a
+    report.
     """
 
     order: DigestField
@@ -94,6 +98,7 @@ class ResultBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     scores: dict[UuidField, Score]
     mean: Score | None
     model: ModelRef | None
+    trace: TraceIdField | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         try:

@@ -12,7 +12,7 @@ from agent.pipeline.bells import ring_job
 from agent.pipeline.cancel import end_if_cancelled
 from agent.pipeline.execute import execute, resume
 from agent.pipeline.hold import hold, look_again
-from agent.pipeline.host import Host, context_of
+from agent.pipeline.host import Host, about, context_of
 from agent.pipeline.journal import RUN
 from agent.pipeline.place import place
 from agent.pipeline.resume import tidy
@@ -32,6 +32,13 @@ def advance(job_id: JobId, host: Host, worker: str, *, may_run: bool = True, may
     if host.ports.ledger.control().mode is Mode.RESTORED:
         return  # it may have been done already
     job = host.ports.ledger.job(job_id)
+    if job.is_final or job.state is JobState.ATTESTED:
+        return
+    with about(job, host):
+        _go_on(job, host, worker, may_run=may_run, may_start=may_start)
+
+
+def _go_on(job: Job, host: Host, worker: str, *, may_run: bool, may_start: bool) -> None:
     if job.state is JobState.RECEIVED and job.next_agent is None:
         _place(job, host)
     elif job.state is JobState.HELD:

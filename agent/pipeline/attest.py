@@ -24,6 +24,7 @@ from agent.domain.receipts import (
 )
 from agent.domain.reports import ReportState, ResultBody, envelope_object, mean_of
 from agent.domain.strict_json import encode
+from agent.domain.traces import told_trace
 from agent.errors import AgentError, JobError
 from agent.pipeline.host import Context, Host
 from agent.pipeline.phases import Phases
@@ -43,6 +44,18 @@ class Work:
     started: datetime
     phases: Phases
     runs: Runs = field(default_factory=Runs)
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds by phase for the ledger: `run` in its parts, which are `start`, what it took until the containers ran, and
+        one for each run by its name.
+        """
+        told = dict(self.phases.seconds)
+        if self.runs.outcomes:
+            told.pop("run", None)
+            told |= {"start": round(self.runs.start_s, 4)} if self.runs.start_s else {}
+            told |= {name: round(outcome.wall_s, 4) for name, outcome in self.runs.outcomes.items()}
+        return told
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +94,7 @@ def attest(context: Context, work: Work, done: Done, host: Host, *, told: Sequen
         deliveries=demanded,
         successor=successor,
         told=told,
+        phases=work.timings,
     )
 
 
@@ -90,7 +104,13 @@ def attest_failure(context: Context, work: Work, error: AgentError, host: Host) 
     receipt = _sign(context, work, host, Outcome.FAILED, reason=reason)
     told = report(context, ReportState.FAILED, host, reason=reason, receipt=receipt)
     return host.ports.ledger.move(
-        context.job, JobEvent.FAIL, host.ports.now(), reason=reason, receipt=receipt, deliveries=[told]
+        context.job,
+        JobEvent.FAIL,
+        host.ports.now(),
+        reason=reason,
+        receipt=receipt,
+        deliveries=[told],
+        phases=work.timings,
     )
 
 
@@ -140,6 +160,7 @@ def _sign(
         reason=reason,
         usage=_usage(work),
         score=score,
+        trace=told_trace(context.trace),
     )
     return sign_receipt(receipt, host.key)
 
@@ -189,6 +210,7 @@ def result(context: Context, receipts: Sequence[SignedReceipt]) -> NewDelivery:
         scores=scores,
         mean=mean_of(scores),
         model=_final_model(context, receipts),
+        trace=told_trace(context.trace),
     )
     return NewDelivery(DeliveryKind.RESULT, context.signed.signer, encode(body))
 

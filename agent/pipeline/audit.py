@@ -4,8 +4,9 @@ Each function makes lines; whoever makes a ledger call anyway hands them over wi
 Which lines there are: docs/operators.md, "The audit log".
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Final
 
 from agent.domain.audit import NewEvent, Plain
@@ -18,12 +19,15 @@ from agent.pipeline.host import Context, Host
 from agent.ports.runtime import RunOutcome
 from agent.ports.storage import BlobKind
 from agent.trust.audit_log import sign_head
+from agent.trust.policy import HostPolicy
+from agent.trust.roster import Roster
 
 log = get_logger(__name__)
 
 CHECKPOINT_LINES: Final = 1000  # a signed head at least after so many lines, or
 CHECKPOINT_AGE: Final = timedelta(hours=1)  # when there are any that are older
 STARTED: Final = "service.started"
+RELOADED: Final = "service.reloaded"
 FILES: Final = ("policy", "roster")  # whose digests a start tells
 
 
@@ -60,7 +64,7 @@ def shares(
 
 def upload(name: str, job: Job, output: Output, kind: BlobKind, host: Host) -> NewEvent:
     """`upload.started` or `upload.ended`: an output goes to this node's storage."""
-    storage = host.roster.storage_of(host.me)
+    storage = host.newest.roster.storage_of(host.me)
     to = None if storage is None else storage.keyid
     return _of_attempt(f"upload.{name}", job, digest=output.digest, kind=kind, bytes=output.size, to=to)
 
@@ -78,17 +82,38 @@ def note_start(service: str, version: str, host: Host) -> None:
 
     Raises: LedgerUnavailable.
     """
+    _note(STARTED, {"service": service, "version": version, "agent": host.me}, host)
+
+
+def note_reload(service: str, host: Host, owners: Mapping[str, int]) -> None:
+    """The same for a reload, by a host with what is to be in force. `owners`: the user id that each file belongs to.
+
+    The first of an agent's services that reloads tells what changed, the others find it told.
+    Raises: LedgerUnavailable.
+    """
+    _note(RELOADED, {"service": service, "agent": host.me}, host, owners)
+
+
+def _note(
+    name: str, about: dict[str, Plain], host: Host, owners: Mapping[str, int] = MappingProxyType({})
+) -> None:
     ledger = host.ports.ledger
-    seen = {"policy": host.policy.digest, "roster": digest_of(host.roster.to_json())}
-    before = ledger.last_event(STARTED)
-    about: dict[str, Plain] = {"service": service, "version": version, "agent": host.me}
-    told = [NewEvent(name=STARTED, values=about | seen)]
-    for name in FILES:
-        was = None if before is None else before.values.get(name)
-        if was != seen[name] and before is not None:
-            log.info("file.changed", file=name, was=was, now=seen[name])
-            told.append(NewEvent(name=f"{name}.changed", values={"was": was, "now": seen[name]}))
+    seen = digests(host.roster, host.policy)
+    told_before = [event for kind in (STARTED, RELOADED) if (event := ledger.last_event(kind)) is not None]
+    before = max(told_before, key=lambda event: event.seq, default=None)
+    told = [NewEvent(name=name, values=about | seen)]
+    for file in FILES:
+        was = None if before is None else before.values.get(file)
+        if was != seen[file] and before is not None:
+            log.info("file.changed", file=file, was=was, now=seen[file])
+            by: dict[str, Plain] = {"owner": owners[file]} if file in owners else {}
+            told.append(NewEvent(name=f"{file}.changed", values={"was": was, "now": seen[file], **by}))
     ledger.record_events(told, host.ports.now())
+
+
+def digests(roster: Roster, policy: HostPolicy) -> dict[str, Digest]:
+    """By which the audit log, and whoever compares, knows them."""
+    return {"policy": policy.digest, "roster": digest_of(roster.to_json())}
 
 
 def checkpoint(host: Host) -> None:

@@ -18,6 +18,7 @@ Source: docs/contracts/chain.md, "Cancel".
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
 from msgspec import Struct
@@ -34,10 +35,11 @@ from agent.domain.ids import JobId, KeyId, OrderId
 from agent.domain.jobs import Job, JobState
 from agent.domain.orders import MAX_TASKS
 from agent.domain.reports import ReportState
+from agent.domain.traces import trace_of
 from agent.errors import LedgerUnavailable, LostRace, NotYours
-from agent.log import get_logger
+from agent.log import bound, get_logger
 from agent.pipeline.bells import ring, ring_deliveries
-from agent.pipeline.host import Host, context_of
+from agent.pipeline.host import Host, about, context_of
 from agent.pipeline.report import report
 from agent.pipeline.run import JOB_LABEL
 from agent.pipeline.workspace import parse_folder_name
@@ -124,10 +126,11 @@ def remove_guests(job_id: JobId, host: Host) -> None:
     job = host.ports.ledger.job(job_id)
     if job.state is not JobState.CANCELLED:
         return
-    for leftover in host.ports.runtime.leftovers():
-        if leftover.labels.get(JOB_LABEL) == job_id:
-            host.ports.runtime.remove(leftover.name)
-            log.info("task.killed", job=job_id, container=leftover.name)
+    with about(job, host):
+        for leftover in host.ports.runtime.leftovers():
+            if leftover.labels.get(JOB_LABEL) == job_id:
+                host.ports.runtime.remove(leftover.name)
+                log.info("task.killed", job=job_id, container=leftover.name)
     if _is_at_work(job_id, host) and host.ports.now() - job.changed_at < LOOKED_AFTER:
         ring(Queue.CANCELLATIONS, job_id, host, delay_s=LOOK_AGAIN_S)
 
@@ -149,12 +152,18 @@ def _carry_out(kept: KeptCancellation, order: OrderRecord | None, host: Host) ->
         except LostRace:
             continue
         _ring(steps, host)
-        log.info(
-            "order.cancelled", order=kept.order, source=kept.source, ended=sum(s.is_ended for s in steps)
-        )
+        ended = sum(step.is_ended for step in steps)
+        with _about(order):
+            log.info("order.cancelled", digest=kept.order, source=kept.source, ended=ended)
         jobs = () if order is None else _jobs(order, host)
         return Taken(kept, order, jobs, is_repeat=not is_new)
     raise LedgerUnavailable(f"the jobs of order {kept.order} moved {TRIES} times while it was cancelled")
+
+
+def _about(order: OrderRecord | None) -> AbstractContextManager[None]:
+    return (
+        nullcontext() if order is None else bound(order=order.id, trace=trace_of(order.trace, order.digest))
+    )
 
 
 def _require_own(kept: KeptCancellation, order: OrderRecord) -> None:

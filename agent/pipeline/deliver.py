@@ -13,9 +13,9 @@ from agent.domain.jobs import JobState
 from agent.domain.reports import ReportState, SignedRefusal, parse_refusal
 from agent.domain.retries import LONGEST_REST, backoff, dice
 from agent.errors import DatasetNotHere, OrderError, OutsideError, PeerRefused, TrustError
-from agent.log import get_logger
+from agent.log import bound, get_logger
 from agent.pipeline.bells import ring, ring_deliveries
-from agent.pipeline.host import Context, Host, context_of
+from agent.pipeline.host import Context, Host, about, context_of
 from agent.pipeline.place import holder_of
 from agent.pipeline.report import report
 from agent.ports.broker import Queue
@@ -34,6 +34,12 @@ def deliver(delivery_id: DeliveryId, host: Host) -> None:
     delivery = host.ports.ledger.lease_delivery(delivery_id, now, now + host.rules.lease)
     if delivery is None:
         return  # acknowledged, resting, or another worker has it
+    with about(delivery, host), bound(delivery=delivery.id):
+        _see_to(delivery, host)
+
+
+def _see_to(delivery: Delivery, host: Host) -> None:
+    now = host.ports.now()
     try:
         if _is_over(delivery, host) and delivery.kind is DeliveryKind.CANCELLATION:
             host.ports.ledger.bury(delivery.id, now, "the order ended before the peer heard of it")

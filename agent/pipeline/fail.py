@@ -38,7 +38,7 @@ def end_badly(context: Context, work: Work, error: AgentError, host: Host, *, is
         _tell(context, error, host)
         earlier = host.ports.ledger.codes_before(job)
         if may_retry(error, earlier, job.attempt, job.max_attempts) and not is_kept:
-            return _retry(context, error, host)
+            return _retry(context, work, error, host)
         return attest_failure(context, work, error, host)
     except LostRace:
         log.warning("task.given_up", job=job.id, attempt=job.attempt)
@@ -62,13 +62,19 @@ def _put_off(context: Context, error: AgentError, host: Host) -> Job:
     return job
 
 
-def _retry(context: Context, error: AgentError, host: Host) -> Job:
+def _retry(context: Context, work: Work, error: AgentError, host: Host) -> Job:
     """RUNNING -> QUEUED, to rest. Raises: LostRace."""
     job, now = context.job, host.ports.now()
     reason, rest = reason_of(error), rest_between_attempts(job.attempt, dice(job.id, job.attempt))
     told = report(context, ReportState.ATTEMPT, host, reason=reason)
     job = host.ports.ledger.move(
-        job, JobEvent.RETRY, now, reason=reason, not_before=now + rest, deliveries=[told]
+        job,
+        JobEvent.RETRY,
+        now,
+        reason=reason,
+        not_before=now + rest,
+        deliveries=[told],
+        phases=work.timings,
     )
     ring_job(job, host, delay_s=rest.total_seconds())
     return job

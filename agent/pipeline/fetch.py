@@ -17,8 +17,10 @@ from agent.domain.ids import Digest, KeyId
 from agent.domain.receipts import next_link
 from agent.errors import AgentError, TooLarge
 from agent.pipeline import audit
+from agent.pipeline.admit import require_admitted
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import unpack
+from agent.pipeline.phases import Phases
 from agent.pipeline.workspace import Workspace, add_pred, set_modes, workspace
 from agent.ports.storage import BlobInfo, DatasetInfo
 from agent.trust.seal import Opener, SignedHeader, check_use, parse_header
@@ -73,20 +75,25 @@ def fetch(
     header: SignedHeader,
     model: BlobInfo | None,
     space: Workspace,
+    phase: Phases,
     host: Host,
 ) -> Inputs:
-    """Everything the task's runs need, in the workspace.
+    """Everything the task's runs need, in the workspace. Its phases: fetch (images and model), shares, open (the dataset).
 
     Raises: OutsideError by the ports; TrustError for a header, share or dataset that does not hold; BadImage; BadOutput for a
     model that is no plain archive.
     """
     order, task = context.signed.order, context.task
-    images = {role: _image(digest, context, host) for role, digest in images_for(order, task)}
-    model_folder = _model(context, model, space, host)
-    data_key = _data_key(context, header, host)
-    data = space.readable(DATA)
-    _open_dataset(info, header, data_key, data / task.dataset.id, space, host)
-    add_pred(data)
+    with phase("fetch"):
+        images = {role: _image(digest, context, host) for role, digest in images_for(order, task)}
+        model_folder = _model(context, model, space, host)
+    require_admitted(context, host)  # images and a model may have taken hours
+    with phase("shares"):
+        data_key = _data_key(context, header, host)
+    with phase("open"):
+        data = space.readable(DATA)
+        _open_dataset(info, header, data_key, data / task.dataset.id, space, host)
+        add_pred(data)
     holders = [holder.keyid for holder in header.header.orchestrators]
     return Inputs(images, data, model_folder, audit.shares("received", context, holders))
 

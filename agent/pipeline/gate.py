@@ -6,6 +6,7 @@ restart proves better. What it stands at is kept beside the workspaces, in memor
 
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
@@ -107,3 +108,11 @@ def standing(workspace_root: Path) -> Standing:
         return msgspec.json.decode((workspace_root / STATE_FILE).read_bytes(), type=Standing)
     except (OSError, msgspec.MsgspecError):
         return Standing(GateState.CLOSED, "no worker has tried the cage yet")
+
+
+def proved_at(workspace_root: Path) -> datetime | None:
+    """When a worker of this host tried the cage last; None: not since its workspaces' folder was made."""
+    try:
+        return datetime.fromtimestamp((workspace_root / STATE_FILE).stat().st_mtime, UTC)
+    except OSError:
+        return None

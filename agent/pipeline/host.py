@@ -1,6 +1,8 @@
 """Who this agent is while it works: its key, whom it trusts, what its operator allows, and its doors."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,8 +11,10 @@ from agent.domain.ids import KeyId
 from agent.domain.jobs import Job
 from agent.domain.orders import MAX_ORDER_BYTES, SignedOrder, parse_order
 from agent.domain.receipts import SignedReceipt
+from agent.domain.traces import TraceId, trace_of
+from agent.log import bound
 from agent.ports import Ports
-from agent.ports.ledger import OrderRecord
+from agent.ports.ledger import DeliveryHead, OrderRecord
 from agent.trust.envelope import parse_envelope
 from agent.trust.keys import SigningKey
 from agent.trust.policy import HostPolicy
@@ -36,6 +40,9 @@ class Rules:
     log_age: timedelta = timedelta(days=30)  # logs of jobs that ended, bodies of deliveries that arrived
     order_age: timedelta = timedelta(days=365)  # orders that are over, with all that is theirs
     records: tuple[Path, ...] = ()  # where ledger and queues lie: they have the low mark too
+    services: Path | None = (
+        None  # where the services of this agent tell of themselves (`pipeline/services.py`)
+    )
     in_memory: tuple[Path, ...] = ()  # where else words of guests lie while they run: in memory too
 
     @property
@@ -45,18 +52,55 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
+class Trusted:
+    """Whom this agent knows and what may run here, read at one moment. `names`: host[:port] under which it may be called."""
+
+    roster: Roster
+    policy: HostPolicy
+    names: Collection[str] = ()
+
+
+class InForce:
+    """What is trusted now. A reload exchanges it whole, so that nobody sees the roster of one and the policy of another."""
+
+    def __init__(self, trusted: Trusted) -> None:
+        self._trusted = trusted
+
+    def now(self) -> Trusted:
+        """What is in force at this moment."""
+        return self._trusted
+
+    def exchange(self, trusted: Trusted) -> None:
+        """From here on this is in force."""
+        self._trusted = trusted
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
-    """One agent on one storage host. Frozen: a new roster or policy makes a new one."""
+    """One agent on one storage host. Frozen: a request or a bell is judged by one roster and one policy, whole.
+
+    Whoever keeps a host for longer asks for `newest` each time. A task under way asks for it at its gates
+    (`agent/pipeline/admit.py`).
+    """
 
     key: SigningKey
     roster: Roster
     policy: HostPolicy
     ports: Ports
     rules: Rules
+    in_force: InForce | None = None  # None: nobody reloads
 
     @property
     def me(self) -> KeyId:
         return self.key.keyid
+
+    @property
+    def newest(self) -> "Host":
+        """The same agent with the roster and the policy that are in force now."""
+        if self.in_force is None:
+            return self
+        trusted = self.in_force.now()
+        return replace(self, roster=trusted.roster, policy=trusted.policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +111,7 @@ class Context:
     signed: SignedOrder
     receipts: tuple[SignedReceipt, ...]  # exactly those before `job.position`
     sender: KeyId  # who brought the order to this host first
+    trace: TraceId | None = None  # what was given with it, when that is not the order's own
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -87,7 +132,16 @@ def context_of(job: Job, host: Host) -> Context:
     """The job with what was recorded beside it. Raises: NotFound, LedgerUnavailable."""
     record = host.ports.ledger.order(job.order_id)
     before = tuple(r for r in host.ports.ledger.receipts(job.order) if r.receipt.position < job.position)
-    return Context(job, signed_order(record), before, record.sender)
+    return Context(job, signed_order(record), before, record.sender, record.trace)
+
+
+def about(work: Job | DeliveryHead, host: Host) -> AbstractContextManager[None]:
+    """Inside, every line of the log tells of whose order and place this is, and each call to others carries its trace.
+
+    Raises: LedgerUnavailable.
+    """
+    trace = trace_of(host.ports.ledger.given_trace(work.order_id), work.order)
+    return bound(order=work.order_id, position=work.position, trace=trace)
 
 
 def signed_order(record: OrderRecord) -> SignedOrder:

@@ -5,7 +5,9 @@ from agent.domain.control import Mode
 from agent.domain.ids import Digest, KeyId, job_id
 from agent.domain.orders import DatasetRef, SignedOrder
 from agent.domain.receipts import SignedReceipt
+from agent.domain.traces import TraceId, given_trace, trace_of
 from agent.errors import Draining, NotFound, OrderExpired
+from agent.log import bound, get_logger
 from agent.pipeline.bells import ring_job
 from agent.pipeline.cancel import end_if_cancelled
 from agent.pipeline.host import Host
@@ -14,9 +16,19 @@ from agent.pipeline.workspace import bytes_needed
 from agent.ports.ledger import Admission, Arrival, JobQuery
 from agent.trust.handoff import Recorded, Repeat, verify_handoff, verify_order
 
+log = get_logger(__name__)
 
-def take_order(envelope: bytes, payload_type: str, sender: KeyId, host: Host, *, told: int = 0) -> Admission:
-    """An order straight from its orchestrator, recorded at position 0. `told`: as of `Arrival`.
+
+def take_order(
+    envelope: bytes,
+    payload_type: str,
+    sender: KeyId,
+    host: Host,
+    *,
+    told: int = 0,
+    trace: TraceId | None = None,
+) -> Admission:
+    """An order straight from its orchestrator, recorded at position 0. `told`: as of `Arrival`. `trace`: that of the call.
 
     Raises: OrderError, TrustError by the checks of `verify_order`; Draining, QueueFull, NoSpace, LedgerUnavailable.
     """
@@ -33,11 +45,15 @@ def take_order(envelope: bytes, payload_type: str, sender: KeyId, host: Host, *,
     )
     if isinstance(verdict, Repeat):
         return _repeat(verdict, host)
-    return _record(verdict, (), sender, told, host)
+    return _record(verdict, (), sender, told, given_trace(trace, verdict.digest), host)
 
 
-def take_handoff(body: bytes, sender: KeyId, host: Host, *, told: int = 0) -> Admission:
+def take_handoff(
+    body: bytes, sender: KeyId, host: Host, *, told: int = 0, trace: TraceId | None = None
+) -> Admission:
     """What is left of an order, from the peer that did the task before. `told`: as of `Arrival`.
+
+    The trace is that of the first receipt, which its agent signed; only without any it is what came with the call, `trace`.
 
     Raises: OrderError, TrustError by the numbered checks of `verify_handoff`; StorageUnavailable, Draining, QueueFull, NoSpace.
     """
@@ -59,7 +75,9 @@ def take_handoff(body: bytes, sender: KeyId, host: Host, *, told: int = 0) -> Ad
     ceilings = host.policy.ceilings_for(verdict.order.order.limits)
     least = bytes_needed(verdict.task.kind, dataset_bytes=0, model_bytes=0, ceilings=ceilings)
     require_possible(host.rules.workspace_root, least)  # it would fail here, and that is known now
-    return _record(verdict.order, verdict.receipts, sender, told, host)
+    first = verdict.receipts[0].receipt.trace_id if verdict.receipts else trace
+    given = given_trace(first, verdict.order.digest)
+    return _record(verdict.order, verdict.receipts, sender, told, given, host)
 
 
 def locate(ref: DatasetRef, host: Host) -> frozenset[KeyId]:
@@ -68,7 +86,12 @@ def locate(ref: DatasetRef, host: Host) -> frozenset[KeyId]:
 
 
 def _record(
-    signed: SignedOrder, receipts: tuple[SignedReceipt, ...], sender: KeyId, told: int, host: Host
+    signed: SignedOrder,
+    receipts: tuple[SignedReceipt, ...],
+    sender: KeyId,
+    told: int,
+    trace: TraceId | None,
+    host: Host,
 ) -> Admission:
     if host.ports.ledger.control().mode is Mode.DRAINING:
         raise Draining("this host takes nothing new for a while, and finishes what it runs")
@@ -79,18 +102,20 @@ def _record(
         limit = max(
             1, limit // 2
         )  # it waits as long as its orchestrator wants: half of the places stay for others
-    arrival = Arrival(order=signed, receipts=receipts, kind=task.kind, sender=sender, told=told)
-    admission = host.ports.ledger.admit(
-        arrival,
-        host.ports.now(),
-        max_attempts=signed.order.max_attempts,
-        queue_limit=limit,
-    )
-    cancelled = end_if_cancelled(admission.job, host)
-    if cancelled is not None:
-        return Admission(cancelled, admission.is_repeat)
-    ring_job(admission.job, host)
-    return admission
+    arrival = Arrival(order=signed, receipts=receipts, kind=task.kind, sender=sender, told=told, trace=trace)
+    with bound(order=signed.order.id, position=task.position, trace=trace_of(trace, signed.digest)):
+        admission = host.ports.ledger.admit(
+            arrival,
+            host.ports.now(),
+            max_attempts=signed.order.max_attempts,
+            queue_limit=limit,
+        )
+        log.info("order.received", kind=task.kind, sender=sender, is_repeat=admission.is_repeat)
+        cancelled = end_if_cancelled(admission.job, host)
+        if cancelled is not None:
+            return Admission(cancelled, admission.is_repeat)
+        ring_job(admission.job, host)
+        return admission
 
 
 def _repeat(repeat: Repeat, host: Host) -> Admission:

@@ -12,7 +12,7 @@ from agent.errors import BadOutput
 from agent.pipeline.host import Context, Host
 from agent.pipeline.outputs import file_digest, pack
 from agent.pipeline.phases import Phases
-from agent.pipeline.run import Results
+from agent.pipeline.rows import Results
 from agent.pipeline.workspace import Workspace, packed_bytes_needed
 from agent.ports.storage import BlobKind
 
@@ -36,7 +36,7 @@ def pack_output(context: Context, results: Results, space: Workspace, phases: Ph
     A learn task leaves `model` (a tar), a test task `performance.json`, a predict task `pred/<dataset id>`.
     Raises: BadOutput.
     """
-    file, name, kind, digest = _prepare(context, results, space)
+    file, name, kind, digest = prepare(context.task.kind, context.task.dataset.id, results, space)
     return Packed(
         output=Output(name=name, digest=digest, size=file.stat().st_size),
         kind=kind,
@@ -51,7 +51,10 @@ def publish(packed: Packed, space: Workspace, host: Host) -> None:
     host.ports.storage.put_blob(packed.output.digest, packed.kind, space.root / packed.file)
 
 
-def _prepare(context: Context, results: Results, space: Workspace) -> tuple[Path, str, BlobKind, Digest]:
+def prepare(
+    task: TaskKind, dataset: str, results: Results, space: Workspace
+) -> tuple[Path, str, BlobKind, Digest]:
+    """(file, name of the output, kind of blob, digest) of what the task's runs left, as it is sent. Raises: BadOutput."""
     if results.model is not None:
         if not results.model_files:
             raise BadOutput("the training left no model: no file under /data/model")
@@ -65,6 +68,6 @@ def _prepare(context: Context, results: Results, space: Workspace) -> tuple[Path
         document.write_bytes(encode(results.performance))
         return document, "performance.json", BlobKind.PERFORMANCE, digest_of(document.read_bytes())
     if results.prediction is not None:
-        name = f"pred/{context.task.dataset.id}"
+        name = f"pred/{dataset}"
         return results.prediction, name, BlobKind.PREDICTION, file_digest(results.prediction)
-    raise BadOutput(f"a {TaskKind(context.task.kind)} task left nothing")
+    raise BadOutput(f"a {task} task left nothing")

@@ -24,7 +24,7 @@ from agent.domain.polls import next_round, next_try
 from agent.domain.standings import OrderState, Standing, WholeStanding
 from agent.errors import AgentError, LostRace, OutsideError, TrustError
 from agent.log import get_logger
-from agent.pipeline.host import Host, context_of
+from agent.pipeline.host import Host, about, context_of
 from agent.pipeline.lost import Known, look_after, peer_with, take_lost, tell_again
 from agent.pipeline.recall import recall, recall_from_peer, supersede
 from agent.ports.ledger import JobQuery
@@ -76,7 +76,7 @@ class Reconciler:
         with _alone(self._host.rules.spool) as is_alone:
             if not is_alone:
                 return None
-            done = reconcile(self._host, self._known)
+            done = reconcile(self._host.newest, self._known)
         self._rounds += 1
         self._tries = self._tries + 1 if self._is_restored() else 0
         return done
@@ -157,7 +157,8 @@ def _ask(orchestrator: KeyId, host: Host, known: Known, done: Round, *, is_resto
     mine = _open_jobs(host, orchestrator)
     asked = mine if is_restored else tuple(_in_doubt(mine, there))[:MOST_ASKED]
     for job in asked:
-        _look_at(job, orchestrator, host, done, is_restored=is_restored)
+        with about(job, host):
+            _look_at(job, orchestrator, host, done, is_restored=is_restored)
     for standing in there.values():
         if not is_restored:
             done.sent_again += tell_again(standing, host, known)
@@ -251,7 +252,8 @@ def _look_after_hand_offs(host: Host, known: Known, done: Round) -> None:
         if orchestrator in away or handed.target in away:
             continue
         try:
-            done.sent_again += look_after(handed, orchestrator, host, known)
+            with about(handed, host):
+                done.sent_again += look_after(handed, orchestrator, host, known)
         except (OutsideError, TrustError) as error:
             away.add(handed.target)  # whoever of the two it was: this round asks no further
             log.warning("peer.not_asked", peer=handed.target, code=error.code, detail=error.detail)

@@ -4,6 +4,7 @@ from agent.domain.ids import KeyId, wire_time
 from agent.domain.receipts import SignedReceipt
 from agent.domain.reports import ReportBody, ReportState, SignedRefusal, envelope_object
 from agent.domain.strict_json import encode
+from agent.domain.traces import told_trace
 from agent.pipeline.host import Context, Host
 from agent.ports.ledger import DeliveryKind, NewDelivery
 
@@ -33,5 +34,6 @@ def report(
         next_agent=next_agent,
         refusal=refusal,
         at=wire_time(host.ports.now()),
+        trace=told_trace(context.trace),
     )
     return NewDelivery(DeliveryKind.REPORT, context.signed.signer, encode(body))

@@ -1,7 +1,4 @@
-"""The containers of one task, in order. Which folder a guest sees where is the container contract's table, row by row.
-
-What one run left is inspected and taken over before another run mounts it, and no mount's source or target lies in a folder
-that a guest wrote.
+"""The containers of one task of an order, in order: each begun or found, awaited, written down. What each run sees: `rows.py`.
 
 The lines below are gone through again by a worker that takes over the attempt of another one: a run that ended stands in the
 journal, one that was begun is adopted, and what is moved or dropped may have been before.
@@ -11,22 +8,22 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import assert_never
 
 from msgspec.structs import replace
 
 from agent.domain.ceilings import Ceilings
-from agent.domain.chain import TaskKind
 from agent.domain.jobs import Job
 from agent.errors import BadImage, BadOutput, JobFailed, LedgerUnavailable, RuntimeUnavailable
 from agent.log import get_logger
 from agent.pipeline import audit
+from agent.pipeline.admit import require_admitted
 from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
 from agent.pipeline.journal import RUN, Journal
-from agent.pipeline.outputs import Performance, read_performance, take, take_file
-from agent.pipeline.workspace import PutOff, Workspace, add_pred, output_bytes_needed
-from agent.ports.runtime import Mount, Run, RunKind, RunOutcome, RunSpec, Runtime
+from agent.pipeline.phases import Phases
+from agent.pipeline.rows import Results, Row, Stage, run_rows, spec_of
+from agent.pipeline.workspace import PutOff, Workspace
+from agent.ports.runtime import Run, RunOutcome, RunSpec, Runtime
 from agent.trust.job_log import seal_log
 
 _LOG = get_logger(__name__)
@@ -38,19 +35,10 @@ UNKNOWN = "unknown"
 
 @dataclass(slots=True)
 class Runs:
-    """How the runs of a task went, by run name, in order."""
+    """How the runs of a task went, by run name, in order. `start_s`: until the containers ran, in all, of this worker."""
 
     outcomes: dict[str, RunOutcome] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Results:
-    """What a task's runs left, taken over: exactly one of the three is set."""
-
-    model: Path | None = None  # folder
-    model_files: tuple[str, ...] = ()
-    performance: Performance | None = None
-    prediction: Path | None = None  # file
+    start_s: float = 0.0
 
 
 def run_task(
@@ -60,168 +48,84 @@ def run_task(
 
     Raises: JobFailed, BadOutput, BadImage, CageNotApplied, RuntimeUnavailable, ContainerLost, LostRace.
     """
-    stage = _Stage(context, inputs, space, runs, journal, host)
-    match context.task.kind:
-        case TaskKind.LEARN:
-            return _learn(stage)
-        case TaskKind.TEST:
-            return _test(stage)
-        case TaskKind.PREDICT:
-            return _predict(stage)
-        case kind:
-            assert_never(kind)
+    work = _Work(context, inputs, runs, journal, host)
+    stage = Stage(
+        dataset=context.task.dataset.id,
+        data=inputs.data,
+        model=inputs.model,
+        space=space,
+        ceilings=work.ceilings,
+        run=lambda row: _run(work, row),
+    )
+    return run_rows(context.task.kind, stage)
 
 
 @dataclass(frozen=True, slots=True)
-class _Stage:
+class _Work:
     """Everything the runs of one task share."""
 
     context: Context
     inputs: Inputs
-    space: Workspace
     runs: Runs
     journal: Journal
     host: Host
-
-    @property
-    def dataset(self) -> str:
-        return self.context.task.dataset.id
 
     @property
     def ceilings(self) -> Ceilings:
         return self.host.policy.ceilings_for(self.context.signed.order.limits)
 
 
-def _learn(stage: _Stage) -> Results:
-    space, inputs = stage.space, stage.inputs
-    untargeted = space.readable("untargeted_test")
-    add_pred(untargeted)
-    train_pred, test_pred = space.writable("train_pred"), space.writable("test_pred")
-    mounts = (
-        Mount(inputs.data, "/data/train"),
-        Mount(train_pred, "/data/train/pred", is_writable=True),
-        Mount(untargeted, "/data/test"),
-        Mount(test_pred, "/data/test/pred", is_writable=True),
-        Mount(inputs.model, "/data/model", is_writable=True),
-    )
-    _run(stage, "train", RunKind.TRAIN, "algo", ("-V", "/data", "-T", "train"), mounts)
-    space.drop(inputs.data, train_pred, test_pred)  # before the model is packed: that takes room
-    taken = space.private("model")
-    names = take(inputs.model, taken, stage.ceilings)
-    return Results(model=taken, model_files=names)
-
-
-def _test(stage: _Stage) -> Results:
-    untargeted = _detarget(stage)
-    predicted = _predict_on(stage, untargeted)
-    return Results(performance=_perf(stage, untargeted, predicted))
-
-
-def _predict(stage: _Stage) -> Results:
-    return Results(prediction=_predict_on(stage, stage.inputs.data))
-
-
-def _detarget(stage: _Stage) -> Path:
-    """A folder with the dataset without its targets, as the problem image left it."""
-    left = stage.space.writable("detargeted")
-    mounts = (
-        Mount(stage.inputs.data, "/hidden_data/test"),
-        Mount(left, "/submission_data/test", is_writable=True),
-    )
-    args = ("-T", "detarget", "-i", "/hidden_data", "-s", "/submission_data")
-    _run(stage, "detarget", RunKind.PROBLEM, "problem", args, mounts)
-    untargeted = stage.space.readable("untargeted_test")
-    take_file(left, stage.dataset, untargeted / stage.dataset, stage.ceilings)
-    add_pred(untargeted)
-    return untargeted
-
-
-def _predict_on(stage: _Stage, data: Path) -> Path:
-    """The prediction file that the algorithm left for the data in this folder, which has an empty `pred`."""
-    left = stage.space.writable("pred")
-    mounts = (
-        Mount(data, "/data/test"),
-        Mount(left, "/data/test/pred", is_writable=True),
-        Mount(stage.inputs.model, "/data/model"),
-    )
-    _run(stage, "predict", RunKind.PREDICT, "algo", ("-V", "/data", "-T", "predict"), mounts)
-    stage.space.drop(stage.inputs.model)
-    prediction = stage.space.private("prediction")
-    take_file(left, stage.dataset, prediction, stage.ceilings)
-    return prediction
-
-
-def _perf(stage: _Stage, untargeted: Path, prediction: Path) -> Performance:
-    predicted = untargeted / "pred" / stage.dataset
-    if not predicted.exists():
-        predicted.hardlink_to(prediction)
-    stage.space.keep_only(output_bytes_needed(stage.ceilings))
-    left = stage.space.writable("perf")
-    mounts = (
-        Mount(stage.inputs.data, "/hidden_data/test"),
-        Mount(left, "/hidden_data/perf", is_writable=True),
-        Mount(stage.space.readable("no_train"), "/submission_data/train"),
-        Mount(untargeted, "/submission_data/test"),
-    )
-    args = ("-T", "perf", "-i", "/hidden_data", "-s", "/submission_data")
-    _run(stage, "perf", RunKind.PROBLEM, "problem", args, mounts)
-    return read_performance(left, frozenset({stage.dataset}), stage.ceilings)
-
-
-def _run(
-    stage: _Stage, name: str, kind: RunKind, role: str, args: tuple[str, ...], mounts: tuple[Mount, ...]
-) -> None:
+def _run(work: _Work, row: Row) -> None:
     """One container, begun or found, to its end; what it wrote then belongs to the agent. Raises: JobFailed with its cause."""
-    spent_s = sum(outcome.wall_s for outcome in stage.runs.outcomes.values())
-    job, runtime = stage.context.job, stage.host.ports.runtime
-    spec = RunSpec(
+    name, job, runtime = row.name, work.context.job, work.host.ports.runtime
+    spec = spec_of(
+        row,
         name=f"dc-{job.id}-{job.attempt}-{name}",
         labels={JOB_LABEL: job.id, ATTEMPT_LABEL: str(job.attempt)},
-        image=stage.inputs.images[role],
-        kind=kind,
-        args=args,
-        mounts=mounts,
-        ceilings=replace(stage.ceilings, wall_s=max(1, int(stage.ceilings.wall_s - spent_s))),
-        accept_missing=frozenset(stage.host.policy.accept_missing),
+        image=work.inputs.images[row.role],
+        ceilings=work.ceilings,
+        spent_s=sum(outcome.wall_s for outcome in work.runs.outcomes.values()),
+        accept_missing=frozenset(work.host.policy.accept_missing),
     )
-    outcome = stage.journal.outcome(RUN + name, RunOutcome)
+    outcome = work.journal.outcome(RUN + name, RunOutcome)
     if outcome is None:
-        outcome = _outcome(stage, name, role, spec)
+        outcome = _outcome(work, name, row.role, spec)
     else:
         with suppress(RuntimeUnavailable):  # its worker may have died before this; else the sweep does it
             runtime.remove(spec.name)
-    stage.runs.outcomes[name] = outcome
+    work.runs.outcomes[name] = outcome
     if outcome.cause == UNKNOWN:  # the host's accident, not the guest's: a guest that ends gives a code
         raise RuntimeUnavailable(f"nobody can tell how run {name!r} ended")
     if outcome.cause is not None:
-        raise JobFailed(f"run {name!r} of the {role} image ended with {outcome.cause}", outcome.cause)
-    for mount in mounts:
+        raise JobFailed(f"run {name!r} of the {row.role} image ended with {outcome.cause}", outcome.cause)
+    for mount in row.mounts:
         if mount.is_writable and mount.source.exists():
             _reclaim(mount.source, name, runtime)
 
 
-def _outcome(stage: _Stage, name: str, role: str, spec: RunSpec) -> RunOutcome:
+def _outcome(work: _Work, name: str, role: str, spec: RunSpec) -> RunOutcome:
     """How the run ended, recorded before its container goes; its log is kept apart, sealed.
 
     Raises: LostRace when the attempt is another worker's by now, LedgerUnavailable: the container is left to whoever goes on.
     """
-    job, runtime = stage.context.job, stage.host.ports.runtime
-    outcome, is_recorded = None, False
+    job, runtime = work.context.job, work.host.ports.runtime
+    outcome, is_recorded, until_it_runs = None, False, Phases()
     try:
-        with _open(stage, name, role, spec) as run:
+        with _open(work, name, role, spec) as run:
+            work.runs.start_s += until_it_runs.total_s
             is_for_the_next = False
             try:
                 outcome = run.wait()
-                log = seal_log(outcome.log, stage.host.key, job=job.id, attempt=job.attempt, run=name)
+                log = seal_log(outcome.log, work.host.key, job=job.id, attempt=job.attempt, run=name)
                 outcome = replace(outcome, log=b"")
                 told = audit.run_ended(job, name, spec.image, outcome)
-                stage.journal.end(RUN + name, outcome, log=(name, log), told=[told])
+                work.journal.end(RUN + name, outcome, log=(name, log), told=[told])
                 is_recorded = True
             except LedgerUnavailable:  # what it did is not lost because that could not be written down
                 is_for_the_next = True
                 raise
             finally:
-                if is_for_the_next or (not is_recorded and stage.journal.is_anothers()):
+                if is_for_the_next or (not is_recorded and work.journal.is_anothers()):
                     run.leave()
     except RuntimeUnavailable as error:
         if not is_recorded:
@@ -237,17 +141,17 @@ def _outcome(stage: _Stage, name: str, role: str, spec: RunSpec) -> RunOutcome:
     return outcome
 
 
-def _open(stage: _Stage, name: str, role: str, spec: RunSpec) -> AbstractContextManager[Run]:
+def _open(work: _Work, name: str, role: str, spec: RunSpec) -> AbstractContextManager[Run]:
     """The run's container: that of the worker before this one, or a new one.
 
-    Raises: PolicyRefused when the operator denied an image of the order meanwhile.
+    Raises: TrustError when the operator denied an image of the order, or admits it no more, meanwhile.
     """
-    context, host = stage.context, stage.host
-    if stage.journal.has_begun(RUN + name):
+    context, host = work.context, work.host
+    if work.journal.has_begun(RUN + name):
         return _adopted(spec, host)
-    # Once more: inputs may have been fetched for hours, and an image that the operator denied meanwhile does not start.
-    host.policy.admit(context.signed, [context.task], host.ports.ledger.verdict_on)
-    stage.journal.begin(RUN + name, [audit.run_started(context.job, name, role, spec.image)])
+    # Once more: inputs may have been fetched for hours, and what the operator withdrew meanwhile does not start.
+    require_admitted(context, host)
+    work.journal.begin(RUN + name, [audit.run_started(context.job, name, role, spec.image)])
     return host.ports.runtime.run(spec)
 
 

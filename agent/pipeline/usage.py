@@ -49,11 +49,16 @@ class Usage(Struct, frozen=True, kw_only=True):
     ledger: LedgerSizes | None
 
 
-def look(host: Host, ledger: Path, queues: Path, engines: tuple[Runtime, ...]) -> Usage:
-    """What is seen now. `ledger` and `queues` are their files, `engines` those whose images are counted."""
+def look(
+    host: Host, ledger: Path, queues: Path, engines: tuple[Runtime, ...], *, is_deep: bool = True
+) -> Usage:
+    """What is seen now. `ledger` and `queues` are their files, `engines` those whose images are counted.
+
+    `is_deep`: what the ledger holds is counted too, which reads through all of it.
+    """
     rules = host.rules
     holders = [_file("ledger", ledger), _file("queues", queues)]
-    sizes = _sizes(host)
+    sizes = _sizes(host) if is_deep else None
     if sizes is not None:
         holders += _parts(sizes, ledger)
     holders += [_images(engine) for engine in engines]

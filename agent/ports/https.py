@@ -7,6 +7,7 @@ One rule for refusals: **a refusal is final only when who refuses signed it.** A
 here and there, so it counts as "not available" and is tried again.
 """
 
+import secrets
 import ssl
 import threading
 import time
@@ -22,7 +23,9 @@ from agent import __version__
 from agent.domain.ids import KeyId
 from agent.domain.reports import SignedRefusal
 from agent.domain.strict_json import encode, parse
+from agent.domain.traces import HEADER, TraceId, traceparent
 from agent.errors import BadAnswer, DigestMismatch, OrderError, OutsideError, TrustError
+from agent.log import bound_trace
 from agent.ports.http_dates import moment, rest_asked
 from agent.trust.http_messages import field_of
 from agent.trust.http_signatures import (
@@ -267,7 +270,7 @@ class HttpsClient:
                 method,
                 peer.url + target,
                 content=None if body is None else body.content,
-                headers={**headers, **({} if body is None else _fields_of(body))},
+                headers={**headers, **({} if body is None else _fields_of(body)), **_trace_fields()},
             )
             signed = self._sign(request, has_body=body is not None)
             response = client.send(request, stream=True)
@@ -298,6 +301,12 @@ def _fields_of(body: Body) -> dict[str, str]:
         "Content-Length": str(body.length),
         "Content-Digest": body.digest,
     }
+
+
+def _trace_fields() -> dict[str, str]:
+    """The field that takes the trace of what this thread works on to whoever is called; it is signed with the rest."""
+    trace = bound_trace()
+    return {} if trace is None else {HEADER: traceparent(TraceId(trace), secrets.token_hex(8))}
 
 
 def _read(response: httpx.Response, limit_bytes: int, peer: Peer) -> bytes:

@@ -4,7 +4,7 @@ Every method is one transaction, durable when it returns. Every change of a job 
 against `domain.jobs.TRANSITIONS`; who lost the race gets LostRace and stops. Raises everywhere: LedgerUnavailable.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -16,11 +16,13 @@ from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
+from agent.domain.traces import TraceId
 from agent.ports.ledger_attempts import AttemptsLedger
 from agent.ports.ledger_audit import AuditLedger
 from agent.ports.ledger_cancellations import CancellationsLedger
 from agent.ports.ledger_images import ImagesLedger
 from agent.ports.ledger_keeping import KeepingLedger
+from agent.ports.ledger_measures import MeasuresLedger
 from agent.ports.ledger_outbox import (
     Delivery,
     DeliveryHead,
@@ -30,6 +32,7 @@ from agent.ports.ledger_outbox import (
     NewDelivery,
     Outbox,
 )
+from agent.ports.ledger_page import PageLedger
 from agent.ports.ledger_restores import RestoresLedger
 
 ATTEMPT_FAILED = (
@@ -60,7 +63,8 @@ class Arrival(Struct, frozen=True, kw_only=True):
     """A verified order as it reached this host: fresh from its orchestrator (no receipts) or handed over by a peer.
 
     `sender` is who sent it; `kind` that of the task at its position. `told`: so many reports on this place came from here
-    already, says the orchestrator, and this ledger knows nothing of them: the next one is counted on from there.
+    already, says the orchestrator, and this ledger knows nothing of them: the next one is counted on from there. `trace`: what
+    was given with it, None where that is the order's own; the first arrival's counts.
     """
 
     order: SignedOrder
@@ -68,6 +72,7 @@ class Arrival(Struct, frozen=True, kw_only=True):
     kind: TaskKind
     sender: KeyId
     told: int = 0
+    trace: TraceId | None = None
 
     @property
     def position(self) -> int:
@@ -86,7 +91,7 @@ class Admission(Struct, frozen=True):
 
 
 class OrderRecord(Struct, frozen=True):
-    """An order this host knows."""
+    """An order this host knows. `trace`: as of `Arrival`."""
 
     digest: Digest
     id: OrderId
@@ -96,6 +101,7 @@ class OrderRecord(Struct, frozen=True):
     expires: datetime
     received_at: datetime
     sender: KeyId
+    trace: TraceId | None = None
 
 
 class Successor(Struct, frozen=True):
@@ -147,7 +153,9 @@ class Ledger(
     CancellationsLedger,
     ImagesLedger,
     KeepingLedger,
+    MeasuresLedger,
     Outbox,
+    PageLedger,
     RestoresLedger,
     Protocol,
 ):
@@ -223,10 +231,12 @@ class Ledger(
         deliveries: Sequence[NewDelivery] = (),
         successor: Successor | None = None,
         told: Sequence[NewEvent] = (),
+        phases: Mapping[str, float] | None = None,
     ) -> Job:
         """Move the job from what the caller saw (state, attempt, claim, next agent), with everything that demands, at once.
 
-        Records what is `told`, the receipt, the deliveries, the successor job and an event `job.<state>`. `reason` and
+        Records what is `told`, the receipt, the deliveries, the successor job and an event `job.<state>`; for an attempt that
+        ends, the seconds of its `phases` in the order they ran, in the place of those recorded before. `reason` and
         `not_before` are set as given; `next_agent` and `score` stay when not given. An ATTEST or a RECALL with nothing pending
         settles at once. START and SETTLE are not the caller's. Receipts are unique by order and position: another one than
         ours may have come with a later hand-off; an ATTEST then raises HandoffConflict, a FAIL fails without its receipt and

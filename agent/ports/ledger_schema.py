@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     Dialect,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -25,7 +26,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD: Final = "0008"  # the newest revision in migrations/versions
+HEAD: Final = "0009"  # the newest revision in migrations/versions
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -65,6 +66,7 @@ orders = Table(
     Column("sender", Text, nullable=False),
     Column("expires", Moment, nullable=False),
     Column("received_at", Moment, nullable=False),
+    Column("trace_id", Text),  # what was given with it; none where it is the order's own
     Column("envelope", LargeBinary, nullable=False),
 )
 
@@ -238,6 +240,28 @@ steps = Table(
     Column("begun_at", Moment, nullable=False),
     Column("ended_at", Moment),
     Column("outcome", LargeBinary),
+    sqlite_with_rowid=False,
+)
+
+# How long the phases of an attempt took that ended.
+phases = Table(
+    "phases",
+    metadata,
+    Column("job_id", Text, ForeignKey("jobs.id"), primary_key=True),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("n", Integer, primary_key=True, autoincrement=False),  # the order in which they ran
+    Column("phase", Text, nullable=False),
+    Column("seconds", Float, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Numbers that only grow, whatever is forgotten: `domain.measures`.
+tallies = Table(
+    "tallies",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("labels", Text, primary_key=True),  # a JSON list of words
+    Column("value", Float, nullable=False),
     sqlite_with_rowid=False,
 )
 

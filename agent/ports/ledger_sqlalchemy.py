@@ -4,7 +4,7 @@ Here are the transactions, one method each; their parts are in `ledger_sqlalchem
 `ledger_sqlalchemy_file.py`.
 """
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,12 @@ from agent.ports.ledger_sqlalchemy_cancellations import CancellationRecords
 from agent.ports.ledger_sqlalchemy_disk import Keeping, known_digest, require_not_past
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
+from agent.ports.ledger_sqlalchemy_measures import MeasureRecords
 from agent.ports.ledger_sqlalchemy_outbox import OutboxRecords, full_deliveries, send_by
+from agent.ports.ledger_sqlalchemy_page import PageRecords
 from agent.ports.ledger_sqlalchemy_restores import RestoreRecords
 from agent.ports.ledger_sqlalchemy_rows import delivery_of, job_of, order_of, receipt_of
+from agent.ports.ledger_sqlalchemy_tallies import put_phases
 
 __all__ = ["SqlAlchemyLedger", "migrate", "open_ledger"]
 
@@ -59,7 +62,15 @@ def open_ledger(path: Path, *, before_commit: Callable[[], None] | None = None) 
 
 
 class SqlAlchemyLedger(
-    ImageRecords, AttemptRecords, AuditRecords, CancellationRecords, Keeping, OutboxRecords, RestoreRecords
+    ImageRecords,
+    AttemptRecords,
+    AuditRecords,
+    CancellationRecords,
+    Keeping,
+    MeasureRecords,
+    OutboxRecords,
+    PageRecords,
+    RestoreRecords,
 ):
     """See `ledger.Ledger`. Threads and processes share it freely."""
 
@@ -166,6 +177,7 @@ class SqlAlchemyLedger(
         deliveries: Sequence[NewDelivery] = (),
         successor: Successor | None = None,
         told: Sequence[NewEvent] = (),
+        phases: Mapping[str, float] | None = None,
     ) -> Job:
         _refuse_wrong_move(job, event, receipt)
         columns: dict[str, Any] = {"reason": reason, "not_before": not_before}
@@ -178,6 +190,7 @@ class SqlAlchemyLedger(
             moved = writes.transit(tx, job, event, now, **columns)
             if receipt is not None:
                 writes.put_own_receipt(tx, moved, receipt, now)
+            put_phases(tx, moved, phases or {})
             writes.put_deliveries(tx, moved, deliveries, now)
             if successor is not None:
                 writes.put_successor(tx, moved, successor, receipt, now)

@@ -64,16 +64,25 @@ class AuditRecords:
             return True
 
 
+def oldest_unsigned(tx: Connection) -> datetime | None:
+    """When the oldest line was written that no signed head covers."""
+    later = select(events.c.at).where(events.c.seq > _signed_until(tx)).order_by(events.c.seq).limit(1)
+    oldest: datetime | None = tx.execute(later).scalar()
+    return oldest
+
+
 def _is_due(tx: Connection, now: datetime, lines: int, age: timedelta) -> bool:
     newest, _ = last_line(tx)
-    before = _last_of_host(tx, CHECKPOINT)
-    after = 0 if before is None else before["seq"]
-    if newest - after >= lines:
+    if newest - _signed_until(tx) >= lines:
         return True
-    oldest = tx.execute(
-        select(events.c.at).where(events.c.seq > after).order_by(events.c.seq).limit(1)
-    ).scalar()
-    return oldest is not None and bool(abs(now - oldest) >= age)
+    oldest = oldest_unsigned(tx)
+    return oldest is not None and abs(now - oldest) >= age
+
+
+def _signed_until(tx: Connection) -> int:
+    """The number of the newest line that holds a signed head; 0 without one."""
+    before = _last_of_host(tx, CHECKPOINT)
+    return 0 if before is None else int(before["seq"])
 
 
 def _last_of_host(tx: Connection, name: str) -> RowMapping | None:

@@ -9,12 +9,14 @@ from sqlalchemy import Connection, Select, delete, func, insert, or_, select, te
 from agent.domain.audit import is_told
 from agent.domain.ids import KeyId
 from agent.domain.jobs import Job
+from agent.domain.measures import delivered, not_delivered
 from agent.errors import LostRace, NotFound
 from agent.ports import ledger_sqlalchemy_writes as writes
 from agent.ports.ledger import Delivery, DeliveryHead, DeliveryId, DeliveryKind, DeliveryState, NewDelivery
 from agent.ports.ledger_schema import IS_DEAD, IS_PENDING, bodies, deliveries, targets
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
 from agent.ports.ledger_sqlalchemy_rows import Plain, delivery_of, head_of
+from agent.ports.ledger_sqlalchemy_tallies import count
 
 MAX_TOLD: Final = 200  # characters of an error in a line of the log of events
 PROBES: Final = 1  # deliveries that are rung for a target in trouble: one finds out whether it is back
@@ -49,16 +51,21 @@ class OutboxRecords:
 
     def acknowledge(self, delivery: DeliveryId, now: datetime) -> Job:
         with self._file.writing() as tx:
-            job, _, state = writes.read_delivery_state(tx, delivery)
+            job, kind, state = writes.read_delivery_state(tx, delivery)
             if state is not DeliveryState.ACKNOWLEDGED:
+                since = tx.execute(
+                    select(deliveries.c.created_at).where(deliveries.c.id == delivery)
+                ).scalar_one()
+                count(tx, delivered(kind, now - since))
                 writes.change_delivery(tx, delivery, state=DeliveryState.ACKNOWLEDGED, acknowledged_at=now)
                 writes.tell_delivery(tx, delivery, "delivery.acknowledged", now)
             return writes.settle(tx, writes.read_job(tx, job), now)
 
     def postpone(self, delivery: DeliveryId, next_try_at: datetime, error: str) -> None:
         with self._file.writing() as tx:
-            _, _, state = writes.read_delivery_state(tx, delivery)
+            _, kind, state = writes.read_delivery_state(tx, delivery)
             if state is DeliveryState.PENDING:
+                count(tx, not_delivered(kind, "failed"))
                 attempts = deliveries.c.attempts + 1
                 writes.change_delivery(
                     tx, delivery, attempts=attempts, next_try_at=next_try_at, last_error=error
@@ -71,6 +78,7 @@ class OutboxRecords:
             job_id, kind, state = writes.read_delivery_state(tx, delivery)
             if state is not DeliveryState.PENDING:
                 return
+            count(tx, not_delivered(kind, "refused"))
             writes.change_delivery(tx, delivery, state=DeliveryState.DEAD, last_error=error)
             writes.tell_delivery(tx, delivery, "delivery.buried", now, error=error[:MAX_TOLD])
             job = writes.read_job(tx, job_id)

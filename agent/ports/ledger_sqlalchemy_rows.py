@@ -99,6 +99,7 @@ def order_of(row: RowMapping) -> OrderRecord:
         expires=row["expires"],
         received_at=row["received_at"],
         sender=KeyId(row["sender"]),
+        trace=row["trace_id"],
     )
 
 

@@ -11,6 +11,7 @@ from agent.domain.backups import NUMBERS_BETWEEN
 from agent.domain.chain import TaskKind, task_at
 from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
+from agent.domain.measures import tallies_of
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
 from agent.errors import HandoffConflict, LostRace, NotFound, OrderConflict, QueueFull
@@ -35,9 +36,9 @@ from agent.ports.ledger_sqlalchemy_rows import (
     signed_of,
     told_of,
 )
+from agent.ports.ledger_sqlalchemy_tallies import count
 
-# What the queue's limit counts: everything that waits for this host.
-WAITING: Final = (JobState.RECEIVED, JobState.HELD, JobState.QUEUED)
+WAITING: Final = (JobState.RECEIVED, JobState.HELD, JobState.QUEUED)  # what the queue's limit counts
 
 
 # ------------------------------------------------------------------ jobs
@@ -222,6 +223,7 @@ def put_order(tx: Connection, arrival: Arrival, now: datetime) -> None:
         "expires": signed.order.expires,
         "received_at": now,
         "envelope": signed.envelope,
+        "trace_id": arrival.trace,
     }
     tx.execute(insert(orders), row)
 
@@ -358,7 +360,7 @@ def tell(
 
 
 def tell_these(tx: Connection, told: Sequence[NewEvent], now: datetime) -> None:
-    """These lines, each chained to the one before."""
+    """These lines, each chained to the one before, with what they count."""
     if not told:
         return
     seq, digest = last_line(tx)
@@ -367,6 +369,7 @@ def tell_these(tx: Connection, told: Sequence[NewEvent], now: datetime) -> None:
         rows.append(row_of_line(next_line(event, now, seq, digest)))
         seq, digest = rows[-1]["seq"], rows[-1]["digest"]
     tx.execute(insert(events), rows)
+    count(tx, [tally for event in told for tally in tallies_of(event)])
 
 
 def last_line(tx: Connection) -> tuple[int, Digest | None]:

@@ -16,6 +16,8 @@ from datetime import UTC, datetime, timedelta
 from msgspec import Struct
 
 from agent.domain.ids import KeyId, parse_keyid
+from agent.domain.traces import HEADER as TRACEPARENT
+from agent.domain.traces import TraceId, parse_traceparent
 from agent.errors import (
     BadAnswer,
     BadRequestSignature,
@@ -70,7 +72,8 @@ _LABEL = re.compile(r"([a-z*][a-z0-9_.*-]*)=")
 class VerifiedRequest(Struct, frozen=True, kw_only=True):
     """Who sent a request, proven; (keyid, nonce) is to be kept by the ledger until `expires` plus the skew.
 
-    `content_digest`: the signed field, which the body must match before it is acted on; None: no body.
+    `content_digest`: the signed field, which the body must match before it is acted on; None: no body. `trace`: of a
+    well-formed `traceparent` that the signature covers; another one was put in by somebody on the way, and tells nothing.
     """
 
     keyid: KeyId
@@ -79,6 +82,7 @@ class VerifiedRequest(Struct, frozen=True, kw_only=True):
     created: datetime
     expires: datetime
     content_digest: str | None
+    trace: TraceId | None = None
 
     @property
     def has_digest(self) -> bool:
@@ -110,7 +114,7 @@ def sign_request(
 ) -> dict[str, str]:
     """The fields to add to this request: Signature-Input and Signature.
 
-    With a body, Content-Type, Content-Length and Content-Digest must already be among its headers.
+    With a body, Content-Type, Content-Length and Content-Digest must already be among its headers. A `traceparent` is covered.
     Raises: ValueError when the request is not one that a peer would accept.
     """
     if has_body != announces_body(request.headers):
@@ -118,7 +122,7 @@ def sign_request(
     return sign_message(
         request,
         key,
-        components=_request_components(has_body),
+        components=_request_components(has_body) + _trace_component(request.headers),
         created=now,
         expires=now + timedelta(seconds=lifetime_s),
         nonce=secrets.token_urlsafe(18),
@@ -164,12 +168,24 @@ def verify_request(
         created=created,
         expires=expires,
         content_digest=field_of(request.headers, "content-digest") if has_body else None,
+        trace=_trace_in(signature, request.headers),
     )
 
 
 def _request_components(has_body: bool) -> tuple[str, ...]:
     names = REQUEST_COMPONENTS + (BODY_COMPONENTS if has_body else ())
     return tuple(f'"{name}"' for name in names)
+
+
+def _trace_component(headers: Fields) -> tuple[str, ...]:
+    return (f'"{TRACEPARENT}"',) if lines_of(headers, TRACEPARENT) else ()
+
+
+def _trace_in(signature: SoundSignature, headers: Fields) -> TraceId | None:
+    """The trace id that the signer told; None for a field that is not covered, stands twice or is malformed."""
+    if not signature.components.keys() & set(_trace_component(headers)):
+        return None
+    return parse_traceparent(field_of(headers, TRACEPARENT) or "")
 
 
 def _check_lifetime(

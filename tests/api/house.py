@@ -185,6 +185,6 @@ def open_house(folder: Path, *, hospital: str = "a", policy: HostPolicy | None =
         storages=storages,
         bells=bells,
         clock=clock,
-        network=Door(network_app(desk, {authority}), f"https://{authority}"),
+        network=Door(network_app(desk, lambda: {authority}), f"https://{authority}"),
         operator=Door(operator_app(desk), "http://operator"),
     )

@@ -578,7 +578,7 @@ def test_readiness_names_each_check(house: House) -> None:
 
     checks = {check["name"]: check["is_ok"] for check in answer.json()["checks"]}
     assert answer.status_code == 200
-    names = ("ledger", "mode", "queue", "bells", "disk", "outbox", "identity", "storage", "cage")
+    names = ("ledger", "mode", "queue", "bells", "disk", "outbox", "identity", "storage", "cage", "reload")
     assert checks == dict.fromkeys(names, True)
 
 

@@ -1,4 +1,4 @@
-"""The operator's socket: its file mode is the permission, so the modes are the check."""
+"""The operator's socket: its file mode is the permission, so the modes are the check. And what a browser may do at it."""
 
 import grp
 import os
@@ -10,6 +10,7 @@ import pytest
 
 from agent.api.operator import MAX_SOCKET_PATH, listen_for_operator
 from agent.errors import BadSettings
+from tests.api.house import House, open_house
 
 
 def modes(path: Path) -> tuple[int, int]:
@@ -78,3 +79,50 @@ def test_a_path_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
 def test_an_unknown_group_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="no group 'nobody knows'"):
         listen_for_operator(tmp_path / "run" / "operator.sock", "nobody knows")
+
+
+# ------------------------------------------------------------------ browsers
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return open_house(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["operator", "localhost", "localhost:8080", "127.0.0.1:8080", "[::1]:8080", "LOCALHOST"]
+)
+def test_the_door_is_called_by_names_of_the_own_host(house: House, name: str) -> None:
+    assert house.operator.get("/v1/control", headers={"host": name}).status_code == 200
+    assert house.operator.get("/", headers={"host": name}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "name", ["evil.test", "evil.test:8080", "localhost.evil.test", "[::2]:8080", "user@evil.test", ""]
+)
+def test_a_name_that_somebody_pointed_at_the_own_host_reads_nothing(house: House, name: str) -> None:
+    answer = house.operator.get("/v1/orders", headers={"host": name})
+
+    assert (answer.status_code, answer.json()["code"]) == (403, "not-yours")
+    assert house.operator.get("/", headers={"host": name}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "told", [{"origin": "http://localhost:8080"}, {"origin": "null"}, {"sec-fetch-site": "same-origin"}]
+)
+def test_a_browser_writes_nothing_not_even_from_the_own_page(house: House, told: dict[str, str]) -> None:
+    headers = {"content-type": "application/json"} | told
+
+    answer = house.operator.request("POST", "/v1/control", content=b'{"mode": "paused"}', headers=headers)
+
+    assert (answer.status_code, answer.json()["code"]) == (403, "not-yours")
+    assert house.ledger.control().may_start
+
+
+def test_another_site_reads_nothing_and_may_link_to_a_page(house: House) -> None:
+    asked = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
+    followed = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+
+    assert house.operator.get("/v1/orders", headers=asked).status_code == 403
+    assert house.operator.get("/", headers=asked).status_code == 403
+    assert house.operator.get("/", headers=followed).status_code == 200

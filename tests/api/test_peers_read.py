@@ -34,7 +34,9 @@ def town(tmp_path: Path, world: World) -> Iterator[Town]:
     """Agent b serves; order (a1, b1) was handed over to it."""
     with open_town(tmp_path) as town:
         reserve(town, "agent-b")
-        town.start("agent-b", network_app(open_desk(world.b.host), {authority_of(town.url("agent-b"))}))
+        town.start(
+            "agent-b", network_app(open_desk(world.b.host), lambda: {authority_of(town.url("agent-b"))})
+        )
         yield town
 
 

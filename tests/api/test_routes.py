@@ -26,6 +26,7 @@ ROUTES = {
     ("POST", "/v1/orders/{id}/cancel"): Who.OPERATOR,
     ("GET", "/v1/control"): Who.OPERATOR,
     ("POST", "/v1/control"): Who.OPERATOR,
+    ("GET", "/v1/services"): Who.OPERATOR,
     ("GET", "/v1/held"): Who.OPERATOR,
     ("GET", "/v1/images/{digest}"): Who.OPERATOR,
     ("GET", "/v1/images/{digest}/files"): Who.OPERATOR,

@@ -97,7 +97,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server = Server(url, authority.certificate.decode(), consortium().roster, folder)
     guard = Guard(
         lambda: server.roster,
-        {url.removeprefix("https://")},
+        lambda: {url.removeprefix("https://")},
         key_of("agent-b"),
         lambda: NOW,
         SKEW,

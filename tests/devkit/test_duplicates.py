@@ -62,7 +62,7 @@ def test_a_hand_off_that_comes_several_times_at_once_is_taken_once(tmp_path: Pat
     order = WORLD.order(train=("a1", "b1"), test=())
     reserve(town, "agent-b")
     authorities = {authority_of(town.url("agent-b"))}
-    town.start("agent-b", network_app(open_desk(world.b.host), authorities))
+    town.start("agent-b", network_app(open_desk(world.b.host), lambda: authorities))
 
     answers = at_once(town, "agent-b", "POST", "/v1/handoffs", build_handoff(order, WORLD.chain(order, 1)))
 

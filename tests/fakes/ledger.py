@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
@@ -28,6 +28,7 @@ from agent.domain.control import Control, Mode
 from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
 from agent.domain.images import PAGE_ENTRIES, ImageDescription, ImageEntry
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
+from agent.domain.measures import delivered, not_delivered, tallies_of
 from agent.domain.orders import MAX_ORDER_BYTES, SignedOrder, parse_order
 from agent.domain.receipts import SignedReceipt
 from agent.domain.retention import Garbage, LedgerSizes, Retention, is_over
@@ -59,7 +60,9 @@ from agent.ports.ledger import (
 )
 from agent.ports.ledger_attempts import Step
 from agent.trust.envelope import parse_envelope
+from tests.fakes.ledger_measures import MemoryMeasures, grow, put_phases
 from tests.fakes.ledger_outbox import MemoryOutbox, count_on, is_due, last_number, send_by
+from tests.fakes.ledger_page import MemoryPage
 
 Plain = str | int | float | None
 
@@ -85,6 +88,8 @@ class _Books:
     cancellations: dict[tuple[Digest, str], KeptCancellation] = field(default_factory=dict)
     rulings: list[Ruling] = field(default_factory=list)
     past: dict[OrderId, tuple[Digest, datetime]] = field(default_factory=dict)
+    phases: dict[tuple[JobId, int], dict[str, float]] = field(default_factory=dict)
+    tallies: dict[tuple[str, tuple[str, ...]], float] = field(default_factory=dict)
     descriptions: dict[Digest, tuple[ImageDescription, tuple[ImageEntry, ...]]] = field(default_factory=dict)
 
     def draft(self) -> "_Books":
@@ -92,7 +97,7 @@ class _Books:
         return _Books(**{each.name: copy.copy(getattr(self, each.name)) for each in fields(self)})
 
 
-class MemoryLedger(MemoryOutbox):
+class MemoryLedger(MemoryMeasures, MemoryOutbox, MemoryPage):
     """See `Ledger`. `is_broken = True` makes every call raise LedgerUnavailable."""
 
     def __init__(self) -> None:
@@ -215,6 +220,7 @@ class MemoryLedger(MemoryOutbox):
         deliveries: Sequence[NewDelivery] = (),
         successor: Successor | None = None,
         told: Sequence[NewEvent] = (),
+        phases: Mapping[str, float] | None = None,
     ) -> Job:
         if event in {JobEvent.START, JobEvent.SETTLE}:
             raise IllegalMove(f"{event} is not the caller's")
@@ -232,6 +238,7 @@ class MemoryLedger(MemoryOutbox):
             moved = _transit(books, job, event, now, reason=reason, not_before=not_before, **columns)
             if receipt is not None:
                 _put_own_receipt(books, moved, receipt, now)
+            put_phases(books, moved, phases or {})
             _put_deliveries(books, moved, deliveries, now)
             if successor is not None:
                 _put_successor(books, moved, successor, receipt, now)
@@ -613,6 +620,7 @@ class MemoryLedger(MemoryOutbox):
                 books.deliveries[delivery] = replace(
                     found, state=DeliveryState.ACKNOWLEDGED, acknowledged_at=now, lease_until=None
                 )
+                grow(books, delivered(found.kind, now - found.created_at))
                 _tell_delivery(books, found, "delivery.acknowledged", now)
             return _settle(books, _job(books, found.job), now)
 
@@ -621,6 +629,7 @@ class MemoryLedger(MemoryOutbox):
             found = _delivery(books, delivery)
             if found.state is DeliveryState.PENDING:
                 attempts = found.attempts + 1
+                grow(books, not_delivered(found.kind, "failed"))
                 books.deliveries[delivery] = replace(
                     found, attempts=attempts, next_try_at=next_try_at, last_error=error, lease_until=None
                 )
@@ -632,6 +641,7 @@ class MemoryLedger(MemoryOutbox):
             found = _delivery(books, delivery)
             if found.state is not DeliveryState.PENDING:
                 return
+            grow(books, not_delivered(found.kind, "refused"))
             books.deliveries[delivery] = replace(
                 found, state=DeliveryState.DEAD, last_error=error, lease_until=None
             )
@@ -898,6 +908,7 @@ def _order_record(arrival: Arrival, now: datetime) -> OrderRecord:
         expires=signed.order.expires,
         received_at=now,
         sender=arrival.sender,
+        trace=arrival.trace,
     )
 
 
@@ -985,6 +996,7 @@ def _forget(books: _Books, record: OrderRecord, now: datetime) -> None:
     gone = {job.id for job in books.jobs.values() if job.order_id == record.id}
     books.jobs = {name: job for name, job in books.jobs.items() if name not in gone}
     books.steps = {key: step for key, step in books.steps.items() if key[0] not in gone}
+    books.phases = {key: took for key, took in books.phases.items() if key[0] not in gone}
     books.cancellations = {key: c for key, c in books.cancellations.items() if key[0] != record.digest}
     books.logs = {key: log for key, log in books.logs.items() if key[0] not in gone}
     books.deliveries = {name: d for name, d in books.deliveries.items() if d.order_id != record.id}
@@ -1020,6 +1032,7 @@ def _tell_these(books: _Books, told: Sequence[NewEvent], now: datetime) -> None:
                 digest_of_line(line),
             )
         )
+        grow(books, tallies_of(new))
 
 
 def _tell_delivery(books: _Books, delivery: Delivery, name: str, now: datetime, **said: Plain) -> None:

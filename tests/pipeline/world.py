@@ -29,7 +29,9 @@ from agent.domain.jobs import Job
 from agent.domain.orders import DatasetRef, ModelRef, Order, SignedOrder
 from agent.domain.reports import ReportBody, ReportState, ResultBody
 from agent.domain.standings import PeerJob, PeerOrder
+from agent.domain.traces import TraceId
 from agent.errors import LedgerUnavailable, NotFound
+from agent.log import bound_trace
 from agent.pipeline.advance import advance
 from agent.pipeline.cancel import Taken, remove_guests, take_cancellation
 from agent.pipeline.deliver import deliver
@@ -374,10 +376,11 @@ class World:
 
     # ---- doors
 
-    def post(self, order: SignedOrder, hospital: Hospital) -> Admission:
-        """An orchestrator sends its order."""
+    def post(self, order: SignedOrder, hospital: Hospital, trace: TraceId | None = None) -> Admission:
+        """An orchestrator sends its order, with a trace perhaps."""
         self.issue(order, hospital)
-        return take_order(order.envelope, order.order.payload_type, order.signer, hospital.host)
+        kind = order.order.payload_type
+        return take_order(order.envelope, kind, order.signer, hospital.host, trace=trace)
 
     def issue(self, order: SignedOrder, hospital: Hospital) -> None:
         """An orchestrator writes down that it sends its order there; whether it arrives is another thing."""
@@ -392,7 +395,8 @@ class World:
         return take_handoff(build_handoff(order, receipts), by, to.host)
 
     def _hand_over(self, hospital: Hospital, body: bytes, sender: KeyId) -> object:
-        return take_handoff(body, sender, hospital.host)
+        trace = bound_trace()  # as the field of the request brings it
+        return take_handoff(body, sender, hospital.host, trace=None if trace is None else TraceId(trace))
 
     def cancel(
         self, order: SignedOrder, at: Hospital, *, by: SigningKey | None = None, sender: KeyId | None = None

@@ -17,6 +17,7 @@ import pytest
 from agent.api.serving import listen, url_of
 from agent.domain.ids import digest_of
 from agent.errors import BadAnswer, BlobMissing, DigestMismatch, PeerUnavailable, StorageUnavailable
+from agent.log import bound
 from agent.ports.https import HttpsClient, Peer, Timeouts
 from agent.ports.peers_https import HttpsPeers
 from agent.ports.storage import BlobKind, DatasetInfo
@@ -568,3 +569,38 @@ def test_a_document_of_another_blob_is_refused(town: Town) -> None:
     with rude_server(town, "storage-a", sign), pytest.raises(BadAnswer, match="when asked for"):
         storage.blob(digest_of(b""))
     storage.close()
+
+
+# ------------------------------------------------------------------ traces
+
+
+def test_a_call_carries_the_trace_of_what_is_worked_on_and_signs_it(town: Town) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    heard: list[bytes] = []
+
+    def note(line: ssl.SSLSocket, told: list[bytes]) -> None:
+        heard[:] = told
+        line.sendall(signed_answer(told, town))
+
+    with bound(trace=trace, order="x"):
+        hand_off_to(town, note)
+
+    request = request_heard(heard[-1])
+    authority = dict(request.headers)["host"]
+    verified = verify_request(request, town.roster, now=NOW, skew=SKEW, authorities={authority})
+    field = dict(request.headers)["traceparent"]
+    assert field.startswith(f"00-{trace}-")
+    assert verified.trace == trace
+    assert "tracestate" not in dict(request.headers)
+
+
+def test_a_call_outside_any_order_carries_none(town: Town) -> None:
+    heard: list[bytes] = []
+
+    def note(line: ssl.SSLSocket, told: list[bytes]) -> None:
+        heard[:] = told
+        line.sendall(signed_answer(told, town))
+
+    hand_off_to(town, note)
+
+    assert "traceparent" not in dict(request_heard(heard[-1]).headers)

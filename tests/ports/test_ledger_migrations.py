@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from sqlalchemy import create_engine
 
 from agent.domain.approvals import Ruling, Verdict
 from agent.domain.ids import digest_of, job_id
-from agent.domain.jobs import JobState
+from agent.domain.jobs import JobEvent, JobState
+from agent.domain.measures import MOVES, Tally
 from agent.errors import LedgerUnavailable
 from agent.ports import ledger_sqlalchemy_file
 from agent.ports.ledger_schema import HEAD, metadata
@@ -112,6 +114,36 @@ def test_a_ledger_of_the_first_revision_opens(tmp_path: Path) -> None:
         ruling = Ruling(image=digest_of(b"image"), verdict=Verdict.APPROVED, at=at(2), uid=0)
         assert ledger.rule(ruling)
         assert ledger.rulings() == (ruling,)
+
+
+def test_an_order_of_before_0009_has_its_own_trace_and_is_counted_from_now_on(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    make_revision(path, "0008")
+    order = order_named("order")
+    with closing(sqlite3.connect(path)) as plain, plain:
+        plain.execute(
+            "INSERT INTO orders VALUES (?, ?, ?, ?, ?, 4000000000000000, 1000000, ?)",
+            (
+                order.order.id,
+                order.digest,
+                order.order.payload_type,
+                order.signer,
+                order.signer,
+                order.envelope,
+            ),
+        )
+        plain.execute(
+            "INSERT INTO jobs VALUES (1, ?, ?, ?, ?, 0, NULL, 'learn', 'received', 0, 3, 1000000, 1000000,"
+            " NULL, NULL, NULL, NULL, NULL, NULL, 0)",
+            (job_id(order.order.id, 0), order.order.id, order.digest, order.signer),
+        )
+
+    with closing(open_ledger(path)) as ledger:
+        assert ledger.order(order.order.id).trace is None
+        assert (ledger.given_trace(order.order.id), ledger.tallies()) == (None, ())
+        ledger.move(ledger.job(job_id(order.order.id, 0)), JobEvent.ENQUEUE, at(1))
+        assert ledger.tallies() == (Tally(MOVES, ("queued",), 1.0),)
+        assert ledger.gauges().waiting == {JobState.QUEUED: datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)}
 
 
 def test_a_ledger_of_a_newer_program_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -73,9 +73,11 @@ def test_it_opens_with_everything_in_its_place(revision: str, path: Path) -> Non
         for job in ledger.jobs(JobQuery(limit=1000)):
             assert ledger.order(job.order_id).digest == job.order
             assert (job.claim, ledger.steps(job)) == (0, ())
+            assert (ledger.given_trace(job.order_id), ledger.phase_times(job.order_id)) == (None, ())
         assert [d.id for d in ledger.deliveries(state=DeliveryState.PENDING)] != []
         assert ledger.control().may_start
         assert ledger.restores() == ()
+        assert ledger.tallies() == ()  # counting begins with the upgrade
         assert len(ledger.events(limit=1000)) > 20
         assert not ledger.remember_nonce(key_of("o1").keyid, "a-nonce-of-that-time", NOW, NOW)
         if revision >= "0002":

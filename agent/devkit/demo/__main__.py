@@ -50,7 +50,7 @@ def tell(show: Show, *, is_on_runc: bool) -> None:
     images = demo_images(cache / "images")
     for image in images:
         show.say(f"{image.name:11} {image.archive.stat().st_size >> 20:4} MiB  {image.digest}")
-    with _runtime(is_on_runc) as runtime:
+    with container_engine(is_on_runc) as runtime:
         show.chapter("Three hospitals, each a storage and an agent, and two orchestrators: eight programs")
         consortium = found(cache / "run", ("A", "B", "C"), runtime=runtime, memory=memory)
         consortium.admit([image.digest for image in images], accept_missing=ACCEPTED_GAPS)
@@ -66,7 +66,7 @@ def tell(show: Show, *, is_on_runc: bool) -> None:
 
 
 @contextlib.contextmanager
-def _runtime(is_on_runc: bool) -> Iterator[Mapping[str, str]]:
+def container_engine(is_on_runc: bool) -> Iterator[Mapping[str, str]]:
     """What runs the jobs. Raises: NoPodman when it cannot run here."""
     if is_on_runc:
         if lacking := why_no_runc():

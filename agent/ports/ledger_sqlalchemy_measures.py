@@ -1,0 +1,78 @@
+"""The ledger's numbers for whoever watches this host. They are written where what they count is written."""
+
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import func, select, text
+
+from agent.domain.ids import JobId, OrderId
+from agent.domain.jobs import FINAL, JobState
+from agent.domain.measures import Gauges, PhaseTime, Tally
+from agent.domain.traces import TraceId
+from agent.ports.ledger_schema import IS_PENDING, deliveries, jobs, orders, phases, targets
+from agent.ports.ledger_sqlalchemy_audit import oldest_unsigned
+from agent.ports.ledger_sqlalchemy_file import LedgerFile
+from agent.ports.ledger_sqlalchemy_tallies import read_tallies
+from agent.ports.ledger_sqlalchemy_writes import last_line
+
+_OPEN: Final = tuple(state for state in JobState if state not in FINAL)
+
+
+class MeasureRecords:
+    """The part of the ledger that measures."""
+
+    _file: LedgerFile
+
+    def given_trace(self, order_id: OrderId) -> TraceId | None:
+        with self._file.reading() as tx:
+            found: str | None = tx.execute(select(orders.c.trace_id).where(orders.c.id == order_id)).scalar()
+        return None if found is None else TraceId(found)
+
+    def phase_times(self, order_id: OrderId) -> tuple[PhaseTime, ...]:
+        query = (
+            select(phases)
+            .join(jobs, jobs.c.id == phases.c.job_id)
+            .where(jobs.c.order_id == order_id)
+            .order_by(jobs.c.position, phases.c.attempt, phases.c.n)
+        )
+        with self._file.reading() as tx:
+            return tuple(
+                PhaseTime(
+                    job=JobId(row["job_id"]),
+                    attempt=row["attempt"],
+                    phase=row["phase"],
+                    seconds=row["seconds"],
+                )
+                for row in tx.execute(query).mappings()
+            )
+
+    def tallies(self) -> tuple[Tally, ...]:
+        with self._file.reading() as tx:
+            return read_tallies(tx)
+
+    def open_counts(self) -> dict[JobState, int]:
+        query = select(jobs.c.state, func.count().label("count")).where(jobs.c.state.in_(_OPEN))
+        with self._file.reading() as tx:
+            rows = tx.execute(query.group_by(jobs.c.state)).mappings()
+            found = {row["state"]: row["count"] for row in rows}
+        return {state: found.get(state, 0) for state in _OPEN}
+
+    def gauges(self) -> Gauges:
+        waiting: dict[JobState, datetime] = {}
+        file_bytes, _, _ = self._file.pages()
+        with self._file.reading() as tx:
+            for state in _OPEN:
+                first = select(jobs.c.received_at).where(jobs.c.state == state).order_by(jobs.c.seq).limit(1)
+                since: datetime | None = tx.execute(first).scalar()
+                if since is not None:
+                    waiting[state] = since
+            pending = select(func.min(deliveries.c.created_at)).where(text(IS_PENDING))
+            lines, _ = last_line(tx)
+            return Gauges(
+                waiting=waiting,
+                unsent=tx.execute(pending).scalar(),
+                resting=tx.execute(select(func.count()).select_from(targets)).scalar_one(),
+                lines=lines,
+                unsigned=oldest_unsigned(tx),
+                ledger_bytes=file_bytes,
+            )
