@@ -15,6 +15,8 @@ readonly service_user=dc-compute
 readonly settings_dir=/etc/dc-compute
 readonly state_dir=/var/lib/dc-compute
 readonly command_link=/usr/local/bin/dc-compute
+readonly enabled_units='dc-compute-api.socket dc-compute-api.service dc-compute-worker.service dc-compute-drain.service'
+readonly units="$enabled_units dc-compute.target dc-compute.slice dc.slice"
 prefix=/opt/dc-compute
 
 # The developer's places.
@@ -48,7 +50,8 @@ A host install touches these and nothing else:
   /usr/local/bin/dc-compute                  a link to the command
   /etc/dc-compute        settings, root:dc-compute 0750
   /var/lib/dc-compute    keys, ledger, queues, images, dc-compute 0700
-  /etc/systemd/system/dc-compute*            two services and a target
+  /etc/systemd/system/dc-compute*            services, their sockets, a target, a slice, and drop-ins for them
+  /etc/systemd/system/dc.slice
   /etc/systemd/user/dc-compute-podman.service
   /etc/sysusers.d/dc-compute.conf, /etc/tmpfiles.d/dc-compute.conf
 
@@ -56,8 +59,8 @@ A host install touches these and nothing else:
 /var/lib/dc-compute-dev, its lines in /etc/subuid and /etc/subgid, and the empty folder /opt/dc-compute-dev/src
 (and .ci/rootless the empty folder /run/dc-compute-dev). Of Debian's package prometheus only promtool is taken, into .venv:
 nothing of it is installed or started.
---deps-host touches: the Debian packages qemu-system-x86, mmdebstrap, e2fsprogs (as root). The tests that use them keep a
-disk of about 700 MB in /var/cache/dc-compute-dev/vm.
+--deps-host touches: the Debian packages qemu-system-x86, mmdebstrap, e2fsprogs, systemd-container (as root). The tests that
+use them keep a disk of about 700 MB in /var/cache/dc-compute-dev/vm and 2 GB in /var/cache/dc-compute-dev/systems.
 USAGE
 }
 
@@ -166,9 +169,10 @@ need_user() {
         say "making the system user $1, home $2"
         run useradd --system --user-group --no-create-home --home-dir "$2" --shell /usr/sbin/nologin "$1"
     fi
-    if [ "$(stat -c %U:%a "$2" 2>/dev/null)" != "$1:700" ]; then
-        run install -d -m 0700 -o "$1" -g "$1" "$2"
-    fi
+    case $(stat -c %U:%a "$2" 2>/dev/null) in
+        "$1:700" | "$1:711") ;; # 711: rootless Podman lets its containers' ids pass to the images below it
+        *) run install -d -m 0700 -o "$1" -g "$1" "$2" ;;
+    esac
     if [ "$(subid_total "$1" /etc/subuid)" -ge "$subid_count" ] &&
         [ "$(subid_total "$1" /etc/subgid)" -ge "$subid_count" ]; then
         return 0
@@ -287,7 +291,8 @@ install_deps() {
 
 # What tests/host/vm needs: it makes a Debian machine with cgroup v2 and boots it in QEMU.
 install_deps_host() {
-    need_packages qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs
+    need_packages qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs \
+        systemd-nspawn:systemd-container
     [ "$has_acted" = no ] || [ "$is_dry" = yes ] || say "done: tests/host/vm has what it needs"
 }
 
@@ -349,8 +354,21 @@ install_unit() {
 }
 
 install_units() {
-    for unit in dc-compute-api.service dc-compute-worker.service dc-compute.target; do
+    for unit in $units; do
         install_unit "$here/systemd/$unit" /etc/systemd/system
+    done
+    # Podman runs in the systemd of this user: the worker begins after it and ends before it, at a boot and at a shutdown.
+    user_manager=user@$(id -u "$service_user" 2>/dev/null || echo UID).service
+    for unit in dc-compute-worker.service dc-compute-drain.service; do
+        install_text "$(printf '[Unit]\nWants=%s\nAfter=%s' "$user_manager" "$user_manager")" \
+            "/etc/systemd/system/$unit.d/10-user-manager.conf"
+    done
+    for unit in dc-compute-api.service dc-compute-worker.service; do
+        if [ "$(systemd_version)" -lt 255 ]; then
+            run install -D -m 0644 "$here/systemd/systemd-before-255.conf" "/etc/systemd/system/$unit.d/10-before-255.conf"
+        else
+            run rm -f "/etc/systemd/system/$unit.d/10-before-255.conf"
+        fi
     done
     install_unit "$here/systemd/dc-compute-podman.service" /etc/systemd/user
     install_unit "$here/systemd/sysusers.d/dc-compute.conf" /etc/sysusers.d
@@ -358,6 +376,21 @@ install_units() {
     wants=$state_dir/.config/systemd/user/default.target.wants
     run as_service_user mkdir -p "$wants"
     run as_service_user ln -sfn /etc/systemd/user/dc-compute-podman.service "$wants/dc-compute-podman.service"
+    run as_service_user mkdir -p "$state_dir/.config/systemd/user/user.slice.d"
+    run install -m 0644 "$here/systemd/jobs-slice.conf" "$state_dir/.config/systemd/user/user.slice.d/50-dc-compute.conf"
+}
+
+# systemd_version: its number; that of the oldest one that is known to do where there is none to ask.
+systemd_version() {
+    version=$(systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
+    printf '%s\n' "${version:-252}"
+}
+
+# install_text TEXT FILE: a small file of ours.
+install_text() {
+    say "writing $2"
+    run mkdir -p "$(dirname "$2")"
+    [ "$is_dry" = yes ] || printf '%s\n' "$1" >"$2"
 }
 
 as_service_user() {
@@ -373,8 +406,12 @@ start_services() {
     run systemd-tmpfiles --create /etc/tmpfiles.d/dc-compute.conf
     run loginctl enable-linger "$service_user"
     run systemctl daemon-reload
-    run systemctl enable dc-compute.target dc-compute-api.service dc-compute-worker.service
-    run systemctl restart dc-compute.target
+    # shellcheck disable=SC2086  # a list of words
+    run systemctl enable --quiet dc-compute.target $enabled_units
+    # The sockets stay open while the services restart, unless the API of an older version holds the port itself.
+    systemctl is-active --quiet dc-compute-api.socket || run systemctl stop dc-compute-api.service
+    run systemctl try-restart dc-compute-api.service dc-compute-worker.service
+    run systemctl start dc-compute.target
 }
 
 install_host() {
@@ -406,11 +443,14 @@ uninstall_host() {
     need_root
     say "removing dc-compute from this host"
     if is_systemd_booted; then
-        run systemctl disable --now dc-compute.target dc-compute-api.service dc-compute-worker.service || true
+        # shellcheck disable=SC2086  # a list of words
+        run systemctl disable --now dc-compute.target $enabled_units || true
         ! has_user "$service_user" || run loginctl disable-linger "$service_user" || true
     fi
-    run rm -f /etc/systemd/system/dc-compute-api.service /etc/systemd/system/dc-compute-worker.service \
-        /etc/systemd/system/dc-compute.target /etc/systemd/user/dc-compute-podman.service \
+    for unit in $units; do
+        run rm -rf "/etc/systemd/system/$unit" "/etc/systemd/system/$unit.d"
+    done
+    run rm -f /etc/systemd/user/dc-compute-podman.service \
         /etc/sysusers.d/dc-compute.conf /etc/tmpfiles.d/dc-compute.conf "$command_link"
     ! is_systemd_booted || run systemctl daemon-reload
     if [ ! -e "$prefix" ]; then

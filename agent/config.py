@@ -3,6 +3,7 @@
 Where the folder of the settings (`home`) lies: `--home DIR`, else `$DC_COMPUTE_HOME`, else /etc/dc-compute
 when it can be read, else the user's own configuration folder. A path in a setting is relative to `home`.
 The name of `port` of the section `[listen]` in the environment is DC_COMPUTE_LISTEN_PORT, as a flag `--set listen.port=8443`.
+A file that systemd lent as the credential `identity.key` stands for the default of `key` of `[identity]`.
 
 Beside it: `config_sections.py`, which settings there are; `config_sources.py`, how each source is read;
 `config_reference.py`, how they are told to people.
@@ -28,6 +29,7 @@ from agent.config_sources import (
     Mistake,
     Origin,
     Source,
+    read_credentials,
     read_environment,
     read_file,
     read_flags,
@@ -160,6 +162,7 @@ def read_settings(
 ) -> Effective:
     """The same with where each value comes from. `file`: in place of `agent.toml` of `home`; then it must be there."""
     sources = (
+        read_credentials(environment),
         read_file(home / SETTINGS_FILE if file is None else file, may_be_absent=file is None),
         read_environment(environment),
         read_flags(flags),

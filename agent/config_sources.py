@@ -139,6 +139,21 @@ def _paths(tree: Mapping[str, Any]) -> set[tuple[str, ...]]:
 # ------------------------------------------------------------------ the environment
 
 
+def read_credentials(environment: Mapping[str, str]) -> Found:
+    """Files that systemd lent to this service under the name of a setting: `LoadCredential=identity.key:/somewhere.pem`.
+
+    Each stands for that setting's default. What agent.toml, the environment or a flag say still wins: a credential that
+    nobody meant is never used in its place.
+    """
+    found, lent = Found({}, []), environment.get(CREDENTIALS_VARIABLE)
+    for section, kind in SECTIONS.items() if lent else ():
+        for key in kind.__struct_fields__:
+            path = Path(str(lent)) / f"{section}.{key}"
+            if path.exists():
+                found.told[section, key] = Told(str(path), Origin(Source.CREDENTIAL, path.name), is_text=True)
+    return found
+
+
 def read_environment(environment: Mapping[str, str]) -> Found:
     """What the variables say that are ours."""
     found = Found({}, [])

@@ -38,9 +38,11 @@ def test_help_names_every_file_of_systemd_that_is_installed() -> None:
     text = install("--help").stdout
     files = [file for file in (ROOT / "systemd").rglob("*") if file.is_file()]
 
-    assert len(files) == 6
+    assert len(files) == 12
     for file in files:
-        is_unit = file.name.startswith("dc-compute") and "/etc/systemd/system/dc-compute*" in text
+        is_drop_in = file.suffix == ".conf" and file.parent.name == "systemd"
+        is_unit = file.name.startswith("dc-compute") or is_drop_in
+        is_unit = is_unit and "/etc/systemd/system/dc-compute*" in text
         is_named = file.name in text or is_unit
         assert is_named, f"{file.name} is installed and --help does not say so"
 

@@ -1,12 +1,14 @@
 """`serve`, `work`, `run`: the processes of an agent."""
 
+import faulthandler
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -17,11 +19,14 @@ from agent.cli.hangups import Hangups
 from agent.cli.here import Here, SetOption, here_of, set_log
 from agent.config import Settings
 from agent.config_sections import Listen
+from agent.errors import AgentError
 from agent.log import get_logger
 from agent.pipeline.audit import note_start
 from agent.pipeline.host import Host
+from agent.sd_notify import Look, Systemd, forget, handed_sockets
 
 if TYPE_CHECKING:
+    from agent.api.doors import Doors
     from agent.api.serving import ServedTls
 
 log = get_logger(__name__)
@@ -46,24 +51,42 @@ def serve(context: typer.Context, told: SetOption = None) -> None:
     here, hangups = here_of(context, told), Hangups()
     with hangups.heard():
         here.start_log()
+        systemd, handed = told_by_systemd()
         tls = doors_tls(here.settings.listen)
-        with open_host(here.settings) as host, serving_host(here.settings, host, tls):
+        with open_host(here.settings) as host, serving_host(here.settings, host, tls, handed) as doors:
             note_start("api", __version__, host)
-            with reloading("api", here, host, hangups, tls):
+            with watched(doors, host, systemd), reloading("api", here, host, hangups, tls, systemd):
                 reason = wait_for_signal()
+                systemd.stopping()
             log.info("api.stopping", signal=reason.name)
+
+
+def told_by_systemd() -> tuple[Systemd, tuple[socket.socket, ...]]:
+    """What systemd told and handed to this process at its start; no program that it starts is told again.
+
+    When the watchdog ends the process, its log shows where each thread stood. Raises: BadSettings.
+    """
+    faulthandler.enable()
+    systemd, handed = Systemd.of(os.environ), handed_sockets(os.environ)
+    forget(os.environ)
+    return systemd, handed
 
 
 @contextmanager
 def reloading(
-    service: str, here: Here, host: Host, hangups: Hangups, tls: "Sequence[ServedTls]" = ()
+    service: str, here: Here, host: Host, hangups: Hangups, tls: "Sequence[ServedTls]", systemd: Systemd
 ) -> Iterator[None]:
-    """Tell what this service runs with, and reload at each SIGHUP, while the block runs."""
+    """Tell what this service runs with, and reload at each SIGHUP, while the block runs; `systemctl reload` waits for it."""
     from agent.wiring_reload import Reloader, board_of
 
     board = board_of(service, host, here.read_settings(), here.settings)
     reloader = Reloader(host, board, here.settings, here.read_settings, set_log, tls)
-    with board.shown(), hangups.answered(reloader.reload):
+
+    def reload() -> None:
+        with systemd.reloading():
+            reloader.reload()
+
+    with board.shown(), hangups.answered(reload):
         yield
 
 
@@ -79,13 +102,15 @@ def doors_tls(listen: Listen) -> "tuple[ServedTls, ...]":
 
 
 @contextmanager
-def serving_host(settings: Settings, host: Host, tls: "Sequence[ServedTls]") -> Iterator[str]:
-    """The doors of this agent, open while the block runs; gives the URL of the network's one. `tls`: `doors_tls`.
+def serving_host(
+    settings: Settings, host: Host, tls: "Sequence[ServedTls]", handed: Sequence[socket.socket] = ()
+) -> "Iterator[Doors]":
+    """The doors of this agent, open while the block runs. `tls`: `doors_tls`; `handed`: sockets that systemd opened for us.
 
     Raises: BadSettings.
     """
+    from agent.api.doors import open_doors
     from agent.api.expiring import Expiring
-    from agent.api.operator import listen_for_operator
     from agent.api.page.site import PageFiles
     from agent.api.routes import network_app, open_desk, operator_app, status_app
     from agent.api.serving import listen, serving
@@ -98,15 +123,17 @@ def serving_host(settings: Settings, host: Host, tls: "Sequence[ServedTls]") -> 
             "api.nameless", advice="The roster gives this agent no agent_url: signed requests are refused."
         )
     with ExitStack() as doors:
-        network = listen(told.host, told.port)  # first: a second agent of this home ends here
-        operator = listen_for_operator(told.operator_socket, told.operator_group)
-        doors.callback(told.operator_socket.unlink, missing_ok=True)
+        at = open_doors(told.host, told.port, told.operator_socket, told.operator_group, handed)
+        if not at.stay:
+            doors.callback(told.operator_socket.unlink, missing_ok=True)
         doors.enter_context(desk.refusals.telling())
         expiring = Expiring(lambda: desk.host, told.tls_cert)
         desk.metrics.also(expiring)
         doors.enter_context(expiring.warning())
-        url = doors.enter_context(serving(network_app(desk, names), network, tls=tls[0].context))
-        doors.enter_context(serving(operator_app(desk), operator, tls=None))
+        url = doors.enter_context(
+            serving(network_app(desk, names), at.network, tls=tls[0].context, stays=at.stay)
+        )
+        doors.enter_context(serving(operator_app(desk), at.operator, tls=None, stays=at.stay))
         if told.status_address is not None:
             name, _, port = told.status_address.rpartition(":")
             shown = doors.enter_context(
@@ -117,8 +144,37 @@ def serving_host(settings: Settings, host: Host, tls: "Sequence[ServedTls]") -> 
         log.info(
             "api.started", agent=host.me, url=url, names=sorted(names()), operator=str(told.operator_socket)
         )
-        yield url
+        yield at
     log.info("api.stopped", agent=host.me)
+
+
+@contextmanager
+def watched(doors: "Doors", host: Host, systemd: Systemd) -> Iterator[None]:
+    """Tell systemd that this agent serves, once both doors answered, and its watchdog while they do and the ledger does."""
+    from agent.api.doors import knock
+    from agent.api.serving import url_of
+
+    looks: dict[str, Look] = {
+        "network": lambda: knock(doors.network, tls=True),
+        "operator": lambda: knock(doors.operator, tls=False),
+        "ledger": lambda: read_ledger(host),
+    }
+    if systemd.address is None:
+        yield
+        return
+    looks["network"]()
+    looks["operator"]()
+    with systemd.watched(looks):
+        systemd.ready(
+            f"serves {url_of(doors.network, tls=True)}, and the operator at {url_of(doors.operator, tls=False)}"
+        )
+        yield
+
+
+def read_ledger(host: Host) -> None:
+    """Return when the ledger answered, be it that it cannot be read: `/ready` tells that, a new process mends nothing."""
+    with suppress(AgentError):
+        host.ports.ledger.control()
 
 
 def names_of(host: Host) -> Callable[[], Collection[str]]:
@@ -137,15 +193,16 @@ def work(context: typer.Context, told: SetOption = None) -> None:
     stop = worker.Stop()
     with hangups.heard():
         here.start_log()
+        systemd, _ = told_by_systemd()
         with (
             stop.on_signals(),
             open_worker(here.settings) as (host, make_consumer),
-            reloading("worker", here, host, hangups),
+            reloading("worker", here, host, hangups, (), systemd),
         ):
             note_start("worker", __version__, host)
             prove = prover(here.settings, host.ports.runtime)
             grace_s = here.settings.workers.grace_s
-            is_clean = worker.work(host, make_consumer, prove, grace_s=grace_s, stop=stop)
+            is_clean = worker.work(host, make_consumer, prove, grace_s=grace_s, stop=stop, systemd=systemd)
             if not is_clean:  # a task is under way: its lease runs out, and another worker takes it over
                 sys.stdout.flush()
                 sys.stderr.flush()
