@@ -361,7 +361,8 @@ install_deps_host() {
 # PREFIX/versions/VERSION-HASH   a virtual environment with everything that belongs to it: the program, seccomp profiles, and
 #                                below share/dc-compute/host the files that go elsewhere, each under its whole path
 # PREFIX/current, PREFIX/previous   links; units and the command name `current`, so one rename switches all of them
-# PREFIX/made-folders            folders outside that were not there before; --uninstall removes those that are empty
+# PREFIX/made-folders, made-files   folders outside that were not there before, which --uninstall removes when they are empty,
+#                                and files that the making of the user left, which --purge removes
 # A running process keeps its own version: its interpreter names the folder in versions, not the link.
 # The layout of before 0.2: PREFIX is the environment itself. It is a version like the others, called by the name PREFIX.
 
@@ -570,6 +571,20 @@ remove_empty() {
     folder=$1
     while grep -qxsF "$folder" "$prefix/made-folders" && rmdir "$folder" 2>/dev/null; do
         folder=$(dirname "$folder")
+    done
+}
+
+# note_backups: which of shadow's own copies (/etc/subuid- …) are not there yet. keep_backups: write those down that came
+# with the user, so that --purge takes them along with it.
+note_backups() {
+    absent=
+    for file in /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /etc/subuid- /etc/subgid-; do
+        [ -e "$file" ] || absent="$absent $file"
+    done
+}
+keep_backups() {
+    for file in $absent; do
+        ! [ -e "$file" ] || grep -qxsF "$file" "$prefix/made-files" || printf '%s\n' "$file" >>"$prefix/made-files"
     done
 }
 
@@ -871,6 +886,7 @@ install_host() {
     # shellcheck disable=SC2086  # a list of words
     need_packages $container_needs $common_needs /usr/lib/systemd/user/dbus.socket:dbus-user-session:dbus-common
     need_python
+    note_backups
     need_user "$service_user" "$state_dir"
     new=$prefix/versions/$(version_name)
     build_version "$new"
@@ -878,6 +894,7 @@ install_host() {
         say_plan
         return 0
     fi
+    keep_backups
     [ "$(stat -c %U:%G:%a "$settings_dir" 2>/dev/null)" = "root:$service_user:750" ] ||
         run install -d -m 0750 -o root -g "$service_user" "$settings_dir"
     ! has restorecon || restorecon -RF "$prefix" "$settings_dir" "$state_dir" # SELinux: labels by the policy's own table
@@ -926,10 +943,20 @@ say_plan() {
 }
 
 init_agent() {
-    say "making settings and keys where there are none (dc-compute init)"
     # As root: the settings are root's, for the group to read; what lies in the state folder becomes the service's.
-    run env -i HOME="$state_dir" PATH=/usr/bin:/bin LANG=C.UTF-8 "$prefix/current/bin/dc-compute" --home "$settings_dir" init \
-        --certificate "$(uname -n)" --certificate localhost
+    set -- env -i HOME="$state_dir" PATH=/usr/bin:/bin LANG=C.UTF-8 "$prefix/current/bin/dc-compute" --home "$settings_dir" \
+        init --certificate "$(uname -n)" --certificate localhost
+    if [ "$is_dry" = yes ]; then
+        run "$@"
+        return 0
+    fi
+    told=$("$@") || die "dc-compute init failed"
+    case $told in
+        *"made  "*)
+            has_acted=yes
+            printf '%s\n' "$told"
+            ;;
+    esac
 }
 
 state_of() { if is_systemd_booted; then systemctl is-active "$1" || true; else echo "installed, not started"; fi; }
@@ -942,7 +969,7 @@ tell_state() {
         set -- env
     fi
     as_service_user "$@" "$prefix/current/bin/dc-compute" --home "$settings_dir" doctor --quick ||
-        say "the doctor found something to mend: see above; the services run regardless"
+        say "the doctor found something to mend: see the lines that fail"
     if [ "$has_acted" = yes ]; then
         say "done: $(name_of "$new") is in force"
     else
@@ -974,6 +1001,7 @@ uninstall_host() {
     fi
     run rm -f "$state_dir"/.config/systemd/user/*.wants/dc-compute-*.service
     ! is_systemd_booted || run systemctl daemon-reload
+    made_files=$(cat "$prefix/made-files" 2>/dev/null || true)
     [ ! -e "$prefix" ] || run rm -rf "$prefix"
     run rm -rf /run/dc-compute || say "what is mounted below /run/dc-compute is empty now" # what killed jobs left in memory
     if [ "$is_purge" = yes ]; then
@@ -1002,6 +1030,8 @@ purge() {
     run rm -rf "/run/user/$uid/containers" "/run/user/$uid/libpod" "/tmp/containers-user-$uid" "/tmp/podman-run-$uid" \
         "/tmp/storage-run-$uid" "/var/tmp/containers-user-$uid" "/dev/shm/libpod_rootless_lock_$uid" "$lingering"
     run userdel "$service_user" # takes its subordinate ids along
+    # shellcheck disable=SC2086  # a list of words
+    [ -z "$made_files" ] || run rm -f $made_files
 }
 
 # ---------------------------------------------------------------------------------------------------- main
