@@ -31,6 +31,7 @@ readonly subid_count=524288
 
 # How long a new version has until it answers as the old one did, and for how long it then must stay that way.
 readonly ready_timeout_s=120 settle_s=5 cage_timeout_s=30
+readonly start_limit=3 # a service that systemd started this often anew will not come up
 
 readonly os_release=/etc/os-release
 
@@ -449,7 +450,7 @@ build_version() {
         die "the program's own wheel could not be built: $(cat "$work/log")"
     "$work/tools/bin/uv" pip install --quiet --no-config --offline --no-index --python "$1/bin/python" --no-deps \
         --compile-bytecode "$work"/dc_compute-*.whl
-    rm -rf "$work"
+    rm -rf "$work" "$1/.lock" # uv's lock is everybody's to write
     work=
     install -d -m 0755 "$1/share/dc-compute/seccomp"
     install -m 0644 "$here"/seccomp/*.json "$1/share/dc-compute/seccomp/"
@@ -685,6 +686,17 @@ import json, sys
 print(*sorted(check["name"] for check in json.load(sys.stdin)["ready"]["checks"] if not check["is_ok"]))' 2>/dev/null
 }
 
+# ended_service: the service that systemd started again and again since we did.
+ended_service() {
+    for service in dc-compute-api.service dc-compute-worker.service; do
+        if [ "$(systemctl show -p NRestarts --value "$service")" -ge "$start_limit" ]; then
+            printf '%s\n' "$service"
+            return 0
+        fi
+    done
+    return 1
+}
+
 service_pids() { systemctl show -p MainPID --value dc-compute-api.service dc-compute-worker.service | tr -s '\n' ' '; }
 
 # wait_ready VERSION ACCEPTED: both services up, the same processes for a while, and nothing keeps orders out but what
@@ -696,7 +708,10 @@ wait_ready() {
     pids=
     while [ $(($(date +%s) - began)) -lt "$ready_timeout_s" ]; do
         now_pids=$(service_pids)
-        if ! are_services_active; then
+        if ended=$(ended_service); then
+            wrong="$ended was started $start_limit times and ended each time"
+            return 1
+        elif ! are_services_active; then
             wrong="dc-compute-api.service is $(state_of dc-compute-api.service), dc-compute-worker.service is $(state_of dc-compute-worker.service)"
             good=0
         elif ! seen=$(ask_agent "$1"); then
