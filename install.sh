@@ -258,9 +258,10 @@ need_user() {
         say "making the system user $1, home $2"
         run useradd --system --user-group --no-create-home --home-dir "$2" --shell /usr/sbin/nologin "$1"
     fi
-    if [ "$(stat -c %U:%a "$2" 2>/dev/null)" != "$1:700" ]; then
-        run install -d -m 0700 -o "$1" -g "$1" "$2"
-    fi
+    case $(stat -c %U:%a "$2" 2>/dev/null) in
+        "$1:700" | "$1:711") ;; # Podman lets its containers' users through to its storage: 0711
+        *) run install -d -m 0700 -o "$1" -g "$1" "$2" ;;
+    esac
     if [ "$(subid_total "$1" /etc/subuid)" -ge "$subid_count" ] &&
         [ "$(subid_total "$1" /etc/subgid)" -ge "$subid_count" ]; then
         return 0
