@@ -30,6 +30,7 @@ MAKE_IS_RUN_BY = {
     "make chaos": "tests/chaos/test_chaos.py",
     "make demo": "tests/chain/test_demo.py",
     "make test": ".ci/run",
+    "make wheelhouse": "tests/host/vm/test_install.py",
 }
 RUN_ELSEWHERE = {"watch"}  # it ends when an order does: tests/test_cli.py
 ASKS_AN_AGENT = {
