@@ -80,8 +80,8 @@ A host install touches these and nothing else:
 --deps touches: Debian packages (as root), .venv in the clone, and as root the user dc-compute-dev with its home
 /var/lib/dc-compute-dev, its lines in /etc/subuid and /etc/subgid, and the empty folder /opt/dc-compute-dev/src
 (and .ci/rootless the empty folder /run/dc-compute-dev).
---deps-host touches: the Debian packages qemu-system-x86, mmdebstrap, e2fsprogs (as root). The tests that use them keep a
-disk of about 700 MB in /var/cache/dc-compute-dev/vm.
+--deps-host touches: the Debian packages qemu-system-x86, mmdebstrap, e2fsprogs, systemd-container (as root). The tests that use
+them keep a disk of about 700 MB in /var/cache/dc-compute-dev/vm, and one of 500 MB in /var/cache/dc-compute-dev/scratch.
 USAGE
 }
 
@@ -354,7 +354,8 @@ install_deps() {
 
 # What tests/host/vm needs: it makes a Debian machine with cgroup v2 and boots it in QEMU.
 install_deps_host() {
-    need_packages qemu-system-x86_64:qemu-system-x86:- mmdebstrap:mmdebstrap:- mke2fs:e2fsprogs:-
+    need_packages qemu-system-x86_64:qemu-system-x86:- mmdebstrap:mmdebstrap:- mke2fs:e2fsprogs:- \
+        systemd-nspawn:systemd-container:-
     [ "$has_acted" = no ] || [ "$is_dry" = yes ] || say "done: tests/host/vm has what it needs"
 }
 
@@ -1009,7 +1010,7 @@ uninstall_host() {
     [ -n "$old" ] || say "$prefix is not there"
     ! is_systemd_booted || end_services
     # shellcheck disable=SC2046  # a list of words
-    run rm -f "$command_link" $(files_of "$old")
+    run rm -f "$command_link" $(installed_files)
     if [ -f "$prefix/made-folders" ]; then
         LC_ALL=C sort -r "$prefix/made-folders" | while read -r folder; do
             run rmdir --ignore-fail-on-non-empty "$folder"
@@ -1028,10 +1029,23 @@ uninstall_host() {
     say "packages were left as they are"
 }
 
+# installed_files: its files elsewhere; by their names where the program's folder, which knows them, is gone.
+installed_files() {
+    if [ -n "$old" ]; then
+        files_of "$old"
+        return 0
+    fi
+    for file in /etc/systemd/system/dc-compute* /etc/systemd/user/dc-compute* /etc/sysusers.d/dc-compute.conf \
+        /etc/tmpfiles.d/dc-compute.conf "$bash_completion" "$zsh_completion" "$fish_completion" "$man_page"; do
+        [ ! -f "$file" ] || printf '%s\n' "$file"
+    done
+}
+
 # end_services: nothing of it runs any more, jobs and their containers included, and nothing starts at the next boot.
 end_services() {
-    # shellcheck disable=SC2046  # a list of words
-    run systemctl -q disable --now $(enabled_of "$old") || true
+    units=$(enabled_of "$old")
+    # shellcheck disable=SC2086  # a list of words
+    run systemctl -q disable --now ${units:-dc-compute.target dc-compute-api.service dc-compute-worker.service} || true
     [ "$is_dry" = yes ] || stop_services "$old"
     has_user "$service_user" || return 0
     run loginctl disable-linger "$service_user" || true
@@ -1040,6 +1054,7 @@ end_services() {
 
 purge() {
     run rm -rf "$settings_dir" "$state_dir" || say "what is mounted there is empty now"
+    run rm -rf /etc/systemd/system/dc-compute*.d /etc/systemd/user/dc-compute*.d # the operator's drop-ins
     has_user "$service_user" || return 0
     uid=$(id -u "$service_user")
     # What Podman keeps outside the user's home, by the number of the user.
