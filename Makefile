@@ -67,7 +67,7 @@ WHEELHOUSE ?= build/wheelhouse
 .PHONY: wheelhouse
 wheelhouse: deps ## what `install.sh --offline build/wheelhouse` takes (PYTHONS='3.11 3.13' ARCH=aarch64 WHEELHOUSE=DIR)
 	@for python in $(PYTHONS); do \
-	    $(PYTHON) -m pip download -q --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
+	    $(PYTHON) -m pip download -qq --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
 	        --python-version $$python --platform manylinux_2_28_$(ARCH) --platform manylinux_2_17_$(ARCH) \
 	        --platform manylinux2014_$(ARCH) --dest $(WHEELHOUSE) -r requirements.lock -r .ci/build.lock || exit; \
 	done

@@ -69,6 +69,7 @@ A host install touches these and nothing else:
   /var/lib/dc-compute    keys, ledger, queues, images, dc-compute 0700; upgrade/ holds the ledger of before the last upgrade
   /run/dc-compute        sockets and workspaces of running tasks, in memory
   /etc/systemd/system/dc-compute*            units and their drop-ins, enabled
+  /etc/systemd/system/dc.slice               above dc-compute.slice, where the version has one
   /etc/systemd/user/dc-compute*              Podman for dc-compute, in the user's own systemd
   /etc/sysusers.d/dc-compute.conf
   /etc/tmpfiles.d/dc-compute.conf
@@ -406,8 +407,8 @@ choose_prefix() {
 # program_stamp: what a version is made from.
 program_stamp() {
     printf '%s %s\n' "$python" "$("$python" -I -c 'import sys; print(*sys.version_info[:2], sep=".")' 2>/dev/null)"
-    printf '%s\n' "$prefix"
-    cd "$here" && find agent systemd seccomp docs/man install.sh pyproject.toml requirements.lock .ci/build.lock -type f \
+    printf '%s %s\n' "$prefix" "$(is_systemd_before_255 && echo old)"
+    cd "$here" && find agent systemd seccomp install.sh pyproject.toml requirements.lock .ci/build.lock -type f \
         ! -path '*/__pycache__/*' -exec sha256sum {} + 2>/dev/null | LC_ALL=C sort
 }
 
@@ -484,7 +485,19 @@ host_files() {
         for file in user/*.* user/*.d/*.conf; do
             [ ! -f "$file" ] || echo "$file /etc/systemd/$file"
         done
+        if [ -f systemd-before-255.conf ] && is_systemd_before_255; then
+            for service in api worker; do
+                echo "systemd-before-255.conf /etc/systemd/system/dc-compute-$service.service.d/systemd-before-255.conf"
+            done
+        fi
+        # For the systemd of the service user alone: in its home.
+        [ ! -f jobs-slice.conf ] || echo "jobs-slice.conf $state_dir/.config/systemd/user/user.slice.d/jobs-slice.conf"
     )
+}
+
+is_systemd_before_255() {
+    number=$(systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
+    [ "${number:-255}" -lt 255 ]
 }
 
 # made_files: what the program writes itself, by the place where it goes.
@@ -507,7 +520,10 @@ build_host_files() {
     # zsh loads the file at the first <Tab> and wants an answer to that one already.
     # shellcheck disable=SC2016  # for zsh to expand
     echo '[[ $zsh_eval_context[-1] != loadautofunc ]] || _dc_compute_completion "$@"' >>"$tree$zsh_completion"
-    [ ! -f "$here/docs/man/dc-compute.1" ] || into "$tree$man_page" <"$here/docs/man/dc-compute.1"
+    if [ -f "$here/agent/devkit/manpage.py" ]; then
+        mkdir -p "$tree$(dirname "$man_page")"
+        "$1/bin/python" -I -m agent.devkit.manpage --out "$tree$man_page"
+    fi
 }
 
 # into FILE: standard input, in a folder that is made where it is missing.
@@ -550,23 +566,40 @@ place_files() {
     placed=0
     for file in $(files_of "$1"); do
         ! cmp -s "$1/share/dc-compute/host$file" "$file" || continue
-        make_folder "$(dirname "$file")"
-        cat "$1/share/dc-compute/host$file" >"$file.part"
-        chmod 0644 "$file.part"
-        mv -f "$file.part" "$file"
+        case $file in
+            "$state_dir"/*) # in a folder that is not root's, nothing is written as root
+                as_service_user mkdir -p "$(dirname "$file")"
+                # shellcheck disable=SC2016  # for the inner shell
+                as_service_user sh -c 'cat >"$1.part" && mv -f "$1.part" "$1"' sh "$file" <"$1/share/dc-compute/host$file"
+                ;;
+            *)
+                make_folder "$(dirname "$file")"
+                cat "$1/share/dc-compute/host$file" >"$file.part"
+                chmod 0644 "$file.part"
+                mv -f "$file.part" "$file"
+                ;;
+        esac
         placed=$((placed + 1))
         say "wrote $file"
     done
     if [ -n "${2:-}" ]; then
         for file in $(files_of "$2"); do
             [ ! -e "$1/share/dc-compute/host$file" ] || continue
-            rm -f "$file"
+            remove_file "$file"
             remove_empty "$(dirname "$file")"
             placed=$((placed + 1))
             say "removed $file"
         done
     fi
     [ "$placed" -eq 0 ] || has_acted=yes
+}
+
+# remove_file FILE: by whom its folder belongs to.
+remove_file() {
+    case $1 in
+        "$state_dir"/*) ! has_user "$service_user" || as_service_user rm -f "$1" ;;
+        *) rm -f "$1" ;;
+    esac
 }
 
 # remove_empty DIR: it and its parents, as far as this script made them and nothing lies there.
@@ -675,10 +708,10 @@ start_services() {
     run systemctl start dc-compute.target && run systemctl restart dc-compute-api.service dc-compute-worker.service
 }
 
+# stop_services VERSION: both, at once; containers go on. Sockets too: a connection would start a service again.
 stop_services() {
-    # Sockets too: a connection would start the service again.
     # shellcheck disable=SC2046  # a list of words
-    systemctl stop $(units_of "$1" socket) dc-compute.target dc-compute-api.service dc-compute-worker.service 2>/dev/null || true
+    systemctl stop $(units_of "$1" socket) dc-compute-api.service dc-compute-worker.service 2>/dev/null || true
 }
 
 # ask_agent VERSION: the names of the checks that keep it from taking orders, in one line; false when it does not answer.
@@ -946,7 +979,7 @@ say_plan() {
     for target in "$bash_completion" "$zsh_completion" "$fish_completion"; do
         run install -m 0644 "$(basename "$target")" "$target"
     done
-    [ ! -f "$here/docs/man/dc-compute.1" ] || run install -m 0644 docs/man/dc-compute.1 "$man_page"
+    [ ! -f "$here/agent/devkit/manpage.py" ] || run install -m 0644 dc-compute.1 "$man_page"
     if [ -n "$old" ] && [ "$old" != "$new" ]; then
         run dc-compute backup "$ledger_backup" --force
     fi
@@ -1009,14 +1042,17 @@ uninstall_host() {
     [ "$old" != "$prefix" ] || [ "$is_dry" = yes ] || keep_flat_files
     [ -n "$old" ] || say "$prefix is not there"
     ! is_systemd_booted || end_services
-    # shellcheck disable=SC2046  # a list of words
-    run rm -f "$command_link" $(installed_files)
+    for file in "$command_link" $(installed_files); do
+        run remove_file "$file"
+    done
     if [ -f "$prefix/made-folders" ]; then
         LC_ALL=C sort -r "$prefix/made-folders" | while read -r folder; do
             run rmdir --ignore-fail-on-non-empty "$folder"
         done
     fi
-    run rm -f "$state_dir"/.config/systemd/user/*.wants/dc-compute-*.service
+    for file in "$state_dir"/.config/systemd/user/*.wants/dc-compute-*.service; do
+        [ ! -L "$file" ] || run remove_file "$file"
+    done
     ! is_systemd_booted || run systemctl daemon-reload
     made_files=$(cat "$prefix/made-files" 2>/dev/null || true)
     [ ! -e "$prefix" ] || run rm -rf "$prefix"
@@ -1035,8 +1071,8 @@ installed_files() {
         files_of "$old"
         return 0
     fi
-    for file in /etc/systemd/system/dc-compute* /etc/systemd/user/dc-compute* /etc/sysusers.d/dc-compute.conf \
-        /etc/tmpfiles.d/dc-compute.conf "$bash_completion" "$zsh_completion" "$fish_completion" "$man_page"; do
+    for file in /etc/systemd/system/dc-compute* /etc/systemd/system/dc.slice /etc/systemd/user/dc-compute* \
+        /etc/sysusers.d/dc-compute.conf /etc/tmpfiles.d/dc-compute.conf "$bash_completion" "$zsh_completion" "$fish_completion" "$man_page"; do
         [ ! -f "$file" ] || printf '%s\n' "$file"
     done
 }

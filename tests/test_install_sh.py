@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -36,15 +37,16 @@ def is_there(paths: list[Path]) -> list[bool]:
 # ------------------------------------------------------------------ words
 
 
-def test_help_names_every_file_of_systemd_that_is_installed() -> None:
-    text = install("--help").stdout
-    files = [file for file in (ROOT / "systemd").rglob("*") if file.is_file()]
+def test_help_names_every_file_that_is_installed_elsewhere() -> None:
+    named = re.findall(r"^  (/\S+)", install("--help").stdout, re.MULTILINE)
+    plan = install("--dry-run", "--prefix", "/opt/dc-compute").stdout
+    targets = re.findall(r"would run: install -m 0644 \S+ (\S+)$", plan, re.MULTILINE)
+    sources = [file for file in (ROOT / "systemd").rglob("*") if file.is_file()]
 
-    assert len(files) == 6
-    for file in files:
-        is_unit = file.name.startswith("dc-compute") and "/etc/systemd/system/dc-compute*" in text
-        is_named = file.name in text or is_unit
-        assert is_named, f"{file.name} is installed and --help does not say so"
+    assert len(targets) >= len(sources)
+    for target in targets:
+        is_named = any(fnmatch(target, place) or target.startswith(f"{place}/") for place in named)
+        assert is_named, f"{target} is installed and --help does not say so"
 
 
 def test_an_unknown_flag_prints_the_usage_and_does_nothing() -> None:
@@ -208,7 +210,8 @@ esac
 def plan_on(folder: Path, os_release: str, programs: Mapping[str, str], *arguments: str) -> str:
     """What a dry run says on a system with this os-release, no Python, and of programs only these and the plainest ones."""
     for part in ("agent", "systemd", "seccomp", "pyproject.toml", "requirements.lock", ".ci"):
-        (folder / part).symlink_to(ROOT / part)
+        if not (folder / part).exists():
+            (folder / part).symlink_to(ROOT / part)
     (folder / "os-release").write_text(os_release)
     (folder / "bin").mkdir()
     for tool in TOOLS:
@@ -266,6 +269,44 @@ def test_without_a_known_package_manager_the_missing_ones_are_named(tmp_path: Pa
 
     assert "missing here (Debian's names): python3 python3-venv podman" in plan
     assert "Arch Linux has neither" in plan
+
+
+# ------------------------------------------------------------------ whatever lies in systemd/
+
+
+@pytest.mark.parametrize(("version", "is_old"), [("252 (252.39-1~deb12u1)", True), ("257 (257.8-1)", False)])
+def test_each_kind_of_file_in_systemd_has_its_place(tmp_path: Path, version: str, is_old: bool) -> None:
+    made = tmp_path / "systemd"
+    for name in (
+        "x.socket",
+        "x.slice",
+        "x.service.d/a.conf",
+        "user/y.service",
+        "user/y.service.d/b.conf",
+        "notes.txt",
+    ):
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        (made / name).touch()
+    for name in ("systemd-before-255.conf", "jobs-slice.conf", "dc-compute-podman.service"):
+        (made / name).touch()
+    systemctl = f"#!/bin/sh\necho 'systemd {version}'\n"
+
+    plan = plan_on(tmp_path, "ID=debian\n", {"apt-get": REFUSES, "systemctl": systemctl})
+
+    targets = set(re.findall(r"install -m 0644 systemd/\S+ (\S+)$", plan, re.MULTILINE))
+    old = {
+        f"/etc/systemd/system/dc-compute-{service}.service.d/systemd-before-255.conf"
+        for service in ("api", "worker")
+    }
+    assert targets == (old if is_old else set()) | {
+        "/etc/systemd/system/x.socket",
+        "/etc/systemd/system/x.slice",
+        "/etc/systemd/system/x.service.d/a.conf",
+        "/etc/systemd/user/dc-compute-podman.service",
+        "/etc/systemd/user/y.service",
+        "/etc/systemd/user/y.service.d/b.conf",
+        "/var/lib/dc-compute/.config/systemd/user/user.slice.d/jobs-slice.conf",
+    }
 
 
 # ------------------------------------------------------------------ subordinate ids

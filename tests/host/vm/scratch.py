@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 CACHE = Path("/var/cache/dc-compute-dev/scratch")
 PACKAGES = (
-    *("systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "procps", "iproute2"),
+    *("systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "procps"),
     *("podman", "runc", "crun", "conmon", "uidmap", "golang-github-containers-common", "ca-certificates"),
     *("python3", "python3-venv", "bash-completion", "zsh", "fish"),
 )
@@ -77,13 +77,16 @@ class Scratch:
     @contextmanager
     def made(cls) -> Iterator["Scratch"]:
         """A fresh copy, gone when the block ends. Raises: CalledProcessError."""
-        archive = _prepared()
+        kept = _prepared()
         with tempfile.TemporaryDirectory(prefix="dcc-scratch-", dir="/var/tmp") as place:
             root = Path(place) / "root"
             root.mkdir(mode=0o755)
             subprocess.run(
-                ["tar", "-C", root, "--numeric-owner", "-xpf", archive], timeout=MAKE_TIMEOUT_S, check=True
+                ["tar", "-C", root, "--numeric-owner", "-xpf", kept / "root.tar"],
+                timeout=MAKE_TIMEOUT_S,
+                check=True,
             )
+            shutil.copytree(kept / "wheels", root / "wheels")
             copy_checkout(root / "src")
             yield cls(root)
 
@@ -158,34 +161,36 @@ def copy_checkout(target: Path) -> None:
 
 
 def _prepared() -> Path:
-    """The archive of this recipe and these locks, made now unless it was before."""
+    """The folder of this recipe and these locks, made now unless it was before: root.tar, and the wheels."""
     CACHE.mkdir(mode=0o755, parents=True, exist_ok=True)
     locks = [(ROOT / name).read_bytes() for name in ("requirements.lock", ".ci/build.lock")]
     key = hashlib.sha256(repr((PACKAGES, locks)).encode()).hexdigest()[:16]
-    archive = CACHE / f"{key}.tar"
+    kept = CACHE / key
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not archive.exists():
-            for old in CACHE.glob("*.tar"):
-                old.unlink()
-            _make(archive)
-    return archive
+        if not kept.exists():
+            for old in CACHE.glob("?" * 16):
+                shutil.rmtree(old)
+            _make(kept)
+    return kept
 
 
-def _make(archive: Path) -> None:
+def _make(kept: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="making-", dir=CACHE) as place:
-        made, wheels = Path(place) / "root.tar", Path(place) / "wheels"
-        house = ["make", "--no-print-directory", "wheelhouse", "PYTHONS=3.11", f"WHEELHOUSE={wheels}"]
-        subprocess.run(house, cwd=ROOT, timeout=MAKE_TIMEOUT_S, check=True)
-        wanted = [
-            "--variant=minbase",
-            "--mode=root",
-            f"--include={','.join(PACKAGES)}",
-            "bookworm",
-            str(made),
+        made = Path(place) / "made"
+        made.mkdir()
+        house = [
+            "make",
+            "--no-print-directory",
+            "wheelhouse",
+            "PYTHONS=3.11",
+            f"WHEELHOUSE={made / 'wheels'}",
         ]
+        subprocess.run(house, cwd=ROOT, timeout=MAKE_TIMEOUT_S, check=True)
+        wanted = ["--variant=minbase", "--mode=root", f"--include={','.join(PACKAGES)}", "bookworm"]
         subprocess.run(
-            ["nice", "-n", "10", "mmdebstrap", "--quiet", *wanted], timeout=MAKE_TIMEOUT_S, check=True
+            ["nice", "-n", "10", "mmdebstrap", "--quiet", *wanted, made / "root.tar"],
+            timeout=MAKE_TIMEOUT_S,
+            check=True,
         )
-        subprocess.run(["tar", "-C", place, "-rf", made, "./wheels"], timeout=MAKE_TIMEOUT_S, check=True)
-        made.rename(archive)
+        made.rename(kept)
