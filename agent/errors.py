@@ -450,6 +450,15 @@ class CageNotApplied(OutsideError):
     )
 
 
+class CageNotMade(CageNotApplied):
+    """The engine made or started no container. It may be the host's fault, or that of whoever killed something meanwhile."""
+
+    code = "cage-not-made"
+    is_retried = True
+    most_retries: ClassVar[int | None] = 1
+    advice = "It is tried once more by itself. When it fails again, `dc-compute doctor` and `dc-compute selftest` say why."
+
+
 class NoSpace(OutsideError):
     code = "no-space"
     status = 507

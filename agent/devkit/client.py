@@ -14,7 +14,7 @@ from typing import BinaryIO
 import httpx
 
 from agent.domain.strict_json import parse
-from agent.errors import OrderError, PeerRefused, PeerUnavailable
+from agent.errors import BadAnswer, DigestMismatch, OrderError, PeerRefused, PeerUnavailable
 from agent.trust.http_signatures import (
     ContentDigest,
     HttpAnswer,
@@ -91,7 +91,10 @@ class Client:
         )
         digest = ContentDigest()
         digest.update(response.content)
-        check_body(verified, digest)
+        try:
+            check_body(verified, digest)
+        except DigestMismatch as cause:  # of the other side's answer, not of what we were asked
+            raise BadAnswer(f"the answer of {to.name} is refused: {cause.detail}") from cause
 
 
 def address_of(entry: RosterEntry) -> str:

@@ -13,7 +13,7 @@ from agent.domain.ids import Digest, KeyId
 from agent.domain.jobs import Job, JobState
 from agent.domain.orders import is_expired
 from agent.domain.reports import ReportState
-from agent.errors import AgentError, LedgerUnavailable, LostRace, OrderExpired, WorkerLost
+from agent.errors import AgentError, LedgerUnavailable, LostRace, OrderExpired, RuntimeUnavailable, WorkerLost
 from agent.log import get_logger
 from agent.pipeline import audit
 from agent.pipeline.attest import Done, Work, attest
@@ -28,9 +28,11 @@ from agent.pipeline.publish import Packed, pack_output, publish
 from agent.pipeline.report import report
 from agent.pipeline.run import run_task
 from agent.pipeline.workspace import (
+    EndsBadly,
     PutOff,
     Workspace,
     bytes_needed,
+    end_is_recorded_first,
     folder_name,
     kept_workspace,
     remove_folder,
@@ -123,10 +125,12 @@ def _see_through(attempt: _Attempt) -> None:
     except LostRace:
         log.warning("task.given_up", job=context.job.id, attempt=context.job.attempt)
         return
+    except EndsBadly as end:
+        job = end_badly(context, attempt.work, end.cause, host)
+        _remove_when_over(job, attempt)
     except PutOff as put_off:
         job = end_badly(context, attempt.work, put_off.cause, host, is_kept=True)
-        if job.state is not JobState.RUNNING:  # too late to be sent
-            _remove_folders(context.job, host)
+        _remove_when_over(job, attempt)  # too late to be sent
     except LedgerUnavailable:
         raise  # the attempt stands where the ledger has it: it is taken over when its lease is out
     except AgentError as error:
@@ -142,7 +146,8 @@ def _go(attempt: _Attempt) -> Job:
         return _from_the_start(attempt)
     job, host = attempt.context.job, attempt.host
     root, runtime = host.rules.workspace_root, host.ports.runtime
-    with kept_workspace(job, root, runtime, is_anothers=attempt.journal.is_anothers) as space:
+    is_anothers = attempt.journal.is_anothers
+    with kept_workspace(job, root, runtime, is_anothers=is_anothers) as space, end_is_recorded_first():
         _require_still_wanted(attempt)
         return _to_the_end(attempt, taken, kept_inputs(taken.images, space), space)
 
@@ -178,13 +183,16 @@ def _from_the_start(attempt: _Attempt) -> Job:
         model_bytes=0 if model is None else model.size,
         ceilings=host.policy.ceilings_for(context.signed.order.limits),
     )
-    with workspace(
-        context.job,
-        host.rules.workspace_root,
-        host.ports.runtime,
-        reserve_bytes=reserve,
-        is_anothers=journal.is_anothers,
-    ) as space:
+    with (
+        workspace(
+            context.job,
+            host.rules.workspace_root,
+            host.ports.runtime,
+            reserve_bytes=reserve,
+            is_anothers=journal.is_anothers,
+        ) as space,
+        end_is_recorded_first(),
+    ):
         with phase("fetch"):
             inputs = fetch(context, info, header, model, space, host)
         taken = Taken(images=inputs.images, next_agent=next_agent, phases=phase.seconds)
@@ -202,6 +210,13 @@ def _clear(attempt: _Attempt) -> None:
             _remove_folders(context.job, host)
     if is_expired(context.signed.order, host.ports.now(), host.rules.skew):
         raise OrderExpired("the order expired before its task had its inputs")
+
+
+def _remove_when_over(job: Job, attempt: _Attempt) -> None:
+    """`job`: as it stands by now. The folders of an attempt that goes on are its own; the sweep takes what cannot go now."""
+    if job.state is not JobState.RUNNING:
+        with suppress(RuntimeUnavailable, OSError):
+            _remove_folders(attempt.context.job, attempt.host)
 
 
 def _remove_folders(job: Job, host: Host) -> None:

@@ -159,6 +159,25 @@ class PutOff(Exception):
         self.cause = cause
 
 
+class EndsBadly(PutOff):
+    """Leaves a workspace as it is until the ledger has the end: a worker that dies before that leaves the cause to be found."""
+
+
+@contextmanager
+def end_is_recorded_first() -> Iterator[None]:
+    """Within a workspace: what ends the attempt for good leaves as EndsBadly. What passes does not, its folder goes at once:
+    by the time it is put off it may be another worker's.
+    """
+    try:
+        yield
+    except (LostRace, LedgerUnavailable):
+        raise
+    except AgentError as error:
+        if error.is_passing:
+            raise
+        raise EndsBadly(error) from error
+
+
 @contextmanager
 def workspace(
     job: Job,

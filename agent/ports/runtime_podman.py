@@ -16,7 +16,7 @@ from typing import Any
 
 from agent.domain.ceilings import DEFAULT_CEILINGS
 from agent.domain.ids import Digest, hex_of
-from agent.errors import BadImage, CageNotApplied, ContainerLost, RuntimeUnavailable
+from agent.errors import BadImage, CageNotApplied, CageNotMade, ContainerLost, RuntimeUnavailable
 from agent.ports import cage, cage_check, cage_seen
 from agent.ports import runtime_podman_body as body
 from agent.ports.alone import alone
@@ -127,7 +127,7 @@ class PodmanRuntime:
             stack.callback(run.close)
             self._images.touch(spec.image)
             watch = RunWatch(spec, kept, pid, self._inside, run.kill)
-            with refusals(CageNotApplied):
+            with refusals(CageNotMade):
                 run.start(applied, spec.ceilings.wall_s, watch, lambda: self._start(container))
             await_filter(pid)
             yield stack.gives(run)
@@ -228,7 +228,7 @@ class PodmanRuntime:
                 raise RuntimeUnavailable(f"a container named {spec.name} is still there") from refusal
             if refusal.status == 404:
                 raise BadImage(f"image {hex_of(spec.image)[:12]} is gone: {refusal}") from refusal
-            raise CageNotApplied(f"Podman did not make the container: {refusal}") from refusal
+            raise CageNotMade(f"Podman did not make the container: {refusal}") from refusal
         container: str = answer["Id"]
         stack.removes(self._destroy, container)
         if answer.get("Warnings"):

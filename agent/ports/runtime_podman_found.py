@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from agent.errors import BadImage, CageNotApplied, RuntimeUnavailable
+from agent.errors import BadImage, CageNotApplied, CageNotMade, RuntimeUnavailable
 from agent.ports import cage, cage_seen
 from agent.ports.run_kept import Kept, read_kept
 from agent.ports.runtime_podman_api import ApiRefusal, PodmanApi
@@ -163,14 +163,14 @@ def is_removed(refusal: ApiRefusal) -> bool:
     return refusal.status == 404 or any(words in str(refusal).lower() for words in REMOVED)
 
 
-def not_made(refusal: ApiRefusal) -> BadImage | CageNotApplied | RuntimeUnavailable:
+def not_made(refusal: ApiRefusal) -> BadImage | CageNotMade | RuntimeUnavailable:
     """Why a container's frame was not made: for the image, for what passes by itself, or for the host."""
     words = str(refusal)
     if any(known in words for known in NOT_STARTABLE):
         return BadImage(f"the image cannot start: {words}")
     if PASSING in words.lower() or is_removed(refusal):
         return RuntimeUnavailable(f"Podman could not make the cage now: {words}")
-    return CageNotApplied(f"Podman did not make the cage: {words}")
+    return CageNotMade(f"Podman did not make the cage: {words}")
 
 
 def pid_of(told: Mapping[str, Any]) -> int:

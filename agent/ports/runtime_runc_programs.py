@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent.domain.ceilings import Ceilings
 from agent.domain.file_systems import IN_MEMORY
-from agent.errors import BadImage, CageNotApplied, RuntimeUnavailable
+from agent.errors import BadImage, CageNotApplied, CageNotMade, RuntimeUnavailable
 from agent.ports import cage
 from agent.ports.runtime_runc_cgroups import Cgroups
 from agent.ports.user_namespace import Failed, UserNamespace
@@ -136,11 +136,11 @@ def _lies_in_memory(folder: Path) -> bool:
     return ctypes.c_long.from_buffer(told).value in IN_MEMORY.values()
 
 
-def refusal_of(words: str, what: str) -> BadImage | CageNotApplied | RuntimeUnavailable:
+def refusal_of(words: str, what: str) -> BadImage | CageNotMade | RuntimeUnavailable:
     """runc's words as an error: of its own doing, of what the image names as its program, or of what passes by itself."""
     says = " ".join(words.split())[:500]
     if NOT_STARTABLE.search(says):
         return BadImage(f"the image cannot start: {says}")
     if PASSING.lower() in says.lower():
         return RuntimeUnavailable(f"{what} now: {says}")
-    return CageNotApplied(f"{what}: {says}")
+    return CageNotMade(f"{what}: {says}")

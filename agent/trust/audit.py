@@ -119,6 +119,8 @@ def _judge(
         _check_it_belongs(order, receipt, position, locate)
         _check_it_follows(order, links, receipt)
     except (OrderError, TrustError) as error:
+        if error.is_passing:  # whoever was asked answered badly: that says nothing about the receipt
+            raise
         return Link(position, receipt, _fault(error))
     return Link(position, receipt, None)
 

@@ -25,7 +25,7 @@ from tests.checker import Issued, Seen, Taken, Told, ToldResult, Violation
 # What may cost an attempt: the engine or a container gone wrong, a full disk, bytes that are not those of their name, a
 # worker that died between the container's making and its begin. Never a worker's death while it runs, never the network.
 SPENT_BY = frozenset(
-    {"unknown", "runtime-unavailable", "no-space", "cage-not-applied", "container-lost", "digest-mismatch"}
+    {"unknown", "runtime-unavailable", "no-space", "cage-not-made", "container-lost", "digest-mismatch"}
 )
 
 

@@ -18,7 +18,9 @@ from tests.checker import Violation, check
 
 TAKEN_S = 60.0  # for orders under way to be taken, once all is healed
 LOOK_EVERY_S = 3.0
-LOST_ATTEMPTS = frozenset({"attempts-spent", "worker-lost", "unavailable", "no-space", "blob-missing"})
+LOST_ATTEMPTS = frozenset(
+    {"attempts-spent", "worker-lost", "unavailable", "no-space", "blob-missing", "cage-not-made"}
+)
 
 
 @dataclass(frozen=True)

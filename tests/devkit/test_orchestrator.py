@@ -25,7 +25,7 @@ from agent.domain.reports import (
 )
 from agent.domain.standings import PAGE_ORDERS, OrderState, parse_standing
 from agent.domain.strict_json import decode, encode
-from agent.errors import BrokenLink, NotFound, PeerRefused, PeerUnavailable, RecordConflict
+from agent.errors import BadAnswer, BrokenLink, NotFound, PeerRefused, PeerUnavailable, RecordConflict
 from agent.ports.peers_https import HttpsPeers
 from agent.trust.roster import Roster, RosterEntry
 from agent.trust.shares import ShareKeyPair, ShareRequest
@@ -374,6 +374,28 @@ def test_a_result_with_a_receipt_by_who_does_not_hold_the_dataset_is_refused(
 
     with refused_as("broken-link"):
         bring(town, order, result_of(order, receipts))
+
+
+def test_when_storage_answers_garbage_nothing_is_held_against_who_tells(
+    town: Town, order: SignedOrder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who holds a dataset cannot be known just now: it is to be told again later, no receipt is at fault."""
+    receipts = WORLD.chain(order, 5)
+    done = report_on(order, 0, ReportState.DONE, receipt=receipts[0])
+
+    def garbled(_dataset: object) -> frozenset[KeyId]:
+        raise BadAnswer("the answer of storage-a is refused")
+
+    with monkeypatch.context() as garbage:
+        garbage.setattr(town, "locate", garbled)
+        with pytest.raises(PeerUnavailable, match="bad-answer"):
+            tell(town, "agent-a", order, done)
+        with pytest.raises(PeerUnavailable, match="bad-answer"):
+            bring(town, order, result_of(order, receipts))
+    tell(town, "agent-a", order, done)
+    bring(town, order, result_of(order, receipts))
+
+    assert state_of(town, order)[0] is OrderState.DONE
 
 
 def test_a_result_of_another_order_than_its_path_is_refused(town: Town, order: SignedOrder) -> None:

@@ -28,6 +28,7 @@ from agent.devkit.orchestrator import orchestrator_app
 from agent.devkit.shelf import Shelf
 from agent.devkit.storage import health, storage_app
 from agent.domain.ids import KeyId
+from agent.domain.orders import DatasetRef
 from agent.ports.https import Identity, Timeouts
 from agent.trust.certificates import CertificateAuthority
 from agent.trust.handoff import MAX_HANDOFF_BYTES
@@ -103,8 +104,12 @@ class Town:
             return storage_app(self.shelves[name], guard, max_upload_bytes=MAX_UPLOAD_BYTES)
         if name in ORCHESTRATORS:
             self.books[name] = Book(self.folder / name / "orchestrator.sqlite")
-            return orchestrator_app(self.books[name], guard, locate=self.world.locate)
+            return orchestrator_app(self.books[name], guard, locate=lambda ref: self.locate(ref))  # noqa: PLW0108 - a test may replace it
         return peer_app(guard, partial(self._open_door, name))
+
+    def locate(self, ref: DatasetRef) -> frozenset[KeyId]:
+        """Who holds a dataset, as orchestrators ask storage."""
+        return self.world.locate(ref)
 
     def _open_door(self, name: str, body: bytes, sender: KeyId) -> object:
         return self.doors[name](body, sender)

@@ -197,6 +197,7 @@ class MemoryRuntime:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._programs, self._absent, self._now = dict(programs), absent, now
+        self.refusals: list[Exception] = []  # what the next runs meet, the last one first
         self._images: dict[Digest, ImageInfo] = {}
         self._runs: dict[str, _Held] = {}
         self.specs: list[RunSpec] = []  # every run that was begun, in order
@@ -257,6 +258,8 @@ class MemoryRuntime:
         missing = set(self._absent) - spec.accept_missing
         if missing:
             raise CageNotApplied(f"this host cannot enforce: {', '.join(sorted(missing))}")
+        if self.refusals:
+            raise self.refusals.pop()
         if spec.name in self._runs:
             raise RuntimeUnavailable(f"a container named {spec.name} is still there")
         self.specs.append(spec)

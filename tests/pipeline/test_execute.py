@@ -18,7 +18,7 @@ from agent.domain.jobs import JobState
 from agent.domain.orders import ImageRef, Limits, ModelRef
 from agent.domain.receipts import Outcome, Receipt
 from agent.domain.reports import ReportState, envelope_bytes
-from agent.errors import BadAnswer, LedgerUnavailable
+from agent.errors import BadAnswer, CageNotMade, LedgerUnavailable
 from agent.pipeline.advance import advance
 from agent.pipeline.execute import execute
 from agent.pipeline.space import reserved_bytes
@@ -1155,6 +1155,23 @@ def test_a_cage_that_cannot_be_held_runs_nothing(world: World) -> None:
     world.settle()
 
     assert fails_for(world, "cage-not-applied")
+
+
+@pytest.mark.parametrize(("times", "state", "runs"), [(1, JobState.DONE, 1), (2, JobState.FAILED, 0)])
+def test_a_container_that_the_engine_does_not_make_is_tried_once_more(
+    times: int, state: JobState, runs: int, world: World
+) -> None:
+    refusals: list[Exception] = [CageNotMade("conmon said nothing") for _ in range(times)]
+    world.a.runtime.refusals = refusals
+    queued_at_a(world)
+
+    world.settle()
+
+    (job,) = world.a.jobs()
+    assert (job.state, job.attempt) == (state, 2)
+    assert len(world.a.runs()) == runs
+    assert refusals == []
+    assert world.a.leftovers() == []
 
 
 def test_the_receipt_names_a_ceiling_that_the_policy_accepts_to_miss(world: World) -> None:

@@ -27,7 +27,7 @@ from agent.ports.ledger import DeliveryKind
 from agent.ports.runtime import Leftover, RunKind, RunSpec
 from tests.builders import NOW
 from tests.fakes.broker import Ring
-from tests.fakes.runtime import Guest
+from tests.fakes.runtime import Guest, Program
 from tests.pipeline.world import ALGO, LEASE, POLICY, Hospital, Tapped, World, append_what_it_sees, die, once
 
 LEASE_S = LEASE.total_seconds()
@@ -222,6 +222,32 @@ def test_a_test_of_three_runs_goes_on_after_the_last_that_ended(nth: int, world:
     assert set(receipt.receipt.sandbox.seccomp) == {"detarget", "predict", "perf"}
     assert world.has_result(order)
     assert world.c.leftovers() == []
+
+
+def exits_with_3(_guest: Guest) -> int:
+    return 3
+
+
+def leaves_a_link(guest: Guest) -> None:
+    (guest.path("/data/model") / "link").symlink_to("/etc/shadow")
+
+
+@pytest.mark.parametrize(("algo", "reason"), [(exits_with_3, "exit:3"), (leaves_a_link, "output")])
+@pytest.mark.parametrize("at", ["codes_before", "move"])
+def test_a_fault_of_the_job_is_told_as_it_was_though_the_worker_died_before_it_was_written_down(
+    at: str, algo: Program, reason: str, world: World
+) -> None:
+    world.algo = algo
+    order = placed_at_a(world)
+    die(world.a, at)
+
+    world.settle()
+
+    (told,) = world.told(order, ReportState.FAILED)
+    assert (told.reason, told.attempt) == (reason, 1)
+    assert world.a.runs() == ["train"]
+    assert world.told(order, ReportState.ATTEMPT) == []
+    assert world.a.leftovers() == []
 
 
 def test_workers_that_die_one_after_the_other_share_one_attempt(world: World) -> None:

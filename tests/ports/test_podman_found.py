@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent.domain.ids import digest_of
-from agent.errors import BadImage, CageNotApplied, RuntimeUnavailable
+from agent.errors import BadImage, CageNotApplied, CageNotMade, RuntimeUnavailable
 from agent.ports import runtime_podman_adoption
 from agent.ports.cage import applied
 from agent.ports.run_kept import Kept, Lying
@@ -99,7 +99,7 @@ def test_a_process_that_only_got_the_id_is_not_the_container_s() -> None:
         ("no container with name or ID abc found: no such container", 404, RuntimeUnavailable),
         ("cannot init container abc: container state improper", 500, RuntimeUnavailable),
         ('runc: exec: "/no": stat /no: no such file or directory', 500, BadImage),
-        ("runc: error mounting proc: operation not permitted", 500, CageNotApplied),
+        ("runc: error mounting proc: operation not permitted", 500, CageNotMade),
     ],
 )
 def test_why_a_frame_was_not_made_says_whose_fault_it_is(

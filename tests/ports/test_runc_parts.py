@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent.domain.ids import digest_of
-from agent.errors import BadImage, BadSettings, CageNotApplied, RuntimeUnavailable
+from agent.errors import BadImage, BadSettings, CageNotApplied, CageNotMade, RuntimeUnavailable
 from agent.ports import alone, cage, cage_check
 from agent.ports.runtime_runc_cgroups import Cgroups, find_cgroups
 from agent.ports.runtime_runc_config import oci_config
@@ -320,7 +320,7 @@ def test_a_process_that_is_stopped_with_the_lock_keeps_nobody_for_ever(
         ),
         ("nsexec: clone: Resource temporarily unavailable", RuntimeUnavailable),
         ('exec: "/no": stat /no: no such file or directory', BadImage),
-        ("error mounting proc: operation not permitted", CageNotApplied),
+        ("error mounting proc: operation not permitted", CageNotMade),
     ],
 )
 def test_what_runc_says_is_the_image_s_fault_the_host_s_or_passes(words: str, kind: type[Exception]) -> None:

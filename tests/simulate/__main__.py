@@ -3,10 +3,12 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
+from itertools import count
 
+from tests.simulate.districts import parts, play_all, split
 from tests.simulate.guards import GUARDS, without
-from tests.simulate.plan import Blow, Plan, draw, paste, without_faults
+from tests.simulate.plan import Blow, Plan, paste
 from tests.simulate.shrink import shrink
 from tests.simulate.world import Played, play
 
@@ -27,46 +29,47 @@ def main() -> int:
     parser.add_argument("--no-shrink", action="store_true", help="a plan that fails is not made smaller")
     args = parser.parse_args()
     blows = frozenset(map(Blow, args.only or Blow))
-    plan = draw(args.seed, args.agents, args.tasks, blows=blows)
-    if args.peace:
-        plan = without_faults(plan)
-    with without(*args.without):
-        began_s = time.monotonic()
-        played = play(plan, _tell(began_s))
-        wall_s = time.monotonic() - began_s
-        if played.violations and not args.no_shrink:
-            _print_smaller(plan, played)
+    plans = split(args.seed, args.agents, args.tasks, blows=blows, is_peace=args.peace)
+    again = [
+        f"make simulate AGENTS={agents} TASKS={tasks} SEED={seed}"
+        for seed, agents, tasks in parts(args.seed, args.agents, args.tasks)
+    ]
+    began_s = time.monotonic()
+    played = play_all(plans, args.without, _tell(began_s, again))
+    wall_s = time.monotonic() - began_s
     for name, times in sorted(played.counts.items()):
         print(f"  {times:>8}  {name}")
     for violation in played.violations[:50]:
         print(f"  {violation}")
+    for number in played.failed:
+        print(f"  alone: {again[number]}")
+    if played.failed and not args.no_shrink:
+        with without(*args.without):
+            _print_smaller(plans[played.failed[0]], {violation.rule for violation in played.violations})
     print(
         f"  trace {played.trace}, {played.virtual_s / 3600:.1f} h of virtual time in {wall_s:.1f} s, "
-        f"{time.process_time():.1f} s of CPU"
+        f"{played.cpu_s:.1f} s of CPU"
     )
+    apart = f" in {len(plans)} consortia" if len(plans) > 1 else ""
     print(
-        f"simulate: {plan.hosts} agents, {plan.tasks} tasks, {len(plan.faults)} faults, seed {plan.seed}: "
-        f"{len(played.violations)} violations"
+        f"simulate: {args.agents} agents{apart}, {sum(plan.tasks for plan in plans)} tasks, "
+        f"{sum(len(plan.faults) for plan in plans)} faults, seed {args.seed}: {len(played.violations)} violations"
     )
     return 1 if played.violations else 0
 
 
-def _tell(began_s: float) -> Callable[[float], None]:
-    """Progress on a terminal's error stream, every tenth."""
-    told = [0]
+def _tell(began_s: float, again: Sequence[str]) -> Callable[[int, Played], None]:
+    """Progress on the error stream, after each consortium."""
+    over = count(1)
 
-    def tell(part: float) -> None:
-        if int(part * 10) > told[0]:
-            told[0] = int(part * 10)
-            wall_s, cpu_s = time.monotonic() - began_s, time.process_time()
-            print(f"  {told[0] * 10} %, {wall_s:.0f} s, {cpu_s:.0f} s of CPU", file=sys.stderr, flush=True)
+    def tell(number: int, played: Played) -> None:
+        told = f"{len(played.violations)} violations, {time.monotonic() - began_s:.0f} s"
+        print(f"  {next(over)} of {len(again)}: {again[number]}: {told}", file=sys.stderr, flush=True)
 
     return tell
 
 
-def _print_smaller(plan: Plan, played: Played) -> None:
-    rules = {violation.rule for violation in played.violations}
-
+def _print_smaller(plan: Plan, rules: Set[str]) -> None:
     def fails(candidate: Plan) -> bool:
         return any(violation.rule in rules for violation in play(candidate).violations)
 

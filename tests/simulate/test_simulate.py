@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.simulate.districts import parts, play_all
 from tests.simulate.guards import GUARDS, without
 from tests.simulate.plan import Blow, Plan, draw, paste, without_faults
 from tests.simulate.shrink import fewest, shrink
@@ -143,3 +144,24 @@ def _read_back(text: str) -> Plan:
     found = names["FOUND"]
     assert isinstance(found, Plan)
     return found
+
+
+# ------------------------------------------------------------------ districts
+
+
+def test_many_agents_are_parted_evenly_and_each_part_can_be_played_alone() -> None:
+    found = parts(7, agents=250, tasks=1001)
+
+    assert found == ((7000, 84, 334), (7001, 83, 334), (7002, 83, 333))
+    assert parts(7, agents=100, tasks=1001) == ((7, 100, 1001),)
+
+
+def test_of_several_consortia_the_one_that_fails_is_known_and_the_traces_are_those_they_have_alone() -> None:
+    plans = (short(1), stalls(1))
+
+    total = play_all(plans, ["sweep"], lambda number, told: None)
+
+    assert total.failed == (0,)
+    with without("sweep"):
+        assert total.played[1].trace == play(stalls(1)).trace
+    assert total.counts["orders"] == sum(len(plan.orders) for plan in plans)

@@ -250,7 +250,6 @@ class Consortium:
         self._bring_images()
         self.sent = {sent.signed.order.id: sent for sent in map(self._sent, plan.orders)}
         self._clients = Process("orchestrator", self.hub)
-        self.tell: Callable[[float], None] = lambda _part: None
         self.dice = Random(f"{plan.seed}/clients")
 
     # ---- setting up
@@ -340,7 +339,6 @@ class Consortium:
         calm_s = max(self.plan.calm_at_s, last_order_s)
         while self.hub.now_s < calm_s:
             self.hub.run(min(self.hub.now_s + LOOK_EVERY_S, calm_s))
-            self.tell(self.hub.now_s / calm_s)
             collect_garbage()
         for host in self.hosts:
             for process in (*host.workers, *([host.api] if host.api else [])):
@@ -562,13 +560,12 @@ def collect_garbage() -> None:
         gc.freeze()
 
 
-def play(plan: Plan, tell: Callable[[float], None] = lambda _part: None) -> Played:
-    """Play it, judge it. `tell` hears how much of the time of faults is over."""
+def play(plan: Plan) -> Played:
+    """Play it, judge it."""
     with ExitStack() as stack:
         stack.enter_context(garbage_by_hand())
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY)))
         world = Consortium(plan, root)
-        world.tell = tell
         stack.enter_context(simulated_machine(world))
         world.play()
         violations = check(world.seen(), world.roster)
