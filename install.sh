@@ -82,7 +82,8 @@ A host install touches these and nothing else:
 /var/lib/dc-compute-dev, its lines in /etc/subuid and /etc/subgid, and the empty folder /opt/dc-compute-dev/src
 (and .ci/rootless the empty folder /run/dc-compute-dev).
 --deps-host touches: the Debian packages qemu-system-x86, mmdebstrap, e2fsprogs, systemd-container (as root). The tests that use
-them keep a disk of about 700 MB in /var/cache/dc-compute-dev/vm, and one of 500 MB in /var/cache/dc-compute-dev/scratch.
+them keep a disk of about 700 MB in /var/cache/dc-compute-dev/vm, 500 MB in /var/cache/dc-compute-dev/scratch and 2 GB in
+/var/cache/dc-compute-dev/systems.
 USAGE
 }
 
@@ -407,7 +408,7 @@ choose_prefix() {
 # program_stamp: what a version is made from.
 program_stamp() {
     printf '%s %s\n' "$python" "$("$python" -I -c 'import sys; print(*sys.version_info[:2], sep=".")' 2>/dev/null)"
-    printf '%s %s\n' "$prefix" "$(is_systemd_before_255 && echo old)"
+    printf '%s %s %s\n' "$prefix" "$(user_manager)" "$(if [ "$(systemd_version)" -lt 255 ]; then echo before-255; fi)"
     cd "$here" && find agent systemd seccomp install.sh pyproject.toml requirements.lock .ci/build.lock -type f \
         ! -path '*/__pycache__/*' -exec sha256sum {} + 2>/dev/null | LC_ALL=C sort
 }
@@ -485,19 +486,31 @@ host_files() {
         for file in user/*.* user/*.d/*.conf; do
             [ ! -f "$file" ] || echo "$file /etc/systemd/$file"
         done
-        if [ -f systemd-before-255.conf ] && is_systemd_before_255; then
+        if [ -f systemd-before-255.conf ] && [ "$(systemd_version)" -lt 255 ]; then
             for service in api worker; do
-                echo "systemd-before-255.conf /etc/systemd/system/dc-compute-$service.service.d/systemd-before-255.conf"
+                echo "systemd-before-255.conf /etc/systemd/system/dc-compute-$service.service.d/10-before-255.conf"
             done
         fi
         # For the systemd of the service user alone: in its home.
-        [ ! -f jobs-slice.conf ] || echo "jobs-slice.conf $state_dir/.config/systemd/user/user.slice.d/jobs-slice.conf"
+        [ ! -f jobs-slice.conf ] || echo "jobs-slice.conf $state_dir/.config/systemd/user/user.slice.d/50-dc-compute.conf"
     )
 }
 
-is_systemd_before_255() {
+# user_manager: the unit of the service user's own systemd, where Podman runs.
+user_manager() { printf 'user@%s.service\n' "$(id -u "$service_user" 2>/dev/null || echo UID)"; }
+
+# waits_for_podman: the units that begin after Podman's and end before it, at a boot and at a shutdown. The number of the user is
+# this host's: no file in the source can name it.
+waits_for_podman() {
+    for unit in dc-compute-worker.service dc-compute-drain.service; do
+        [ ! -f "$here/systemd/$unit" ] || printf '%s\n' "/etc/systemd/system/$unit.d/10-user-manager.conf"
+    done
+}
+
+# systemd_version: its number; that of the oldest one that is known to do where there is none to ask.
+systemd_version() {
     number=$(systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
-    [ "${number:-255}" -lt 255 ]
+    printf '%s\n' "${number:-252}"
 }
 
 # made_files: what the program writes itself, by the place where it goes.
@@ -513,6 +526,9 @@ build_host_files() {
         # A unit in the source names the default folder, with or without `current`.
         sed -e "s|$default_prefix/current/bin/|$default_prefix/bin/|g" -e "s|$default_prefix/bin/|$prefix/current/bin/|g" \
             "$here/systemd/$source" | into "$tree$target"
+    done
+    for target in $(waits_for_podman); do
+        printf '[Unit]\nWants=%s\nAfter=%s\n' "$(user_manager)" "$(user_manager)" | into "$tree$target"
     done
     completion_of "$1" bash | into "$tree$bash_completion"
     completion_of "$1" zsh | into "$tree$zsh_completion"
@@ -563,7 +579,7 @@ make_folder() {
 
 # place_files VERSION [OTHER]: put its files where they go, and take away those that only the other has.
 place_files() {
-    placed=0
+    changed=' '
     for file in $(files_of "$1"); do
         ! cmp -s "$1/share/dc-compute/host$file" "$file" || continue
         case $file in
@@ -579,7 +595,7 @@ place_files() {
                 mv -f "$file.part" "$file"
                 ;;
         esac
-        placed=$((placed + 1))
+        changed="$changed$file "
         say "wrote $file"
     done
     if [ -n "${2:-}" ]; then
@@ -587,17 +603,22 @@ place_files() {
             [ ! -e "$1/share/dc-compute/host$file" ] || continue
             remove_file "$file"
             remove_empty "$(dirname "$file")"
-            placed=$((placed + 1))
+            changed="$changed$file "
             say "removed $file"
         done
     fi
-    [ "$placed" -eq 0 ] || has_acted=yes
+    [ "$changed" = ' ' ] || has_acted=yes
 }
 
 # remove_file FILE: by whom its folder belongs to.
 remove_file() {
     case $1 in
         "$state_dir"/*) ! has_user "$service_user" || as_service_user rm -f "$1" ;;
+        /etc/systemd/system/*.d/*) rm -f "$1" ;;
+        /etc/systemd/system/*)
+            systemctl -q disable --now "$(basename "$1")" >/dev/null 2>&1 || true # no link to what is gone
+            rm -f "$1"
+            ;;
         *) rm -f "$1" ;;
     esac
 }
@@ -699,11 +720,14 @@ start_services() {
         run user_systemctl start dc-compute-podman.service
     fi
     for socket in $(units_of "$1" socket); do
-        # A socket does not come up, or up anew, while a service of before holds its address.
-        is_service_active "$socket" && [ "$placed" -eq 0 ] || {
-            run systemctl stop dc-compute-api.service dc-compute-worker.service
-            run systemctl restart "$socket"
-        }
+        # One that listens as it should stays open, and nobody is refused. Another one does not come up, or up anew, while a
+        # service of before holds its address.
+        case $changed in
+            *"/$socket"*) ;;
+            *) ! is_service_active "$socket" || continue ;;
+        esac
+        run systemctl stop dc-compute-api.service dc-compute-worker.service
+        run systemctl restart "$socket"
     done
     run systemctl start dc-compute.target && run systemctl restart dc-compute-api.service dc-compute-worker.service
 }
@@ -929,7 +953,7 @@ install_host() {
         die "nothing is installed in $prefix: run it without --upgrade"
     [ -n "$old" ] || [ ! -e "$prefix" ] || [ -d "$prefix/versions" ] || [ -z "$(ls -A "$prefix")" ] ||
         die "$prefix holds something else: move it away or give another --prefix"
-    is_switching=no unfinished='' work='' wrong="it was interrupted" placed=0
+    is_switching=no unfinished='' work='' wrong="it was interrupted" changed=' '
     trap finish EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
@@ -976,7 +1000,7 @@ say_plan() {
     host_files | while read -r source target; do
         run install -m 0644 "systemd/$source" "$target"
     done
-    for target in "$bash_completion" "$zsh_completion" "$fish_completion"; do
+    for target in $(waits_for_podman) "$bash_completion" "$zsh_completion" "$fish_completion"; do
         run install -m 0644 "$(basename "$target")" "$target"
     done
     [ ! -f "$here/agent/devkit/manpage.py" ] || run install -m 0644 dc-compute.1 "$man_page"

@@ -2,7 +2,8 @@
 
 Where the folder of the settings (`home`) lies: `--home DIR`, else `$DC_COMPUTE_HOME`, else /etc/dc-compute
 when it can be read, else the user's own configuration folder. A path in a setting is relative to `home`.
-The name of `port` of the section `[listen]` in the environment is DC_COMPUTE_LISTEN_PORT.
+The name of `port` of the section `[listen]` in the environment is DC_COMPUTE_LISTEN_PORT. A file that systemd handed over as
+the credential `identity.key` stands for the default of `key` of `[identity]`.
 """
 
 import difflib
@@ -26,6 +27,7 @@ SETTINGS_FILE = "agent.toml"
 SYSTEM_HOME = Path("/etc") / NAME
 HOME_VARIABLE = "DC_COMPUTE_HOME"
 PREFIX = "DC_COMPUTE_"
+CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
 
 S = TypeVar("S", bound=Struct)
 
@@ -265,6 +267,24 @@ def _defaults(home: Path, environment: Mapping[str, str]) -> dict[str, dict[str,
     }
 
 
+def credentials(environment: Mapping[str, str]) -> Mapping[tuple[str, str], Path]:
+    """Files that systemd handed to this service by LoadCredential=, by the setting after which they are named.
+
+    `LoadCredential=identity.key:/somewhere/identity.pem` in a unit stands for the default of `key` of [identity]. What
+    agent.toml or the environment say of that key still wins: a credential that nobody meant is never used in its place.
+    """
+    folder = environment.get(CREDENTIALS_VARIABLE)
+    if not folder:
+        return {}
+    named = {
+        (section, key): Path(folder) / f"{section}.{key}"
+        for section, kind in SECTIONS.items()
+        for key, type_ in get_type_hints(kind).items()
+        if type_ is Path
+    }
+    return {setting: path for setting, path in named.items() if path.exists()}
+
+
 def _seccomp_dir() -> Path:
     """Beside the program when it is installed, in the clone when it is not."""
     installed = Path(sys.prefix) / "share" / NAME / "seccomp"
@@ -283,6 +303,8 @@ def load_settings(home: Path, environment: Mapping[str, str]) -> Settings:
     told = _read_file(file)
     overrides = _read_environment(environment)
     defaults = _defaults(home, environment)
+    for (section, key), path in credentials(environment).items():
+        defaults.setdefault(section, {})[key] = path
     sections: dict[str, Any] = {
         name: _section(
             name, kind, home, defaults.get(name, {}), (file, told.get(name, {})), overrides.get(name, {})

@@ -32,11 +32,15 @@ from agent.pipeline.run import JOB_LABEL
 from agent.pipeline.space import require_memory
 from agent.ports.broker import Consumer, Handler, Queue
 from agent.ports.ledger import DeliveryId, JobQuery
+from agent.sd_notify import Rounds, Systemd
 
 log = get_logger(__name__)
 
 SWEEP_EVERY_S = 60.0
 LOOK_EVERY_S = 0.5
+ROUND_S = 300.0  # for one sweep, and the rest after it
+PROOF_S = 3600.0  # for the self-test of a slow host
+QUEUE_ROUND_S = 60.0  # a thread of a queue looks every few seconds unless it has a task in hand
 IN_HAND = JobQuery(states=frozenset({JobState.RUNNING}), limit=1000)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -123,7 +127,13 @@ class Stop:
 
 
 def work(
-    host: Host, make_consumer: MakeConsumer, prove: Prove, *, grace_s: float, stop: Stop | None = None
+    host: Host,
+    make_consumer: MakeConsumer,
+    prove: Prove,
+    *,
+    grace_s: float,
+    stop: Stop | None = None,
+    systemd: Systemd | None = None,
 ) -> bool:
     """Consume until asked to stop; whether every handler had ended then, `grace_s` seconds later at the latest.
 
@@ -132,21 +142,29 @@ def work(
     next worker goes on with the same attempts.
     Raises: LedgerUnavailable when the ledger cannot be written at the start; WorkspaceOnDisk when plaintext would lie there.
     """
-    stop = stop or Stop()
-    leases = Leases(host)
+    stop, systemd = stop or Stop(), systemd or Systemd()
+    leases, rounds = Leases(host), Rounds(ROUND_S)
     check_start(host)
     gate = Gate(host, prove)
     consumer = make_consumer(handlers(host, leases, gate))
-    with leases.beating(host.rules.lease / 3), reconciling(host):
+    looks = {"sweep": rounds.look, "queues": lambda: wait_for_queues(consumer)}
+    with leases.beating(host.rules.lease / 3), reconciling(host), systemd.watched(looks):
         consumer.start()
         log.info("worker.started", worker=leases.process)
+        systemd.ready("consumes its queues; the cage is not proved yet")
         while not stop.asked.is_set():
+            rounds.turn("sweep")
             leases.renew()  # after a jump of the clock the sweep must not take our own live tasks for orphans
             take_from_the_dead(host)
             run_sweep(host)
+            rounds.turn("sweep", PROOF_S)
             if try_gate(gate):
+                rounds.turn("sweep")
                 run_sweep(host)  # rings for every job that waited for it
+            rounds.turn("sweep")
+            systemd.status(told_of(gate, leases))
             stop.asked.wait(SWEEP_EVERY_S * secrets.SystemRandom().uniform(0.8, 1.2))
+        systemd.stopping("takes no task any more")
         is_clean = _stop_within(consumer, grace_s, host, leases)
     if is_clean:
         log.info("worker.stopped", worker=leases.process)
@@ -154,6 +172,22 @@ def work(
         _let_go(host, leases.process)
         log.warning("worker.left_its_tasks", worker=leases.process, tasks=len(leases.held()))
     return is_clean
+
+
+def wait_for_queues(consumer: Consumer) -> None:
+    """Return when every thread of the queues comes round, or has a task in hand."""
+    while consumer.stalled(QUEUE_ROUND_S):
+        time.sleep(1.0)
+
+
+def told_of(gate: Gate, leases: Leases) -> str:
+    """One line for `systemctl status`."""
+    cage = (
+        "the cage is proved"
+        if gate.is_open
+        else "no task runs: the cage is not proved, see `dc-compute status`"
+    )
+    return f"consumes its queues, {len(leases.held())} in hand; {cage}"
 
 
 def handlers(host: Host, leases: Leases, gate: Gate) -> dict[Queue, Handler]:

@@ -295,7 +295,7 @@ def test_each_kind_of_file_in_systemd_has_its_place(tmp_path: Path, version: str
 
     targets = set(re.findall(r"install -m 0644 systemd/\S+ (\S+)$", plan, re.MULTILINE))
     old = {
-        f"/etc/systemd/system/dc-compute-{service}.service.d/systemd-before-255.conf"
+        f"/etc/systemd/system/dc-compute-{service}.service.d/10-before-255.conf"
         for service in ("api", "worker")
     }
     assert targets == (old if is_old else set()) | {
@@ -305,7 +305,7 @@ def test_each_kind_of_file_in_systemd_has_its_place(tmp_path: Path, version: str
         "/etc/systemd/user/dc-compute-podman.service",
         "/etc/systemd/user/y.service",
         "/etc/systemd/user/y.service.d/b.conf",
-        "/var/lib/dc-compute/.config/systemd/user/user.slice.d/jobs-slice.conf",
+        "/var/lib/dc-compute/.config/systemd/user/user.slice.d/50-dc-compute.conf",
     }
 
 

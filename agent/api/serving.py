@@ -93,10 +93,13 @@ def url_of(listener: socket.socket, *, tls: bool) -> str:
 
 
 @contextmanager
-def serving(app: ASGIApp, listener: socket.socket, *, tls: ssl.SSLContext | None) -> Iterator[str]:
+def serving(
+    app: ASGIApp, listener: socket.socket, *, tls: ssl.SSLContext | None, stays: bool = False
+) -> Iterator[str]:
     """Serve in a thread while the block runs; gives the base URL. Requests under way at its end get STOP_S seconds.
 
-    `tls` is None only for a Unix socket, or where docs/contracts/http.md names plain HTTP.
+    `tls` is None only for a Unix socket, or where docs/contracts/http.md names plain HTTP. `stays`: somebody else keeps the
+    socket, and who serves next goes on with it; a Unix socket's file is left then.
     Raises: BadSettings when it does not start.
     """
     url = url_of(listener, tls=tls is not None)
@@ -112,7 +115,7 @@ def serving(app: ASGIApp, listener: socket.socket, *, tls: ssl.SSLContext | None
         server.should_exit = True
         thread.join()
         listener.close()
-        if url.startswith("unix:"):
+        if url.startswith("unix:") and not stays:
             Path(url.removeprefix("unix:")).unlink(missing_ok=True)
 
 

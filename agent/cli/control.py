@@ -68,10 +68,19 @@ def resume(
         typer.Option("--force", help="Also after a restore, before orchestrators told what happened since."),
     ] = False,
     reason: ReasonOption = None,
+    if_reason: Annotated[
+        str | None,
+        typer.Option("--if-reason", metavar="TEXT", help="Only a drain that was begun for this reason."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """End a pause or a drain: tasks start again, and orders are taken."""
     with here_of(context).operator() as desk:
+        if if_reason is not None:
+            view = desk.get("/v1/control", ControlView)
+            if (view.mode, view.reason) != (Mode.DRAINING, if_reason):
+                print_json(view) if as_json else _print(view)
+                return
         view = _say(desk, ControlBody(mode="running", reason=reason, force=force))
     print_json(view) if as_json else _print(view)
 
@@ -84,6 +93,10 @@ def drain(
             min=0, metavar="SECONDS", help="Wait no longer than this: exit code 5 when a task still runs."
         ),
     ] = None,
+    if_running: Annotated[
+        bool,
+        typer.Option("--if-running", help="Not when somebody paused or drained the host: their word stays."),
+    ] = False,
     reason: ReasonOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -96,6 +109,11 @@ def drain(
     ends_at = None if deadline is None else time.monotonic() + deadline
     until = None if deadline is None else datetime.now(UTC) + timedelta(seconds=deadline)
     with here_of(context).operator() as desk:
+        if if_running:
+            view = desk.get("/v1/control", ControlView)
+            if view.mode is not Mode.RUNNING:
+                print_json(view) if as_json else _print(view)
+                return
         view = _say(desk, ControlBody(mode="draining", until=until, reason=reason))
         is_over = _wait(desk, view, ends_at, is_quiet=as_json)
         view = desk.get("/v1/control", ControlView)

@@ -200,12 +200,15 @@ def found(
     memory: Path,
     orchestrators: int = 2,
     hosts: Mapping[str, str] | None = None,
+    installed: Mapping[str, tuple[SigningKey, int]] | None = None,
 ) -> Consortium:
     """Make a consortium's keys, certificates, roster and settings below `folder`, which is emptied first.
 
     `runtime`: the section of the agents' settings, see `on_podman` and `on_runc`. `memory`: a folder on tmpfs, where the agents
     keep workspaces and sockets. `hosts`: addresses by hospital, and of the orchestrators under "desk", where others call them;
-    something that listens there passes calls on to their port on loopback. The policies admit nothing yet.
+    something that listens there passes calls on to their port on loopback. `installed`: by hospital the key and the port of an
+    agent that runs here already; it is not to be started, and what lies in its folder is for it to take. The policies admit
+    nothing yet.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, parents=True)
@@ -220,9 +223,11 @@ def found(
         home.mkdir(mode=0o700)
         host = HOST if hosts is None else hosts[at]
         write_identity(home, "tls", authority, [host], now=now())
-        key = SigningKey.generate()
-        key.save(home / "identity.pem")
-        return Party(name, key, home, next(ports), command(home), host)
+        key, port = (installed or {}).get(name.removeprefix("agent-"), (None, None))
+        if key is None:
+            key = SigningKey.generate()
+            key.save(home / "identity.pem")
+        return Party(name, key, home, port or next(ports), command(home), host)
 
     desks = tuple(
         party(

@@ -57,3 +57,7 @@ class Consumer(Protocol):
     def stop(self) -> None:
         """Take nothing more; returns when the handlers under way have returned."""
         ...
+
+    def stalled(self, limit_s: float) -> tuple[str, ...]:
+        """The names of threads that neither looked for a ring within this time nor are in a handler: they hang, or died."""
+        ...

@@ -8,6 +8,8 @@ import json
 import os
 import sqlite3
 import stat
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -97,16 +99,21 @@ class HueyConsumer:
         self._workers = workers
         self._listener: Listener | None = None
         self._threads: list[_Threads] = []
+        self._turns = _Turns()
 
     def start(self) -> None:
         with translated(self._path), ExitStack() as undo:
             listener = self._bells.listen(self._handlers)
             undo.callback(listener.close)
             for queue, handler in self._handlers.items():
-                huey = _open_queue(queue, self._path, self._bells, handler, listener)
+                huey = _open_queue(
+                    queue, self._path, self._bells, self._turns.counted(queue, handler), listener
+                )
+                huey.storage.turns = self._turns
                 self._threads.append(_Threads(huey, self._workers[queue]))
             undo.pop_all()
         self._listener = listener
+        self._turns.begin(self._workers)
         for threads in self._threads:
             threads.start()
 
@@ -120,6 +127,57 @@ class HueyConsumer:
             threads.stop(graceful=True)
             threads.huey.storage.close()
         self._listener, self._threads = None, []
+
+    def stalled(self, limit_s: float) -> tuple[str, ...]:
+        return () if self._listener is None else self._turns.late(limit_s)
+
+
+class _Turns:
+    """When each thread of a consumer last came round: looked for a ring, or for one that is due. In a handler it need not."""
+
+    SCHEDULER: Final = "schedule of "
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._began_at = 0.0
+        self._expected: dict[str, int] = {}
+        self._last: dict[tuple[str, int], float | None] = {}  # None: in a handler
+
+    def begin(self, workers: Mapping[Queue, int]) -> None:
+        """So many threads are to come round from now on, and one scheduler for each queue."""
+        with self._lock:
+            self._began_at = time.monotonic()
+            self._expected = {queue.value: count for queue, count in workers.items()}
+            self._expected |= {f"{self.SCHEDULER}{queue.value}": 1 for queue in workers}
+            self._last.clear()
+
+    def note(self, name: str) -> None:
+        """The calling thread came round."""
+        with self._lock:
+            self._last[name, threading.get_ident()] = time.monotonic()
+
+    def counted(self, queue: Queue, handler: Handler) -> Handler:
+        """The handler, while which its thread need not come round."""
+
+        def handle(item: str) -> None:
+            own = queue.value, threading.get_ident()
+            with self._lock:
+                self._last[own] = None
+            try:
+                handler(item)
+            finally:
+                self.note(queue.value)
+
+        return handle
+
+    def late(self, limit_s: float) -> tuple[str, ...]:
+        """Names of threads that did not come round within this time, or never did."""
+        now = time.monotonic()
+        with self._lock:
+            if now - self._began_at < limit_s:
+                return ()
+            round_ = [name for (name, _), at in self._last.items() if at is None or now - at < limit_s]
+            return tuple(name for name, count in self._expected.items() if round_.count(name) < count)
 
 
 # ------------------------------------------------------------------ Huey, as far as it has to be told
@@ -169,6 +227,7 @@ class _BellStorage(SqliteStorage):  # type: ignore[misc]
     """Huey's SQLite storage with a bell: `dequeue` blocks until it rings, as Huey's own Redis storage does."""
 
     blocking = True
+    turns: _Turns | None = None
     ddl = (*SqliteStorage.ddl, _INDEX)
 
     def __init__(self, name: str, *, bells: Bells, listener: Listener | None, **options: Any) -> None:
@@ -189,6 +248,8 @@ class _BellStorage(SqliteStorage):  # type: ignore[misc]
 
     def dequeue(self) -> bytes | None:
         listener = self._listener
+        if self.turns is not None:
+            self.turns.note(self.name)
         if listener is None or not listener.is_open:
             return None
         heard = listener.heard(self.name)
@@ -203,6 +264,8 @@ class _BellStorage(SqliteStorage):  # type: ignore[misc]
     def read_schedule(self, ts: datetime) -> list[bytes]:
         """What is due. Huey's moment is UTC without saying so. Asked every second, it looks before it takes the write lock."""
         now = ts.replace(tzinfo=UTC)
+        if self.turns is not None:
+            self.turns.note(f"{_Turns.SCHEDULER}{self.name}")
         if not self.sql(_IS_DUE, (self.name, now.timestamp()), results=True):
             return []
         found: list[bytes] = super().read_schedule(now)

@@ -90,6 +90,10 @@ def _user_bus(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables by which the user's systemd is reached; empty when it is not there."""
     session = environment.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
     bus = Path(session) / "bus"
-    if not bus.is_socket() or not (Path(session) / "systemd").is_dir():
+    try:
+        is_there = bus.is_socket() and (Path(session) / "systemd").is_dir()
+    except PermissionError:  # a hardened unit, from whose sight /run/user was taken
+        return {}
+    if not is_there:
         return {}
     return {"XDG_RUNTIME_DIR": session, "DBUS_SESSION_BUS_ADDRESS": f"unix:path={bus}"}
