@@ -19,7 +19,7 @@ INSTALL = ("sh", "/src/install.sh", "--offline", "/wheels")
 
 
 @pytest.fixture(scope="module")
-def scratch() -> Iterator[Scratch]:
+def untouched() -> Iterator[Scratch]:
     lacking = why_not()
     if lacking:
         pytest.skip(f"a scratch root needs {lacking}")
@@ -28,8 +28,14 @@ def scratch() -> Iterator[Scratch]:
 
 
 @pytest.fixture(scope="module")
-def before(scratch: Scratch) -> set[str]:
-    return scratch.files()
+def before(untouched: Scratch) -> set[str]:
+    """Its files before anything was installed."""
+    return untouched.files()
+
+
+@pytest.fixture(scope="module")
+def scratch(untouched: Scratch, before: set[str]) -> Scratch:
+    return untouched
 
 
 # ------------------------------------------------------------------ a root of its own

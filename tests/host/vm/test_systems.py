@@ -55,7 +55,9 @@ class Stage:
         """The neighbours, started; after a boot anew."""
         if self.neighbours is None or self.neighbours.process.poll() is not None:
             env = ("HOME=/var/lib/dc-compute-town", "PYTHONDONTWRITEBYTECODE=1")
-            script = "cd /mnt/given/src && exec /opt/dc-compute/current/bin/python -m tests.host.vm.neighbours"
+            script = (
+                "cd /mnt/given/src && exec /opt/dc-compute/current/bin/python -m tests.host.vm.neighbours"
+            )
             self.system.sh(f"install -d -o {USER} -g {USER} -m 0700 {TOWN} /run/dc-compute-town")
             self.neighbours = Neighbours(self.system.start("sh", "-c", script, user=USER, env=env))
         return self.neighbours
