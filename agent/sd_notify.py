@@ -141,7 +141,7 @@ class Watch:
         self._alive = alive
         self._limit_s = limit_s
         self._is_over = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self.threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Begin, in threads of this process; the first word comes at once, so that a slow start is not held against it."""
@@ -156,7 +156,7 @@ class Watch:
 
     def _go(self, name: str, what: Callable[..., None], *told: _Turn) -> None:
         thread = threading.Thread(target=what, args=told, name=name, daemon=True)
-        self._threads.append(thread)
+        self.threads.append(thread)
         thread.start()
 
     def _keep_looking(self, turn: _Turn) -> None:

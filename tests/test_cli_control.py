@@ -171,3 +171,24 @@ def test_a_restored_host_is_resumed_by_force_alone(command: Command, house: Hous
 @pytest.mark.parametrize("words", [("status",), ("pause",), ("drain",), ("resume",), ("cancel", "x")])
 def test_an_agent_that_does_not_answer_is_3(command: Command, words: tuple[str, ...]) -> None:  # noqa: F811
     assert command(*words).code == UNREACHABLE
+
+
+# ------------------------------------------------------------------ what systemd says
+
+
+def test_a_drain_of_systemd_s_is_ended_by_its_reason(command: Command, house: House) -> None:  # noqa: F811
+    command("drain", "--if-running", "--deadline", 0, "--reason", "a stop")
+    other = command("resume", "--if-reason", "something else", "--json").json["mode"]
+    own = command("resume", "--if-reason", "a stop", "--json").json["mode"]
+
+    assert (other, own) == ("draining", "running")
+
+
+def test_a_pause_that_somebody_asked_for_stays_theirs(command: Command, house: House) -> None:  # noqa: F811
+    command("pause", "--reason", "a stop")
+
+    drained = command("drain", "--if-running", "--deadline", 0, "--reason", "a stop")
+    resumed = command("resume", "--if-reason", "a stop", "--json")
+
+    assert (drained.code, resumed.code) == (OK, OK)
+    assert house.ledger.control().mode is Mode.PAUSED

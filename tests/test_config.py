@@ -184,3 +184,29 @@ def test_without_a_session_folder_nothing_lies_in_a_folder_that_others_may_write
 
     assert settings.workspace.root.is_relative_to(tmp_path)
     assert os.fspath(settings.listen.operator_socket).startswith(str(tmp_path))
+
+
+# ------------------------------------------------------------------ credentials
+
+
+def test_a_credential_named_after_a_setting_stands_for_its_default(home: Path, tmp_path: Path) -> None:
+    handed = tmp_path / "credentials"
+    handed.mkdir()
+    (handed / "identity.key").write_text("")
+    (handed / "somebody.else").write_text("")
+
+    settings = load(home, CREDENTIALS_DIRECTORY=str(handed))
+
+    assert settings.identity.key == handed / "identity.key"
+    assert settings.listen.tls_key == home / "data" / "tls.key"
+
+
+def test_a_credential_does_not_replace_a_path_that_somebody_wrote(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "identity.key").write_text("")
+    handed = str(tmp_path)
+
+    from_file = load(home, "[identity]\nkey = '/told/in/file.pem'\n", CREDENTIALS_DIRECTORY=handed)
+    from_environment = load(home, DC_COMPUTE_IDENTITY_KEY="/told/outside.pem", CREDENTIALS_DIRECTORY=handed)
+
+    assert from_file.identity.key == Path("/told/in/file.pem")
+    assert from_environment.identity.key == Path("/told/outside.pem")

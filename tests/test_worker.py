@@ -54,6 +54,9 @@ class Hands:
         self.under_way = threading.Thread(target=self.handlers[queue], args=(item,), daemon=True)
         self.under_way.start()
 
+    def stalled(self, limit_s: float) -> tuple[str, ...]:
+        return ()
+
     def stop(self) -> None:
         self.is_stopping.set()
         if self.under_way is not None:

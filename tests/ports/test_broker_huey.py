@@ -351,3 +351,47 @@ def test_a_consumer_leaves_the_signals_of_its_process_alone(broker: HueyBroker) 
     consumer.stop()
 
     assert during == before
+
+
+# ------------------------------------------------------------------ coming round
+
+
+def test_a_consumer_whose_threads_come_round_is_not_stalled_and_one_with_a_task_in_hand_neither(
+    broker: HueyBroker,
+) -> None:
+    goes_on = threading.Event()
+    heard = Heard(lambda _queue, _item: goes_on.wait(PATIENCE_S) and None)
+    consumer = broker.consumer(heard.handlers(Queue.LEARN_TASKS), {Queue.LEARN_TASKS: 1})
+    consumer.start()
+    broker.ring(Queue.LEARN_TASKS, "a")
+    heard.wait_for(1)
+    time.sleep(0.6)  # longer than the limit below: only the handler under way excuses its thread
+
+    stalled = set(consumer.stalled(0.5))
+    goes_on.set()
+    consumer.stop()
+
+    assert "learn_tasks" not in stalled
+    assert consumer.stalled(0.0) == ()  # nobody is expected after the end
+
+
+def test_a_thread_that_does_not_come_round_is_named(
+    broker: HueyBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+
+    def hang(self: Listener, name: str, heard: int, timeout_s: float) -> None:
+        goes_on.wait(PATIENCE_S)
+
+    monkeypatch.setattr(Listener, "wait", hang)
+    consumer = broker.consumer(Heard().handlers(Queue.LEARN_TASKS), {Queue.LEARN_TASKS: 2})
+    consumer.start()
+    deadline = time.monotonic() + PATIENCE_S
+    while "learn_tasks" not in consumer.stalled(0.2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+    stalled = consumer.stalled(0.2)
+    goes_on.set()
+    consumer.stop()
+
+    assert "learn_tasks" in stalled

@@ -4,9 +4,14 @@ The tests of one Debian share one system, and go on from one another in the orde
 """
 
 import json
+import os
+import re
+import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +20,7 @@ from tests.host.vm.system import System, why_not
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(900)]
 
+ROOT = Path(__file__).resolve().parent.parent.parent.parent
 SUITES = ("bookworm", "trixie")
 INSTALL = ("sh", "/mnt/given/src/install.sh")
 OFFLINE = ("PIP_NO_INDEX=1", "PIP_FIND_LINKS=/mnt/given/wheels", "UV_CONFIG_FILE=/mnt/offline.toml")
@@ -47,7 +53,7 @@ class Stage:
     """An installed system, and who lives beside it."""
 
     system: System
-    files_before: dict[str, str]
+    files_before: set[str]
     said: str
     neighbours: Neighbours | None = None
 
@@ -85,8 +91,46 @@ def prepare_for_this_host(system: System) -> None:
         (folder / "50-no-controllers.conf").write_text("[containers]\npids_limit = 0\n")
 
 
-def files(system: System) -> dict[str, str]:
-    return {}
+# Where packages, their logs and their databases are, and what every boot makes anew.
+NOT_COMPARED = (
+    "proc",
+    "sys",
+    "dev",
+    "run",
+    "tmp",
+    "mnt",
+    "var/log",
+    "var/cache",
+    "var/lib/dpkg",
+    "var/lib/apt",
+)
+# Copies that useradd keeps of the databases of users, and what belongs to packages without being in their lists.
+OF_DATABASES = {
+    f"/etc/{name}{end}"
+    for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")
+    for end in ("", "-")
+}
+OF_PACKAGES = re.compile(
+    r"/etc/(alternatives|ssl/certs|systemd/(system|user)/[a-z-]+\.target\.wants)/.*|/etc/ld\.so\.cache"
+    r"|/usr/lib/python3.*/__pycache__(/.*)?|/usr/share/python3.*|/var/lib/systemd/(deb-systemd|catalog|linger|timers).*"
+    r"|/usr/s?bin/[^/]+|/usr/share/man/.*|/etc/(\.pwd\.lock|containers/.*)|/var/lib/(python|polkit-1|private|dbus)(/.*)?"
+)
+
+
+def files(system: System) -> set[str]:
+    """Every path of the system, but where nothing is compared."""
+    found = set()
+    for folder, folders, names in os.walk(system.root):
+        here = os.path.relpath(folder, system.root)
+        folders[:] = [name for name in folders if os.path.normpath(f"{here}/{name}") not in NOT_COMPARED]
+        found |= {os.path.normpath(f"/{here}/{name}") for name in (*folders, *names)}
+    return found
+
+
+def of_packages(system: System) -> set[str]:
+    """Every path in the lists of installed packages; Debian's /lib is /usr/lib."""
+    told = system.sh("cat /var/lib/dpkg/info/*.list").splitlines()
+    return {*told, *(f"/usr{path}" for path in told if path.startswith(("/lib", "/bin", "/sbin")))}
 
 
 def test_install_starts_both_services(stage: Stage) -> None:
@@ -105,7 +149,7 @@ def test_an_order_runs_through_the_services_over_three_hospitals(stage: Stage) -
         install -m 0600 -o {USER} -g {USER} -t /var/lib/dc-compute {TOWN}/t/agent-A/tls.crt {TOWN}/t/agent-A/tls.key
         sed -i -e 's/^# max_model_bytes = .*/max_model_bytes = 67108864/' -e 's/^# lease_s = .*/lease_s = 15/' \
             -e 's/^# low_disk_bytes = .*/low_disk_bytes = 268435456/' /etc/dc-compute/agent.toml
-        systemctl restart dc-compute.target
+        systemctl restart dc-compute-api dc-compute-worker
         """
     )
     town.ask(do="start")
@@ -116,3 +160,240 @@ def test_an_order_runs_through_the_services_over_three_hospitals(stage: Stage) -
     assert (ended["state"], ended["receipts"], ended["alarms"]) == ("done", 5, 0)
     assert ended["attempts"] == [1] * 5
     assert len(ended["scores"]) == 1
+
+
+# ------------------------------------------------------------------ what the services may and may not
+
+
+def exposure(system: System, unit: str) -> tuple[float, list[str]]:
+    """What `systemd-analyze security` says: the figure, and the names of the lines that add to it."""
+    told = system.run("systemd-analyze", "security", "--no-pager", unit, is_checked=False).stdout
+    (figure,) = re.findall(r"Overall exposure level for \S+: ([0-9.]+)", told)
+    return float(figure), re.findall(r"^✗ (\S+)", told, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("unit", "most"), [("dc-compute-api", 1.5), ("dc-compute-worker", 2.0)])
+def test_the_exposure_is_held_and_each_line_that_adds_to_it_is_explained(
+    stage: Stage, unit: str, most: float
+) -> None:
+    figure, lines = exposure(stage.system, f"{unit}.service")
+    explained = (ROOT / "docs/operators.md").read_text()
+
+    assert figure <= most, lines
+    assert [line for line in lines if f"`{line}`" not in explained] == []
+
+
+@pytest.mark.parametrize("unit", ["dc-compute-api", "dc-compute-worker"])
+def test_a_service_has_its_key_as_a_credential_and_does_not_see_the_file(stage: Stage, unit: str) -> None:
+    pid = main_pid(stage.system, unit)
+    script = f"""
+        cmp /run/credentials/{unit}.service/identity.key /var/lib/dc-compute/identity.pem && echo same
+        wc -c </proc/{pid}/root/var/lib/dc-compute/identity.pem
+    """
+
+    assert stage.system.sh(script).split() == ["same", "0"]
+
+
+def test_what_waits_for_systemd_255_is_said_in_a_drop_in_before_it(stage: Stage) -> None:
+    version = int(re.findall(r"^systemd (\d+)", stage.system.sh("systemctl --version"))[0])
+    kinds = stage.system.sh("systemctl show -P Type dc-compute-api dc-compute-worker").split()
+
+    assert kinds == (["notify"] * 2 if version < 255 else ["notify-reload"] * 2)
+
+
+def test_jobs_weigh_less_than_podman_and_services_more_than_either(stage: Stage) -> None:
+    system = stage.system
+    weights = system.sh("systemctl show -P CPUWeight dc.slice system.slice")
+    jobs = system.sh(
+        "XDG_RUNTIME_DIR=/run/user/$(id -u) systemctl --user show -P CPUWeight user.slice", user=USER
+    )
+    slices = system.sh("systemctl show -P Slice dc-compute-api dc-compute-worker")
+
+    assert (weights.split()[0], jobs.strip()) == ("200", "20")
+    assert slices.split() == ["dc-compute.slice"] * 2
+
+
+# ------------------------------------------------------------------ restarts
+
+
+def main_pid(system: System, unit: str) -> int:
+    return int(system.sh(f"systemctl show -P MainPID {unit}"))
+
+
+def containers(system: System) -> list[str]:
+    """The ids of the containers that run jobs now."""
+    podman = ("podman", "--remote", "--url", "unix:///run/dc-compute/podman/podman.sock")
+    told = system.run(
+        *podman, "ps", "--no-trunc", "--format", "{{.ID}}", user=USER, env=("HOME=/var/lib/dc-compute",)
+    )
+    return told.stdout.split()
+
+
+def begin(stage: Stage, seconds: float) -> tuple[str, list[str]]:
+    """An order whose training takes this long, and its container, which runs."""
+    order = stage.settle().ask(do="order", guest="long", seconds=seconds)["order"]
+    deadline = time.monotonic() + 120
+    while not (found := containers(stage.system)):
+        assert time.monotonic() < deadline, stage.system.journal("dc-compute-worker")[-3000:]
+        time.sleep(0.2)
+    return order, found
+
+
+def outcome(stage: Stage, order: str) -> tuple[str, list[int]]:
+    """How the order ended, and in which attempt."""
+    told = stage.settle().ask(do="end", order=order)
+    return told["state"], told["attempts"]
+
+
+def test_nobody_is_refused_while_the_api_restarts(stage: Stage) -> None:
+    system = stage.system
+    caller = system.start("/opt/dc-compute/bin/python", "/mnt/given/src/tests/host/vm/hammer.py")
+    assert caller.stdout is not None
+    assert caller.stdout.readline() == "calling\n"
+
+    pids = {main_pid(system, "dc-compute-api")}
+    for _ in range(3):
+        system.run("systemctl", "restart", "dc-compute-api")
+        pids.add(main_pid(system, "dc-compute-api"))
+    told = json.loads(caller.communicate()[0])
+
+    assert len(pids) == 4
+    for door in ("network", "operator"):
+        assert told[door].get("refused", 0) == 0, told
+        assert told[door]["answered"] > 20, told
+        assert told[door].get("cut", 0) <= 4, told  # at most one of each caller at each stop
+
+
+@pytest.mark.parametrize("unit", ["dc-compute-api", "dc-compute-worker"])
+def test_a_service_that_stands_still_is_killed_and_started_again(stage: Stage, unit: str) -> None:
+    system = stage.system
+    folder = f"/run/systemd/system/{unit}.service.d"
+    system.sh(
+        f"mkdir -p {folder}; printf '[Service]\nWatchdogSec=8s\n' >{folder}/quick.conf; systemctl daemon-reload"
+    )
+    system.run("systemctl", "restart", unit)
+    before = main_pid(system, unit)
+
+    system.sh(f"kill -STOP {before}")
+    deadline = time.monotonic() + 60
+    while main_pid(system, unit) in (0, before) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    after = main_pid(system, unit)
+    system.sh(f"rm -r {folder}; systemctl daemon-reload; systemctl restart {unit}")
+
+    assert after not in (0, before)
+    assert "watchdog" in system.journal(unit).lower()
+
+
+def test_a_restart_of_the_worker_leaves_a_running_job_alone(stage: Stage) -> None:
+    order, before = begin(stage, 25)
+
+    stage.system.run("systemctl", "restart", "dc-compute-worker")
+    after = containers(stage.system)
+
+    assert after == before
+    assert outcome(stage, order) == ("done", [1])
+
+
+def test_an_upgrade_leaves_a_running_job_alone(stage: Stage) -> None:
+    system = stage.system
+    order, before = begin(stage, 60)
+    (system.given / "src/agent/__init__.py").open("a").write("# another version\n")
+
+    system.run(*INSTALL, env=OFFLINE)
+    after, is_new = (
+        containers(system),
+        system.sh("tail -n 1 /opt/dc-compute/lib/python3*/site-packages/agent/__init__.py"),
+    )
+
+    assert "another version" in is_new
+    assert after == before
+    assert outcome(stage, order) == ("done", [1])
+
+
+def test_a_stop_of_the_target_drains(stage: Stage) -> None:
+    system = stage.system
+    order, _ = begin(stage, 8)
+
+    system.run("systemctl", "stop", "dc-compute.target")
+    left = containers(system)
+    listening = system.sh("ss -Hltn 'sport = :8443'; ss -Hlxn | grep -c operator.sock || true").split()
+    system.run("systemctl", "start", "dc-compute.target")
+
+    assert left == []  # it ended within the deadline
+    assert listening == ["0"]
+    assert json.loads(system.run("dc-compute", "status", "--json").stdout)["control"]["mode"] == "running"
+    assert outcome(stage, order) == ("done", [1])
+
+
+def test_a_drain_that_takes_too_long_lets_the_job_go_on_and_a_pause_of_somebody_s_stays(stage: Stage) -> None:
+    system = stage.system
+    drain = "drain --if-running --deadline 1 --reason 'systemd stops the services'"
+    quick = f"[Service]\nExecStop=\nExecStop=-/opt/dc-compute/bin/dc-compute {drain}\n"
+    folder = system.root / "etc/systemd/system/dc-compute-drain.service.d"
+    (folder / "50-quick.conf").write_text(quick)
+    system.run("systemctl", "daemon-reload")
+    order, before = begin(stage, 40)
+
+    system.run("systemctl", "stop", "dc-compute.target")
+    after = containers(system)
+    system.run("systemctl", "start", "dc-compute.target")
+    system.run("dc-compute", "pause", "--reason", "the operator's own")
+    system.run("systemctl", "restart", "dc-compute.target")
+    mode = json.loads(system.run("dc-compute", "status", "--json").stdout)["control"]
+    system.run("dc-compute", "resume")
+
+    assert after == before
+    assert (mode["mode"], mode["reason"]) == ("paused", "the operator's own")
+    assert outcome(stage, order) == ("done", [1])
+
+
+# ------------------------------------------------------------------ reboots
+
+
+def come_back(stage: Stage) -> None:
+    """Boot again, with the neighbours."""
+    stage.neighbours = None
+    stage.system.boot()
+    stage.settle().ask(do="start")
+
+
+def test_an_order_interrupted_by_a_reboot_in_mid_training_ends_as_attempt_2(stage: Stage) -> None:
+    order, _ = begin(stage, 30)
+
+    stage.system.run("systemctl", "reboot", is_checked=False)
+    stage.system.wait_for_reboot()
+    come_back(stage)
+
+    assert outcome(stage, order) == ("done", [2])
+
+
+def test_an_order_interrupted_by_a_power_cut_in_mid_training_ends_as_attempt_2(stage: Stage) -> None:
+    order, _ = begin(stage, 20)
+
+    stage.system.cut_power()
+    come_back(stage)
+
+    assert outcome(stage, order) == ("done", [2])
+    states = stage.system.sh("systemctl is-active dc-compute.target dc-compute-api dc-compute-worker || true")
+    assert states.split() == ["active"] * 3
+
+
+# ------------------------------------------------------------------ and away
+
+
+def test_a_purge_leaves_the_files_that_were_there_but_for_packages_and_databases(stage: Stage) -> None:
+    system = stage.system
+    if stage.neighbours is not None:
+        stage.neighbours.process.communicate()
+
+    system.run(*INSTALL, "--uninstall", "--purge")
+    shutil.rmtree(f"{system.root}{TOWN}")
+    left = files(system) - stage.files_before - of_packages(system) - OF_DATABASES
+    left = {path for path in left if not OF_PACKAGES.fullmatch(path)}
+
+    assert sorted(left) == []
+    assert stage.files_before - files(system) == set()
+    assert system.run("id", USER, is_checked=False).returncode != 0
+    assert USER not in system.sh("cat /etc/passwd /etc/subuid /etc/subgid; ls /var/lib/systemd/linger")
+    assert system.sh("ps -eo comm").count("podman") == 0
