@@ -512,7 +512,7 @@ class Consortium:
         if plan.cancel_s is not None:
             excuses |= {"cancel", "share-withheld"}
         if plan.expires_s < DAY.total_seconds():
-            excuses |= {"order-expired", "the order expired", "share-withheld", "-unavailable"}
+            excuses |= {"order-expired", "the order expired", "share-withheld", "-unavailable", "bad-answer"}
         return Issued(
             envelope=sent.signed.envelope,
             accepted_by=frozenset(sent.accepted_by),
