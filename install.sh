@@ -953,10 +953,10 @@ install_host() {
         die "nothing is installed in $prefix: run it without --upgrade"
     [ -n "$old" ] || [ ! -e "$prefix" ] || [ -d "$prefix/versions" ] || [ -z "$(ls -A "$prefix")" ] ||
         die "$prefix holds something else: move it away or give another --prefix"
-    is_switching=no unfinished='' work='' wrong="it was interrupted" changed=' '
+    is_switching=no unfinished='' work='' wrong="a step failed" changed=' '
     trap finish EXIT
-    trap 'exit 130' INT
-    trap 'exit 143' TERM HUP
+    trap 'wrong="it was interrupted"; exit 130' INT
+    trap 'wrong="it was interrupted"; exit 143' TERM HUP
     # shellcheck disable=SC2086  # a list of words
     need_packages $container_needs $common_needs /usr/lib/systemd/user/dbus.socket:dbus-user-session:dbus-common
     need_python

@@ -257,7 +257,7 @@ END
 }
 
 interrupt() {
-    upgrade 0.9.3 >/result/interrupted.said 2>&1 &
+    sh /variants/0.9.3/install.sh --upgrade --offline /wheels >/result/interrupted.said 2>&1 &
     until grep -q 'switching from' /result/interrupted.said; do sleep 0.1; done
     kill -TERM $!
     wait $!

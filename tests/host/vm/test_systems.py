@@ -247,7 +247,7 @@ def outcome(stage: Stage, order: str) -> tuple[str, list[int]]:
 
 def test_nobody_is_refused_while_the_api_restarts(stage: Stage) -> None:
     system = stage.system
-    caller = system.start("/opt/dc-compute/bin/python", "/mnt/given/src/tests/host/vm/hammer.py")
+    caller = system.start("/opt/dc-compute/current/bin/python", "/mnt/given/src/tests/host/vm/hammer.py")
     assert caller.stdout is not None
     assert caller.stdout.readline() == "calling\n"
 
@@ -329,7 +329,7 @@ def test_a_stop_of_the_target_drains(stage: Stage) -> None:
 def test_a_drain_that_takes_too_long_lets_the_job_go_on_and_a_pause_of_somebody_s_stays(stage: Stage) -> None:
     system = stage.system
     drain = "drain --if-running --deadline 1 --reason 'systemd stops the services'"
-    quick = f"[Service]\nExecStop=\nExecStop=-/opt/dc-compute/bin/dc-compute {drain}\n"
+    quick = f"[Service]\nExecStop=\nExecStop=-/opt/dc-compute/current/bin/dc-compute {drain}\n"
     folder = system.root / "etc/systemd/system/dc-compute-drain.service.d"
     (folder / "50-quick.conf").write_text(quick)
     system.run("systemctl", "daemon-reload")
