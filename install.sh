@@ -914,7 +914,8 @@ roll_back() {
 # finish: whatever ends this script, nothing half made stays.
 finish() {
     code=$?
-    trap - EXIT INT TERM HUP
+    trap - EXIT
+    trap '' INT TERM HUP # going back is not interrupted
     if [ "$is_switching" = yes ]; then
         is_switching=no
         roll_back
