@@ -170,6 +170,16 @@ def try_command(command: str, desk: Desk) -> None:
             desk.run(f"{command} || test $? -eq 1")
         case ["dc-compute", "fsck", "||", "true"]:  # so is what it finds
             desk.run(command)
+        case [
+            "systemctl" | "journalctl",
+            *asked,
+        ]:  # it does not run here: what is named is what install.sh installs
+            units = {file.name for file in (ROOT / "systemd").iterdir()}
+            named = [
+                word if "." in word else f"{word}.service" for word in asked if word.startswith("dc-compute")
+            ]
+            assert named
+            assert set(named) <= units
         case ["dc-compute", name, *_] if name in RUN_ELSEWHERE:
             desk.run(f"{command} --help")
         case ["dc-compute", name, *_]:

@@ -225,7 +225,12 @@ def test_a_look_at_rounds_waits_until_nobody_is_overdue() -> None:
     rounds = Rounds(-1.0)
     rounds.turn("sweep")
     came_back = threading.Event()
-    thread = threading.Thread(target=lambda: (rounds.look(), came_back.set()), daemon=True)
+
+    def look() -> None:
+        rounds.look()
+        came_back.set()
+
+    thread = threading.Thread(target=look, daemon=True)
 
     thread.start()
     is_early = came_back.wait(0.1)

@@ -360,7 +360,11 @@ def test_a_consumer_whose_threads_come_round_is_not_stalled_and_one_with_a_task_
     broker: HueyBroker,
 ) -> None:
     goes_on = threading.Event()
-    heard = Heard(lambda _queue, _item: goes_on.wait(PATIENCE_S) and None)
+
+    def wait(_queue: Queue, _item: str) -> None:
+        goes_on.wait(PATIENCE_S)
+
+    heard = Heard(wait)
     consumer = broker.consumer(heard.handlers(Queue.LEARN_TASKS), {Queue.LEARN_TASKS: 1})
     consumer.start()
     broker.ring(Queue.LEARN_TASKS, "a")
