@@ -303,7 +303,7 @@ def test_an_upgrade_leaves_a_running_job_alone(stage: Stage) -> None:
     system.run(*INSTALL, env=OFFLINE)
     after, is_new = (
         containers(system),
-        system.sh("tail -n 1 /opt/dc-compute/lib/python3*/site-packages/agent/__init__.py"),
+        system.sh("tail -n 1 /opt/dc-compute/current/lib/python3*/site-packages/agent/__init__.py"),
     )
 
     assert "another version" in is_new
