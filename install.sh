@@ -389,7 +389,7 @@ use_wheelhouse() {
     done
     # What the caller's surroundings say of indexes, mirrors and other folders does not count.
     export PIP_CONFIG_FILE=/dev/null PIP_NO_INDEX=1
-    unset PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS UV_INDEX UV_DEFAULT_INDEX UV_INDEX_URL UV_EXTRA_INDEX_URL UV_FIND_LINKS
+    unset PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS UV_INDEX UV_DEFAULT_INDEX UV_INDEX_URL UV_EXTRA_INDEX_URL UV_FIND_LINKS UV_CONFIG_FILE
 }
 
 # choose_prefix: the folder that is in use, unless one was named; two installs on one host would share units and ledger.
