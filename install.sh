@@ -1072,7 +1072,7 @@ uninstall_host() {
     done
     if [ -f "$prefix/made-folders" ]; then
         LC_ALL=C sort -r "$prefix/made-folders" | while read -r folder; do
-            run rmdir --ignore-fail-on-non-empty "$folder"
+            [ ! -d "$folder" ] || run rmdir --ignore-fail-on-non-empty "$folder"
         done
     fi
     for file in "$state_dir"/.config/systemd/user/*.wants/dc-compute-*.service; do
