@@ -1111,6 +1111,32 @@ end_services() {
     has_user "$service_user" || return 0
     run loginctl disable-linger "$service_user" || true
     run systemctl stop "user@$(id -u "$service_user").service" || true
+    run end_processes
+}
+
+# end_processes: what is left of the service user's, and of its subordinate ids, which only its containers have. Podman's own
+# processes are in no unit that would take them along.
+end_processes() {
+    tries=50
+    while left=$(service_processes) && [ -n "$left" ] && [ "$tries" -gt 0 ]; do
+        tries=$((tries - 1))
+        # shellcheck disable=SC2086  # a list of words
+        kill -KILL $left 2>/dev/null || true
+        sleep 0.2
+    done
+}
+
+# service_processes: their numbers.
+service_processes() {
+    ranges=$(sed -n "s/^$service_user:\([0-9]*\):\([0-9]*\)\$/\1 \2/p" /etc/subuid 2>/dev/null || true)
+    cat /proc/[0-9]*/status 2>/dev/null | awk -v own="$(id -u "$service_user")" -v ranges="$ranges" '
+        BEGIN { count = split(ranges, part, /[ \n]+/) }
+        $1 == "Pid:" { pid = $2 }
+        $1 == "Uid:" {
+            is_ours = $2 == own
+            for (i = 1; i + 1 <= count; i += 2) if ($2 >= part[i] && $2 < part[i] + part[i + 1]) is_ours = 1
+            if (is_ours) printf "%s ", pid
+        }'
 }
 
 purge() {

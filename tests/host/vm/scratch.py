@@ -26,7 +26,10 @@ PACKAGES = (
     *("python3", "python3-venv", "bash-completion", "zsh", "fish"),
 )
 # Podman of root, which its package starts at boot, writes files while a test compares lists of them.
-NOT_STARTED = ("podman.service", "podman.socket", "podman-restart.service", "podman-auto-update.timer")
+NOT_STARTED = (
+    *("podman.service", "podman.socket", "podman-restart.service"),
+    *("podman-auto-update.service", "podman-auto-update.timer"),
+)
 PROGRAMS = {"mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container", "make": "make"}
 OURS = ("src", "wheels", "variants", "result", "story.sh")  # what the tests put there
 MAKE_TIMEOUT_S, RUN_TIMEOUT_S, BOOT_TIMEOUT_S = 900, 300, 900

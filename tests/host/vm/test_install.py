@@ -278,7 +278,7 @@ files >/result/after.files
 {
     ls -d /run/dc-compute /run/user/$uid /dev/shm/*lock_$uid /tmp/*-$uid 2>/dev/null
     pgrep -a -u $uid
-    systemctl list-units --all --no-legend 'dc-compute*' "user@$uid.service"
+    systemctl list-units --no-legend 'dc-compute*' "user@$uid.service"
     grep dc-compute /etc/passwd /etc/group /etc/shadow /etc/gshadow /etc/subuid /etc/subgid
 } >/result/left
 """
