@@ -65,6 +65,23 @@ bench: deps ## what the cage costs over plain `podman run`: a table, and build/b
 	@mkdir -p build && .ci/rootless $(PYTHON) -m tests.bench $(ARGS) >build/bench.json.part
 	@mv build/bench.json.part build/bench.json
 
+.PHONY: package
+package: deps ## wheel, sdist, the list of their parts (CycloneDX) and digests, in dist/: the same bytes every time
+	@$(PYTHON) -m agent.devkit.package
+
+# Wheels of the oldest glibc that every part is built for, for each Python that a supported system brings.
+PYTHONS ?= 3.11 3.12 3.13
+ARCH ?= $(shell uname -m)
+WHEELHOUSE ?= build/wheelhouse
+.PHONY: wheelhouse
+wheelhouse: deps ## what `install.sh --offline build/wheelhouse` takes (PYTHONS='3.11 3.13' ARCH=aarch64 WHEELHOUSE=DIR)
+	@for python in $(PYTHONS); do \
+	    $(PYTHON) -m pip download -qq --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
+	        --python-version $$python --platform manylinux_2_28_$(ARCH) --platform manylinux_2_17_$(ARCH) \
+	        --platform manylinux2014_$(ARCH) --dest $(WHEELHOUSE) -r requirements.lock -r .ci/build.lock || exit; \
+	done
+	@echo "$(WHEELHOUSE): $$(ls $(WHEELHOUSE)/*.whl | wc -l) wheels, for Python $(PYTHONS) on $(ARCH)"
+
 AGENTS ?= 50
 TASKS ?= 2000
 SEED ?= 1

@@ -34,6 +34,7 @@ MAKE_IS_RUN_BY = {
     "make docs": "tests/test_site.py",
     "make test": ".ci/run",
     "make town": "tests/host/slow/test_start.py",
+    "make wheelhouse": "tests/host/vm/test_install.py",
 }
 RUN_ELSEWHERE = {"watch"}  # it ends when an order does: tests/test_cli.py
 ASKS_AN_AGENT = {

@@ -18,6 +18,7 @@ from tests.checker import Violation, check
 
 TAKEN_S = 60.0  # for orders under way to be taken, once all is healed
 LOOK_EVERY_S = 3.0
+MOST_RESTS = 4  # of the time without news that is given, in all
 LOST_ATTEMPTS = frozenset(
     {"attempts-spent", "worker-lost", "unavailable", "no-space", "blob-missing", "cage-not-made"}
 )
@@ -122,13 +123,15 @@ def run(
 def _rest(
     stage: Stage, desk: Desk, nemesis: Nemesis, settle_s: float, may_fail: frozenset[str]
 ) -> tuple[Violation, ...]:
-    """What the checker finds once it finds nothing, or once the time is over."""
-    deadline = time.monotonic() + settle_s
+    """What the checker finds once it finds nothing, or nothing was told for so long: a slow machine has much to catch up with."""
+    told, deadline, last = -1, 0.0, time.monotonic() + MOST_RESTS * settle_s
     while True:
         nemesis.keep_alive()
         seen = replace(look(stage, desk, may_fail, nemesis.excused), left=list(left(stage)))
         violations = check(seen, stage.consortium.roster)
-        if not violations or time.monotonic() > deadline:
+        if len(seen.reports) + len(seen.results) > told:
+            told, deadline = len(seen.reports) + len(seen.results), time.monotonic() + settle_s
+        if not violations or time.monotonic() > min(deadline, last):
             return violations
         time.sleep(LOOK_EVERY_S)
 

@@ -61,7 +61,9 @@ class Stage:
         """The neighbours, started; after a boot anew."""
         if self.neighbours is None or self.neighbours.process.poll() is not None:
             env = ("HOME=/var/lib/dc-compute-town", "PYTHONDONTWRITEBYTECODE=1")
-            script = "cd /mnt/given/src && exec /opt/dc-compute/bin/python -m tests.host.vm.neighbours"
+            script = (
+                "cd /mnt/given/src && exec /opt/dc-compute/current/bin/python -m tests.host.vm.neighbours"
+            )
             self.system.sh(f"install -d -o {USER} -g {USER} -m 0700 {TOWN} /run/dc-compute-town")
             self.neighbours = Neighbours(self.system.start("sh", "-c", script, user=USER, env=env))
         return self.neighbours
@@ -251,7 +253,7 @@ def outcome(stage: Stage, order: str) -> tuple[str, list[int]]:
 
 def test_nobody_is_refused_while_the_api_restarts(stage: Stage) -> None:
     system = stage.system
-    caller = system.start("/opt/dc-compute/bin/python", "/mnt/given/src/tests/host/vm/hammer.py")
+    caller = system.start("/opt/dc-compute/current/bin/python", "/mnt/given/src/tests/host/vm/hammer.py")
     assert caller.stdout is not None
     assert caller.stdout.readline() == "calling\n"
 
@@ -308,7 +310,7 @@ def test_an_upgrade_leaves_a_running_job_alone(stage: Stage) -> None:
     system.run(*INSTALL, env=OFFLINE)
     after, is_new = (
         containers(system, order),
-        system.sh("tail -n 1 /opt/dc-compute/lib/python3*/site-packages/agent/__init__.py"),
+        system.sh("tail -n 1 /opt/dc-compute/current/lib/python3*/site-packages/agent/__init__.py"),
     )
 
     assert "another version" in is_new
@@ -334,7 +336,7 @@ def test_a_stop_of_the_target_drains(stage: Stage) -> None:
 def test_a_drain_that_takes_too_long_lets_the_job_go_on_and_a_pause_of_somebody_s_stays(stage: Stage) -> None:
     system = stage.system
     drain = "drain --if-running --deadline 1 --reason 'systemd stops the services'"
-    quick = f"[Service]\nExecStop=\nExecStop=-/opt/dc-compute/bin/dc-compute {drain}\n"
+    quick = f"[Service]\nExecStop=\nExecStop=-/opt/dc-compute/current/bin/dc-compute {drain}\n"
     folder = system.root / "etc/systemd/system/dc-compute-drain.service.d"
     (folder / "50-quick.conf").write_text(quick)
     system.run("systemctl", "daemon-reload")
