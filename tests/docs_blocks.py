@@ -18,7 +18,7 @@ MARKS = {
     "here": "tests/test_docs_commands.py",  # an agent of the reader's own, without privileges
     "town": "tests/host/slow/test_start.py",  # among the hospitals of `make town`
     "author": "tests/host/slow/test_author.py",  # an image made from the page's own program, and tried
-    "booted": "tests/host/vm",  # an installed Debian machine under systemd, as root
+    "booted": "tests/host/vm/test_systems.py",  # an installed Debian machine under systemd, as root
     "cgroup v1": "tests/host/vm/test_cgroup_v1.py",  # as root, on a machine that has them
 }
 SHELLS = {"sh", "console", "bash", "shell"}

@@ -123,7 +123,7 @@ def run(
 def _rest(
     stage: Stage, desk: Desk, nemesis: Nemesis, settle_s: float, may_fail: frozenset[str]
 ) -> tuple[Violation, ...]:
-    """What the checker finds once it finds nothing, or nothing was told for so long: a slow machine has much to catch up with."""
+    """What the checker finds once it finds nothing, or nothing was told for so long: a slow machine has much to do."""
     told, deadline, last = -1, 0.0, time.monotonic() + MOST_RESTS * settle_s
     while True:
         nemesis.keep_alive()

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.docs_blocks import blocks, script
 from tests.host.vm.system import System, why_not
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(900)]
@@ -386,6 +387,24 @@ def test_an_order_interrupted_by_a_power_cut_in_mid_training_ends_as_attempt_2(s
     assert outcome(stage, order) == ("done", [2])
     states = stage.system.sh("systemctl is-active dc-compute.target dc-compute-api dc-compute-worker || true")
     assert states.split() == ["active"] * 3
+
+
+# ------------------------------------------------------------------ what the documents say
+
+
+def test_the_documents_commands_for_an_installed_host_run(stage: Stage) -> None:
+    """As they stand there; a minimal Debian has no sudo, and the wheels lie where the test put them."""
+    system = stage.system
+    given = system.given / "src/build/wheelhouse"
+    given.parent.mkdir(exist_ok=True)
+    given.symlink_to("/mnt/given/wheels")
+
+    said = system.sh(f'cd /mnt/given/src; sudo() {{ "$@"; }}\n{script("booted")}')
+    shutil.rmtree(system.root / "etc/systemd/system/user@.service.d")
+    system.run("systemctl", "daemon-reload")
+
+    assert said.count("# docs/") == len(list(blocks("booted")))
+    assert "cgroup2fs" in said
 
 
 # ------------------------------------------------------------------ and away
