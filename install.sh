@@ -452,6 +452,7 @@ uninstall_host() {
     done
     run rm -f /etc/systemd/user/dc-compute-podman.service \
         /etc/sysusers.d/dc-compute.conf /etc/tmpfiles.d/dc-compute.conf "$command_link"
+    [ ! -d /etc/sysusers.d ] || run rmdir --ignore-fail-on-non-empty /etc/sysusers.d # Debian has none by itself
     ! is_systemd_booted || run systemctl daemon-reload
     if [ ! -e "$prefix" ]; then
         say "$prefix is not there"
