@@ -415,6 +415,22 @@ def test_a_switch_that_was_interrupted_goes_on(command: Command, home: Path) -> 
     assert SigningKey.load(previous_of(path)).keyid == told["old"]
 
 
+def test_the_key_in_use_is_not_retired_after_a_switch_that_was_interrupted(
+    command: Command, home: Path
+) -> None:
+    command("init", "--name", "me", "--url", "https://me.test:1")
+    told = command("keys", "rotate", "--json").json
+    path = settings_key(home)
+    os.link(path, previous_of(path))
+
+    again, refused = command("keys", "rotate", "--json"), command("keys", "retire", "--force")
+
+    assert again.json == told
+    assert (refused.code, "keys switch" in refused.err) == (USAGE, True)
+    assert [e["is_valid"] for e in command("peers", "list", "--json").json] == [True, True]
+    assert command("keys", "switch").code == OK
+
+
 def test_containers_keep_the_name_of_the_oldest_key(command: Command, home: Path) -> None:
     command("init", "--name", "me")
     told = command("keys", "rotate", "--json").json

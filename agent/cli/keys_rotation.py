@@ -92,7 +92,7 @@ def rotate(
         _tell(standing_of(here), as_json)
         return
     old, now = load_key(here.settings.identity.key), datetime.now(UTC)
-    if previous_of(here.settings.identity.key).exists():
+    if previous_of(here.settings.identity.key).exists() and not next_of(here.settings.identity.key).exists():
         raise BadSettings("the key before this one is still kept: dc-compute keys retire")
     path = next_of(here.settings.identity.key)
     new = load_key(path) if path.exists() else make_key(path)  # one that was begun goes on
@@ -152,6 +152,10 @@ def retire(
     """End the old key here and delete its file. Logs of jobs that ran under it can then not be read any more."""
     here = here_of(context)
     kept = previous_of(here.settings.identity.key)
+    if next_of(
+        here.settings.identity.key
+    ).exists():  # a switch was interrupted: what is kept is the key in use
+        raise BadSettings("the next key is not in use yet: dc-compute keys switch")
     if not kept.exists():
         raise BadSettings("no key waits to be retired: `keys rotate`, then `keys switch` come before")
     told, now = standing_of(here), datetime.now(UTC)
