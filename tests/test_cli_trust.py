@@ -183,6 +183,29 @@ def test_a_pinned_root_key_gives_way_by_a_person_s_word_only(command: Command, t
     assert command("peers", "trust", "--json").json["public_key"] == other
 
 
+def test_another_root_key_counts_its_own_versions_and_one_that_stays_never_forgets_its_own(
+    command: Command, home: Path, tmp_path: Path
+) -> None:
+    command("init")
+    other = SigningKey.generate()
+    command("peers", "trust", ROOT.public.base64, "--yes")
+    command("peers", "sync", signed_file(tmp_path, 7), "--yes")
+    pinned = home / "roster.toml.root"
+    pinned.chmod(0o640)
+    pinned.write_text(other.public.base64)  # as far as an exchange came that was interrupted
+
+    stuck = command("peers", "trust", other.public.base64, "--yes")
+    (tmp_path / "1.json").write_bytes(sign_roster(Roster(), 1, other))
+    taken = command("peers", "sync", tmp_path / "1.json", "--yes")
+    (tmp_path / "2.json").write_bytes(sign_roster(Roster(), 2, other))
+    newer = command("peers", "sync", tmp_path / "2.json", "--yes")
+    again = command("peers", "trust", other.public.base64, "--yes")
+    back = command("peers", "sync", tmp_path / "1.json", "--yes")
+
+    assert [said.code for said in (stuck, taken, newer, again)] == [OK] * 4, taken.err
+    assert (back.code, "stale-roster" in back.err) == (FAILED, True)
+
+
 def test_what_changes_is_shown_and_asked(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

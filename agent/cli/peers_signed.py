@@ -55,11 +55,10 @@ def trust(
     if pinned is not None and pinned != key and not replace:
         raise RosterConflict(f"root key {pinned.keyid} is pinned at {path}; --replace takes {key.keyid}")
     confirm_key(key, "the consortium's root key", told=fingerprint, yes=yes)
-    if pinned is not None and pinned != key:  # the new one counts versions of its own
-        _bundle_path(here).unlink(missing_ok=True)
     if not path.exists():
         write_new(path, f"{key.base64}\n".encode(), 0o640)
     replace_file(path, f"{key.base64}\n".encode())
+    _forget_others(here, key)  # not before: the versions of a key that stays pinned are never forgotten
     tell(key, path, as_json)
 
 
@@ -178,6 +177,16 @@ def _open(here: Here, data: bytes, root: PublicKey) -> tuple[int, Roster]:
             f"another roster than the one offered had version {version}: the coordinator signs a new one"
         )
     return version, signed
+
+
+def _forget_others(here: Here, root: PublicKey) -> None:
+    """Forget the roster that another key signed: this one counts versions of its own."""
+    bundle = _bundle_path(here)
+    if not bundle.exists():
+        return
+    before = parse_envelope(read_file(bundle, limit_bytes=WIRE_LIMIT), limit_bytes=MAX_ROSTER_BYTES)
+    if before.keyid != root.keyid:
+        bundle.unlink()
 
 
 def _digest(data: bytes) -> str:

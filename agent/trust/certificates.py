@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
 # What `cryptography` raises beside ValueError for extensions that TLS itself does not mind.
-_STRANGE = (x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+STRANGE = (x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 
 BACKDATED = timedelta(minutes=5)  # for hosts whose clock is a little behind
 
@@ -141,7 +141,7 @@ def read_certificates(pem: bytes) -> tuple[CertificateView, ...]:
     """What each certificate of a chain says, the server's first. Raises: ValueError when there is none, or one is broken."""
     try:
         return tuple(_view(certificate) for certificate in x509.load_pem_x509_certificates(pem))
-    except _STRANGE as cause:
+    except STRANGE as cause:
         raise ValueError(f"a certificate says what nobody can read: {cause}") from cause
 
 

@@ -118,7 +118,7 @@ def _change(entry: RosterEntry, roster: Roster) -> Change:
         old = None
     self_or_old = before or old
     own = () if self_or_old is None else roster.keys_of(self_or_old.keyid)
-    known = _whose_place(entry, roster, own, before)
+    known = _whose_place(entry, roster, own, before) or (None if before else _successor(old, roster))
     if known is not None:
         return Change(kind=Kind.NEW_KEY, entry=entry, instead_of=known)
     if before is not None:
@@ -131,6 +131,19 @@ def _change(entry: RosterEntry, roster: Roster) -> Change:
     if old is not None:
         return Change(kind=Kind.ROTATED, entry=entry, instead_of=old)
     return Change(kind=Kind.ADDED, entry=entry)
+
+
+def _successor(old: RosterEntry | None, roster: Roster) -> RosterEntry | None:
+    """The key that took this one's place already. Whoever stole the old one signs for another."""
+    told = ((known, known.took_place_of) for known in roster.entries)
+    return next(
+        (
+            known
+            for known, rotation in told
+            if old is not None and rotation is not None and rotation.old == old.keyid
+        ),
+        None,
+    )
 
 
 def _whose_place(

@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent.errors import BadRotation, RosterConflict
+from agent.trust.keys import SigningKey
 from agent.trust.roster import Role, Roster
 from agent.trust.roster_changes import Kind, plan_sync, with_entry, with_rotation
 from agent.trust.rotation import sign_rotation
@@ -256,3 +257,14 @@ def test_both_keys_of_an_agent_move_to_another_address_with_nobody_s_word() -> N
     for before, after in ((rotated, half), (rotated, moved), (half, moved)):
         _, changes = plan_sync(before, after, OLD.keyid)
         assert {change.kind for change in changes} == {Kind.CHANGED}
+
+
+def test_a_key_that_has_given_way_does_not_give_way_to_another_one_silently() -> None:
+    b, new_b, thief = WORLD.agent("b"), key_of("agent-b, the second"), key_of("thief")
+
+    def given_way(to: SigningKey) -> Roster:
+        statement = sign_rotation(b, to, issued=NOW - DAY, until=UNTIL)
+        return with_rotation(ROSTER, statement, now=NOW, valid_until=LATER)
+
+    with pytest.raises(RosterConflict, match="agent-b"):
+        plan_sync(given_way(new_b), given_way(thief), OLD.keyid)
