@@ -5,7 +5,7 @@ import os
 import ssl
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from agent.cli.doctor_patient import meet, owner_file
 from agent.cli.doctor_sections import look_at_trust
 from agent.cli.expiring import due_here, warn_of
 from agent.cli.here import Here
-from agent.cli.roster_file import edited
+from agent.cli.roster_file import block, edited
 from agent.config import load_settings
 from agent.doctor.lines import State
 from agent.trust.certificates import CertificateAuthority, read_certificates
@@ -223,6 +223,51 @@ def test_what_changes_is_shown_and_asked(
     assert (refused.code, before) == (FAILED, ["me", "gone"])
     assert all(word in refused.out for word in ("added", "removed", "kept"))
     assert (taken.code, names(command)) == (OK, ["me", "x"])
+
+
+class Meanwhile(io.StringIO):
+    """A person who says yes, once something else was done."""
+
+    def __init__(self, do: Callable[[], object]) -> None:
+        super().__init__("y\n")
+        self._do = do
+
+    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
+        self._do()
+        return super().readline(size)
+
+
+def test_what_changed_while_a_person_was_asked_is_not_lost(
+    command: Command, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("init", "--name", "me")
+    command("peers", "trust", ROOT.public.base64, "--yes")
+    file = signed_file(tmp_path, 1, soon(SigningKey.generate(), "x"))
+    text = (home / "roster.toml").read_text()
+    barred = text + block(soon(SigningKey.generate(), "barred"))
+
+    monkeypatch.setattr(sys, "stdin", Meanwhile(lambda: (home / "roster.toml").write_text(barred)))
+    refused = command("peers", "sync", file)
+
+    assert (refused.code, "changed meanwhile" in refused.err) == (FAILED, True)
+    assert names(command) == ["me", "barred"]
+    assert command("peers", "sync", file, "--yes").code == OK
+
+
+def test_no_sync_goes_back_on_a_newer_one_that_came_while_a_person_was_asked(
+    command: Command, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("init", "--name", "me")
+    command("peers", "trust", ROOT.public.base64, "--yes")
+    x = soon(SigningKey.generate(), "x")
+    older, newer = signed_file(tmp_path, 5, x), signed_file(tmp_path, 6, x, soon(SigningKey.generate(), "y"))
+    bundle = home / "roster.toml.bundle.json"
+
+    monkeypatch.setattr(sys, "stdin", Meanwhile(lambda: bundle.write_bytes(newer.read_bytes())))
+    refused = command("peers", "sync", older)
+
+    assert (refused.code, "stale-roster" in refused.err) == (FAILED, True)
+    assert bundle.read_bytes() == newer.read_bytes()
 
 
 def test_another_roster_under_the_same_version_is_refused_and_the_same_one_is_welcome(

@@ -100,9 +100,9 @@ def rotate(
     entry = roster.find(new.keyid)
     if entry is None:
         text = sign_rotation(old, new, issued=now, until=now + timedelta(days=days))
-        roster = with_rotation(roster, text, now=now, valid_until=now + VALID)
-        write(here, roster)
-        entry = roster.find(new.keyid)
+        wanted = with_rotation(roster, text, now=now, valid_until=now + VALID)
+        write(here, wanted, before=roster)
+        entry = wanted.find(new.keyid)
     if entry is None or entry.rotation is None:
         raise BadSettings(f"{path} holds a key that the roster knows without a statement: move it away")
     file = to or here.settings.trust.roster.with_name(STATEMENT_FILE)
@@ -167,7 +167,8 @@ def retire(
     roster = read(here)
     if (entry := roster.find(told.old)) is not None and entry.is_valid(now):
         ended = replace(entry, valid_until=now.replace(microsecond=0))
-        write(here, Roster(tuple(ended if one is entry else one for one in roster.entries)))
+        wanted = Roster(tuple(ended if one is entry else one for one in roster.entries))
+        write(here, wanted, before=roster)
     kept.unlink()
     if as_json:
         print_json({"old": told.old, "new": told.new, "until": told.until})

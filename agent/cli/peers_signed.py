@@ -10,7 +10,7 @@ from agent.cli.files import replace_file, write_new
 from agent.cli.here import Here, here_of, read_file
 from agent.cli.keys import load_key, tell
 from agent.cli.out import JsonFlag, print_json, print_table, say, short
-from agent.cli.roster_file import read, read_or_empty, write
+from agent.cli.roster_file import alone, read, read_or_empty, write
 from agent.cli.told import FingerprintOption, YesFlag, confirm_key, key_in, read_pem
 from agent.errors import BadSettings, RosterConflict, StaleRoster
 from agent.trust.envelope import parse_envelope
@@ -95,9 +95,13 @@ def sync(
         print_table(("", "role", "name", "key id", "what~"), [_row(change) for change in changes])
     if changes and not yes:
         typer.confirm(f"Take over version {version} with these {len(changes)} changes?", abort=True, err=True)
-    _keep(here, data)  # first: what was seen once is not gone back on
+    with alone(here):
+        _open(
+            here, data, root_key
+        )  # again: another sync may have gone on to a newer one while a person was asked
+        _keep(here, data)  # first: what was seen once is not gone back on
     if wanted != roster:
-        write(here, wanted)
+        write(here, wanted, before=roster)
     if as_json:
         told = [
             {"what": one.kind, "role": one.entry.role, "name": one.entry.name, "keyid": one.entry.keyid,
