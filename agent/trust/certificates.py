@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
 # What `cryptography` raises beside ValueError for extensions that TLS itself does not mind.
-STRANGE = (x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+STRANGE = (x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType)
 
 BACKDATED = timedelta(minutes=5)  # for hosts whose clock is a little behind
 
