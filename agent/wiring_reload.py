@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-# What a file that nobody foresaw makes of a reader; the old stays in force then too.
-STRANGE = (OSError, ValueError, LookupError, TypeError, RecursionError)
-
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
@@ -73,7 +70,9 @@ class Reloader:
             self._note(fresh, changed)
         except AgentError as error:
             done = self._refused(error.code, error.detail, error.advice)
-        except STRANGE as error:
+        except (
+            Exception
+        ) as error:  # what a file that nobody foresaw makes of a reader: the thread must hear the next signal
             done = self._refused(AgentError.code, f"{type(error).__name__}: {error}", AgentError.advice)
         else:
             done = self._take(fresh, changed)

@@ -5,7 +5,7 @@ import os
 import ssl
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from agent.cli.doctor_patient import meet, owner_file
 from agent.cli.doctor_sections import look_at_trust
 from agent.cli.expiring import due_here, warn_of
 from agent.cli.here import Here
-from agent.cli.roster_file import edited
+from agent.cli.roster_file import block, edited
 from agent.config import load_settings
 from agent.doctor.lines import State
 from agent.trust.certificates import CertificateAuthority, read_certificates
@@ -183,6 +183,29 @@ def test_a_pinned_root_key_gives_way_by_a_person_s_word_only(command: Command, t
     assert command("peers", "trust", "--json").json["public_key"] == other
 
 
+def test_another_root_key_counts_its_own_versions_and_one_that_stays_never_forgets_its_own(
+    command: Command, home: Path, tmp_path: Path
+) -> None:
+    command("init")
+    other = SigningKey.generate()
+    command("peers", "trust", ROOT.public.base64, "--yes")
+    command("peers", "sync", signed_file(tmp_path, 7), "--yes")
+    pinned = home / "roster.toml.root"
+    pinned.chmod(0o640)
+    pinned.write_text(other.public.base64)  # as far as an exchange came that was interrupted
+
+    stuck = command("peers", "trust", other.public.base64, "--yes")
+    (tmp_path / "1.json").write_bytes(sign_roster(Roster(), 1, other))
+    taken = command("peers", "sync", tmp_path / "1.json", "--yes")
+    (tmp_path / "2.json").write_bytes(sign_roster(Roster(), 2, other))
+    newer = command("peers", "sync", tmp_path / "2.json", "--yes")
+    again = command("peers", "trust", other.public.base64, "--yes")
+    back = command("peers", "sync", tmp_path / "1.json", "--yes")
+
+    assert [said.code for said in (stuck, taken, newer, again)] == [OK] * 4, taken.err
+    assert (back.code, "stale-roster" in back.err) == (FAILED, True)
+
+
 def test_what_changes_is_shown_and_asked(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +223,51 @@ def test_what_changes_is_shown_and_asked(
     assert (refused.code, before) == (FAILED, ["me", "gone"])
     assert all(word in refused.out for word in ("added", "removed", "kept"))
     assert (taken.code, names(command)) == (OK, ["me", "x"])
+
+
+class Meanwhile(io.StringIO):
+    """A person who says yes, once something else was done."""
+
+    def __init__(self, do: Callable[[], object]) -> None:
+        super().__init__("y\n")
+        self._do = do
+
+    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
+        self._do()
+        return super().readline(size)
+
+
+def test_what_changed_while_a_person_was_asked_is_not_lost(
+    command: Command, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("init", "--name", "me")
+    command("peers", "trust", ROOT.public.base64, "--yes")
+    file = signed_file(tmp_path, 1, soon(SigningKey.generate(), "x"))
+    text = (home / "roster.toml").read_text()
+    barred = text + block(soon(SigningKey.generate(), "barred"))
+
+    monkeypatch.setattr(sys, "stdin", Meanwhile(lambda: (home / "roster.toml").write_text(barred)))
+    refused = command("peers", "sync", file)
+
+    assert (refused.code, "changed meanwhile" in refused.err) == (FAILED, True)
+    assert names(command) == ["me", "barred"]
+    assert command("peers", "sync", file, "--yes").code == OK
+
+
+def test_no_sync_goes_back_on_a_newer_one_that_came_while_a_person_was_asked(
+    command: Command, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("init", "--name", "me")
+    command("peers", "trust", ROOT.public.base64, "--yes")
+    x = soon(SigningKey.generate(), "x")
+    older, newer = signed_file(tmp_path, 5, x), signed_file(tmp_path, 6, x, soon(SigningKey.generate(), "y"))
+    bundle = home / "roster.toml.bundle.json"
+
+    monkeypatch.setattr(sys, "stdin", Meanwhile(lambda: bundle.write_bytes(newer.read_bytes())))
+    refused = command("peers", "sync", older)
+
+    assert (refused.code, "stale-roster" in refused.err) == (FAILED, True)
+    assert bundle.read_bytes() == newer.read_bytes()
 
 
 def test_another_roster_under_the_same_version_is_refused_and_the_same_one_is_welcome(
@@ -413,6 +481,22 @@ def test_a_switch_that_was_interrupted_goes_on(command: Command, home: Path) -> 
     assert said.code == OK, said.err
     assert SigningKey.load(path).keyid == told["new"]
     assert SigningKey.load(previous_of(path)).keyid == told["old"]
+
+
+def test_the_key_in_use_is_not_retired_after_a_switch_that_was_interrupted(
+    command: Command, home: Path
+) -> None:
+    command("init", "--name", "me", "--url", "https://me.test:1")
+    told = command("keys", "rotate", "--json").json
+    path = settings_key(home)
+    os.link(path, previous_of(path))
+
+    again, refused = command("keys", "rotate", "--json"), command("keys", "retire", "--force")
+
+    assert again.json == told
+    assert (refused.code, "keys switch" in refused.err) == (USAGE, True)
+    assert [e["is_valid"] for e in command("peers", "list", "--json").json] == [True, True]
+    assert command("keys", "switch").code == OK
 
 
 def test_containers_keep_the_name_of_the_oldest_key(command: Command, home: Path) -> None:

@@ -42,9 +42,10 @@ from agent.domain.orders import MAX_TASKS
 from agent.domain.strict_json import encode
 from agent.errors import AgentError, BadQuery, TrustError
 from agent.log import get_logger
-from agent.pipeline.host import signed_order
+from agent.pipeline.host import Host, signed_order
 from agent.ports.ledger import EventRecord, JobQuery, OrderRecord
 from agent.ports.progress import Progress
+from agent.trust.roster import Roster
 
 log = get_logger(__name__)
 
@@ -128,7 +129,7 @@ def get_order_events(ask: Ask, desk: Desk) -> Response:
     def wants(event: EventRecord) -> bool:
         return event.order_id == record.id
 
-    story = _Story(show=show, wants=wants, order=record, after=after)
+    story = _Story(show=show, wants=wants, order=record, after=after, judge=lambda now: order_for(ask, now))
     return EventStream(desk, ask.signer.keyid if ask.signer is not None else None, story)
 
 
@@ -195,13 +196,17 @@ def _as_others_see_it(event: EventRecord) -> EventView | None:
 
 @dataclass(frozen=True, slots=True)
 class _Story:
-    """What one stream tells: which lines, how they are shown, from where on. `order`: after whose end it ends."""
+    """What one stream tells: which lines, how they are shown, from where on. `order`: after whose end it ends.
+
+    `judge`: raises TrustError for a reader who may not read it by the roster of this host.
+    """
 
     show: Callable[[EventRecord], EventView | None]
     wants: Callable[[EventRecord], bool]
     order: OrderRecord | None
     after: int
     only: OrderId | None = None  # of the host's stream
+    judge: Callable[[Host], object] = lambda _: None
 
     @property
     def order_id(self) -> OrderId | None:
@@ -221,6 +226,7 @@ class EventStream(Response):
         super().__init__(None, 200, {"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._desk, self._reader, self._story = desk, reader, story
+        self._judged_by: Roster | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Tell until the order has ended, the time is over, or either side leaves."""
@@ -331,14 +337,19 @@ class EventStream(Response):
         return EndedView(order=order.id, ending=ending)
 
     def _may_read(self) -> bool:
-        """Whether the key that signed for this stream still holds, by the roster as it is now."""
+        """Whether the key that signed for this stream still holds, and may read this order, by the roster as it is now."""
         if self._reader is None:
             return True
         host = self._desk.host
         try:
             host.roster.require(self._reader, role=None, at=host.ports.now())
+            if host.roster is not self._judged_by:  # a reload: whose keys are one agent's may have changed
+                self._story.judge(host)
+                self._judged_by = host.roster
         except TrustError:
             return False
+        except AgentError as error:  # the ledger is away: judged a second later
+            log.error("stream.not_judged", code=error.code, detail=error.detail)
         return True
 
 

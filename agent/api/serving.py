@@ -63,6 +63,8 @@ def mutual_tls(certificate: Path, private_key: Path, client_authority: Path) -> 
     """The same for clients that show a certificate by an authority of this file, and for no others. Raises: BadSettings."""
     context = server_tls(certificate, private_key)
     context.verify_mode = ssl.CERT_REQUIRED
+    # Whoever comes again by a ticket shows no certificate: an authority that a reload took away would hold on for hours.
+    context.num_tickets = 0
     try:
         context.load_verify_locations(client_authority)
     except (OSError, ssl.SSLError) as cause:

@@ -248,7 +248,7 @@ def _tell_roster(here: Here, authority: str) -> bool:
     entries = tuple(replace(one, tls_ca=authority) if one.keyid in own else one for one in roster.entries)
     if entries == roster.entries:
         return False
-    write(here, Roster(entries))
+    write(here, Roster(entries), before=roster)
     return True
 
 

@@ -92,7 +92,7 @@ def rotate(
         _tell(standing_of(here), as_json)
         return
     old, now = load_key(here.settings.identity.key), datetime.now(UTC)
-    if previous_of(here.settings.identity.key).exists():
+    if previous_of(here.settings.identity.key).exists() and not next_of(here.settings.identity.key).exists():
         raise BadSettings("the key before this one is still kept: dc-compute keys retire")
     path = next_of(here.settings.identity.key)
     new = load_key(path) if path.exists() else make_key(path)  # one that was begun goes on
@@ -100,9 +100,9 @@ def rotate(
     entry = roster.find(new.keyid)
     if entry is None:
         text = sign_rotation(old, new, issued=now, until=now + timedelta(days=days))
-        roster = with_rotation(roster, text, now=now, valid_until=now + VALID)
-        write(here, roster)
-        entry = roster.find(new.keyid)
+        wanted = with_rotation(roster, text, now=now, valid_until=now + VALID)
+        write(here, wanted, before=roster)
+        entry = wanted.find(new.keyid)
     if entry is None or entry.rotation is None:
         raise BadSettings(f"{path} holds a key that the roster knows without a statement: move it away")
     file = to or here.settings.trust.roster.with_name(STATEMENT_FILE)
@@ -152,6 +152,10 @@ def retire(
     """End the old key here and delete its file. Logs of jobs that ran under it can then not be read any more."""
     here = here_of(context)
     kept = previous_of(here.settings.identity.key)
+    if next_of(
+        here.settings.identity.key
+    ).exists():  # a switch was interrupted: what is kept is the key in use
+        raise BadSettings("the next key is not in use yet: dc-compute keys switch")
     if not kept.exists():
         raise BadSettings("no key waits to be retired: `keys rotate`, then `keys switch` come before")
     told, now = standing_of(here), datetime.now(UTC)
@@ -163,7 +167,8 @@ def retire(
     roster = read(here)
     if (entry := roster.find(told.old)) is not None and entry.is_valid(now):
         ended = replace(entry, valid_until=now.replace(microsecond=0))
-        write(here, Roster(tuple(ended if one is entry else one for one in roster.entries)))
+        wanted = Roster(tuple(ended if one is entry else one for one in roster.entries))
+        write(here, wanted, before=roster)
     kept.unlink()
     if as_json:
         print_json({"old": told.old, "new": told.new, "until": told.until})

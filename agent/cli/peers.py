@@ -107,9 +107,10 @@ def add(
         valid_from=now - timedelta(minutes=5),
         valid_until=now + timedelta(days=days),
     )
-    wanted = with_entry(read_or_empty(here), entry)
+    roster = read_or_empty(here)
+    wanted = with_entry(roster, entry)
     confirm_key(entry.public_key, f"{entry.role} {entry.name}", told=fingerprint, yes=yes)
-    write(here, wanted)
+    write(here, wanted, before=roster)
     if as_json:
         print_json(_document(entry))
     else:
@@ -126,7 +127,8 @@ def remove(
     here = here_of(context)
     path, roster = here.settings.trust.roster, read(here)
     entry = entry_named(who, roster, path)
-    write(here, Roster(tuple(other for other in roster.entries if other.keyid != entry.keyid)))
+    wanted = Roster(tuple(other for other in roster.entries if other.keyid != entry.keyid))
+    write(here, wanted, before=roster)
     if as_json:
         print_json(_document(entry))
     else:
@@ -151,7 +153,7 @@ def rotate(
     assert entry is not None  # noqa: S101 - with_rotation put it there
     if wanted != roster:
         confirm_key(entry.public_key, f"the new key of {entry.role} {entry.name}", told=fingerprint, yes=yes)
-        write(here, wanted)
+        write(here, wanted, before=roster)
     if as_json:
         print_json({**_document(entry), "follows": told.old, "until": told.until})
         return

@@ -10,7 +10,7 @@ from agent.cli.files import replace_file, write_new
 from agent.cli.here import Here, here_of, read_file
 from agent.cli.keys import load_key, tell
 from agent.cli.out import JsonFlag, print_json, print_table, say, short
-from agent.cli.roster_file import read, read_or_empty, write
+from agent.cli.roster_file import alone, read, read_or_empty, write
 from agent.cli.told import FingerprintOption, YesFlag, confirm_key, key_in, read_pem
 from agent.errors import BadSettings, RosterConflict, StaleRoster
 from agent.trust.envelope import parse_envelope
@@ -55,11 +55,10 @@ def trust(
     if pinned is not None and pinned != key and not replace:
         raise RosterConflict(f"root key {pinned.keyid} is pinned at {path}; --replace takes {key.keyid}")
     confirm_key(key, "the consortium's root key", told=fingerprint, yes=yes)
-    if pinned is not None and pinned != key:  # the new one counts versions of its own
-        _bundle_path(here).unlink(missing_ok=True)
     if not path.exists():
         write_new(path, f"{key.base64}\n".encode(), 0o640)
     replace_file(path, f"{key.base64}\n".encode())
+    _forget_others(here, key)  # not before: the versions of a key that stays pinned are never forgotten
     tell(key, path, as_json)
 
 
@@ -96,9 +95,13 @@ def sync(
         print_table(("", "role", "name", "key id", "what~"), [_row(change) for change in changes])
     if changes and not yes:
         typer.confirm(f"Take over version {version} with these {len(changes)} changes?", abort=True, err=True)
-    _keep(here, data)  # first: what was seen once is not gone back on
+    with alone(here):
+        _open(
+            here, data, root_key
+        )  # again: another sync may have gone on to a newer one while a person was asked
+        _keep(here, data)  # first: what was seen once is not gone back on
     if wanted != roster:
-        write(here, wanted)
+        write(here, wanted, before=roster)
     if as_json:
         told = [
             {"what": one.kind, "role": one.entry.role, "name": one.entry.name, "keyid": one.entry.keyid,
@@ -178,6 +181,16 @@ def _open(here: Here, data: bytes, root: PublicKey) -> tuple[int, Roster]:
             f"another roster than the one offered had version {version}: the coordinator signs a new one"
         )
     return version, signed
+
+
+def _forget_others(here: Here, root: PublicKey) -> None:
+    """Forget the roster that another key signed: this one counts versions of its own."""
+    bundle = _bundle_path(here)
+    if not bundle.exists():
+        return
+    before = parse_envelope(read_file(bundle, limit_bytes=WIRE_LIMIT), limit_bytes=MAX_ROSTER_BYTES)
+    if before.keyid != root.keyid:
+        bundle.unlink()
 
 
 def _digest(data: bytes) -> str:

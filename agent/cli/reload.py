@@ -1,9 +1,11 @@
 """`reload`: tell the services that their files changed, and whether each took it."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -55,12 +57,19 @@ def reload(
 
 
 def ask_all(folder: Path) -> dict[int, int]:
-    """When each running service was asked, on the monotonic clock, by its process. Raises: BadSettings, AgentUnreachable."""
+    """When each running service was asked, on the monotonic clock, by its process. Raises: BadSettings, AgentUnreachable.
+
+    A service writes its own file: root signals no process of anybody else that one of them names.
+    """
     asked = {}
     try:
         for one in running(folder):
-            asked[one.pid] = time.monotonic_ns()
-            os.kill(one.pid, signal.SIGHUP)
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended just now
+                if _user_of(one.pid) != (folder / one.file).lstat().st_uid:
+                    continue
+                begun = time.monotonic_ns()
+                os.kill(one.pid, signal.SIGHUP)
+                asked[one.pid] = begun
     except PermissionError as cause:
         raise BadSettings(
             "the services are another user's: run this as root or as the agent's user"
@@ -70,10 +79,21 @@ def ask_all(folder: Path) -> dict[int, int]:
     return asked
 
 
+def _user_of(pid: int) -> int | None:
+    """Whose process this is; None for a number of none. Its folder in /proc is root's where its memory is its own.
+
+    Raises: FileNotFoundError, ProcessLookupError.
+    """
+    if pid <= 0:  # to `kill`: many processes
+        return None
+    found = re.search(r"(?m)^Uid:\t([0-9]+)", Path("/proc", str(pid), "status").read_text())
+    return None if found is None else int(found[1])
+
+
 def _wait(folder: Path, asked: dict[int, int], ends_at: float) -> tuple[Service, ...]:
     """Every service that answered in time, that is, began a reload after it was asked and ended it."""
     while True:
-        done = tuple(one for one in running(folder) if one.asked_ns >= asked.get(one.pid, one.asked_ns + 1))
+        done = tuple(one for one in running(folder) if one.pid in asked and one.asked_ns >= asked[one.pid])
         if len(done) == len(asked) or time.monotonic() > ends_at:
             return done
         time.sleep(LOOK_EVERY_S)

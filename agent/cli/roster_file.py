@@ -1,13 +1,17 @@
 """The roster's file: read, and changed so that comments and what does not change stay as they stand."""
 
+import fcntl
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from agent.cli.files import make_folder, replace_file
 from agent.cli.here import Here
 from agent.cli.out import warn
 from agent.cli.reload import ask_all
-from agent.errors import AgentUnreachable, BadSettings
+from agent.errors import AgentUnreachable, BadSettings, RosterConflict
 from agent.trust.roster import Roster, RosterEntry
 
 _BLOCK = re.compile(r"(?m)^(?=\[\[entries\]\])")
@@ -23,13 +27,43 @@ def read_or_empty(here: Here) -> Roster:
     return read(here) if here.settings.trust.roster.exists() else Roster()
 
 
-def write(here: Here, roster: Roster) -> None:
-    """Make this the roster in force, whole or not at all, and say who must read it anew. Raises: BadSettings."""
+def write(here: Here, roster: Roster, *, before: Roster) -> None:
+    """Make this the roster in force, whole or not at all, and say who must read it anew.
+
+    `before`: the roster that it was made from. Raises: BadSettings; RosterConflict when somebody changed that meanwhile, as
+    while a person was asked: their change would be lost.
+    """
     path = here.settings.trust.roster
-    text = text_of(path) if path.exists() else ""
     make_folder(path.parent)
-    replace_file(path, edited(text, roster).encode())
+    with alone(here):
+        text = text_of(path) if path.exists() else ""
+        if Roster.from_toml(text) != before:
+            raise RosterConflict(f"{path} was changed meanwhile: run the command again")
+        replace_file(path, edited(text, roster).encode())
     tell_services(here)
+
+
+@contextmanager
+def alone(here: Here) -> Iterator[None]:
+    """While the block runs no other command of ours writes the roster or what lies beside it.
+
+    Raises: BadSettings; RosterConflict while another one does, for nobody is to hold up a person who bars a key.
+    """
+    folder = here.settings.trust.roster.parent
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as cause:
+        raise BadSettings(f"the folder {folder} cannot be read: {cause.strerror}") from cause
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as cause:
+            raise RosterConflict(
+                f"{folder} is being changed by another command: run this one again"
+            ) from cause
+        yield
+    finally:
+        os.close(lock)
 
 
 def tell_services(here: Here) -> None:

@@ -59,6 +59,11 @@ class Service(Struct, frozen=True, kw_only=True):
     asked_ns: int = 0
     last: Reload | None = None
 
+    @property
+    def file(self) -> str:
+        """The name of the file in which it tells of itself."""
+        return f"{self.service}-{self.pid}{STATE}"
+
 
 class Board:
     """Where one service tells of itself."""
@@ -111,7 +116,9 @@ def running(folder: Path) -> tuple[Service, ...]:
         if path.suffix != STATE or not _is_held(path.with_suffix(LOCK)):
             continue
         with suppress(FileNotFoundError, msgspec.MsgspecError):
-            found.append(msgspec.json.decode(path.read_bytes(), type=Service))
+            told = msgspec.json.decode(path.read_bytes(), type=Service)
+            if told.file == path.name:
+                found.append(told)
     return tuple(found)
 
 

@@ -24,7 +24,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
 from agent.errors import BadSettings
-from agent.trust.certificates import TlsIdentity, alternative_name, certificate_builder, key_usage
+from agent.trust.certificates import (
+    STRANGE,
+    TlsIdentity,
+    alternative_name,
+    certificate_builder,
+    key_usage,
+)
 
 MAX_LEAF_DAYS: Final = 398
 MAX_NAMES: Final = 32
@@ -93,7 +99,7 @@ def read_request(pem: bytes) -> Request:
         _check_key(request.public_key())
         told = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         names = tuple(_name_of(name) for name in told)
-    except (ValueError, UnsupportedAlgorithm, InvalidSignature, x509.ExtensionNotFound) as cause:
+    except (ValueError, UnsupportedAlgorithm, InvalidSignature, x509.ExtensionNotFound, *STRANGE) as cause:
         raise BadSettings(f"this is no signing request that can be signed: {cause}") from cause
     if not 1 <= len(names) <= MAX_NAMES:
         raise BadSettings(f"the request asks for {len(names)} names, 1 to {MAX_NAMES} can be signed")

@@ -16,6 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
+# What `cryptography` raises beside ValueError for extensions that TLS itself does not mind.
+STRANGE = (x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType)
+
 BACKDATED = timedelta(minutes=5)  # for hosts whose clock is a little behind
 
 
@@ -136,7 +139,10 @@ def read_certificate(pem: bytes) -> CertificateView:
 
 def read_certificates(pem: bytes) -> tuple[CertificateView, ...]:
     """What each certificate of a chain says, the server's first. Raises: ValueError when there is none, or one is broken."""
-    return tuple(_view(certificate) for certificate in x509.load_pem_x509_certificates(pem))
+    try:
+        return tuple(_view(certificate) for certificate in x509.load_pem_x509_certificates(pem))
+    except STRANGE as cause:
+        raise ValueError(f"a certificate says what nobody can read: {cause}") from cause
 
 
 def _view(certificate: x509.Certificate) -> CertificateView:

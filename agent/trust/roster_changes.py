@@ -23,7 +23,7 @@ class Kind(StrEnum):
     REMOVED = "removed"
     CHANGED = "changed"
     ROTATED = "rotated"  # added, by a statement of a key that is known
-    NEW_KEY = "new key"  # added, under the name or the address of a key that is known: a person must say so
+    NEW_KEY = "new key"  # it takes the name or the address of a key that is known: a person must say so
     KEPT = "kept"  # this agent's own, which the other roster lacks
 
 
@@ -113,6 +113,14 @@ def plan_sync(
 
 def _change(entry: RosterEntry, roster: Roster) -> Change:
     before = roster.find(entry.keyid)
+    old = None if entry.took_place_of is None else roster.find(entry.took_place_of.old)
+    if old is not None and old.revoked_at is not None:
+        old = None
+    self_or_old = before or old
+    own = () if self_or_old is None else roster.keys_of(self_or_old.keyid)
+    known = _whose_place(entry, roster, own, before) or (None if before else _successor(old, roster))
+    if known is not None:
+        return Change(kind=Kind.NEW_KEY, entry=entry, instead_of=known)
     if before is not None:
         told = asdict(before)
         return Change(
@@ -120,27 +128,45 @@ def _change(entry: RosterEntry, roster: Roster) -> Change:
             entry=entry,
             fields=tuple(name for name, value in asdict(entry).items() if value != told[name]),
         )
-    old = None if entry.took_place_of is None else roster.find(entry.took_place_of.old)
-    if old is not None and old.revoked_at is None:
+    if old is not None:
         return Change(kind=Kind.ROTATED, entry=entry, instead_of=old)
-    known = _whose_place(entry, roster)
-    if known is not None:
-        return Change(kind=Kind.NEW_KEY, entry=entry, instead_of=known)
     return Change(kind=Kind.ADDED, entry=entry)
 
 
-def _whose_place(entry: RosterEntry, roster: Roster) -> RosterEntry | None:
-    """The entry of the same role, not revoked, that has the name or the address of this one."""
+def _successor(old: RosterEntry | None, roster: Roster) -> RosterEntry | None:
+    """The key that took this one's place already. Whoever stole the old one signs for another."""
+    told = ((known, known.took_place_of) for known in roster.entries)
+    return next(
+        (
+            known
+            for known, rotation in told
+            if old is not None and rotation is not None and rotation.old == old.keyid
+        ),
+        None,
+    )
+
+
+def _whose_place(
+    entry: RosterEntry, roster: Roster, own: Collection[KeyId] = (), before: RosterEntry | None = None
+) -> RosterEntry | None:
+    """The entry of the same role, not revoked, that has the name or the address of this one.
+
+    `own`: keys of the same agent, in whose place it may stand. `before`: what this entry was; what it had then it takes from
+    nobody.
+    """
+    name: str | None = entry.name
+    address = _address(entry)
+    if before is not None and before.role is entry.role:
+        name = None if name == before.name else name
+        address = None if address == _address(before) else address
     return next(
         (
             known
             for known in roster.entries
             if known.role is entry.role
             and known.revoked_at is None
-            and (
-                known.name == entry.name
-                or (_address(known) is not None and _address(known) == _address(entry))
-            )
+            and known.keyid not in own
+            and (known.name == name or (address is not None and _address(known) == address))
         ),
         None,
     )

@@ -16,10 +16,14 @@ from agent.api import feed as feed_module
 from agent.devkit.waiting import wait_for
 from agent.domain.jobs import Job, JobEvent
 from agent.ports.ledger import Ledger
+from agent.trust.keys import SigningKey
 from agent.trust.roster import Roster
+from agent.trust.roster_changes import with_rotation
+from agent.trust.rotation import sign_rotation
 from tests.api.streams import SOON_S, Studio, open_studio
-from tests.builders import NOW
+from tests.builders import DAY, NOW, changed, key_of
 from tests.ports.ledger_stage import (
+    arrival,
     at,
     attested,
     order_named,
@@ -310,6 +314,32 @@ def test_a_key_that_left_the_roster_loses_its_stream(studio: Studio) -> None:
         house.desk.begun_with = replace(house.host, roster=Roster(others))
 
         assert stream.rest() == []
+
+
+def came_from(sender: SigningKey, ledger: Ledger, name: str) -> Job:
+    order = arrival(order_named(name), sender=sender.keyid)
+    return ledger.admit(order, NOW, max_attempts=3, queue_limit=100).job
+
+
+def test_a_key_that_is_the_old_one_s_no_more_loses_the_stream_of_its_order(studio: Studio) -> None:
+    house, b, new_b = studio.house, studio.house.world.agent("b"), key_of("agent-b, the second")
+    statement = sign_rotation(b, new_b, issued=NOW - DAY, until=NOW + 60 * DAY)
+    rotated = with_rotation(house.host.roster, statement, now=NOW, valid_until=NOW + 365 * DAY)
+    house.desk.begun_with = replace(house.host, roster=rotated)
+    job = came_from(b, house.ledger, "order")
+    with studio.signed(new_b, studio.path()) as stream:
+        stream.next("job.received")
+        time.sleep(1.5 * feed_module.SECOND_S)  # it is judged meanwhile, and goes on
+        start(house.ledger, job)
+        going_on = stream.next("job.queued").event
+    came_from(b, house.ledger, "another")
+    with studio.signed(new_b, studio.path("another")) as stream:
+        stream.next("job.received")
+        house.desk.begun_with = replace(house.host, roster=changed(rotated, b.keyid, revoked_at=NOW))
+
+        assert stream.rest() == []
+    assert going_on == "job.queued"
+    assert studio.ask(new_b, studio.path("another")).status_code == 403
 
 
 def test_a_stream_ends_after_a_while_and_is_taken_up_again(

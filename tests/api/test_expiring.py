@@ -5,10 +5,14 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtensionOID, NameOID
 from structlog.testing import capture_logs
 
 from agent.api.expiring import Expiring
-from agent.trust.certificates import CertificateAuthority
+from agent.trust.certificates import CertificateAuthority, certificate_builder
 from agent.trust.expiry import Kind
 from tests.api.house import House, open_house
 from tests.builders import NOW, changed
@@ -76,6 +80,28 @@ def test_the_page_of_metrics_says_when_each_certificate_ends(tmp_path: Path) -> 
         f'{METRIC}{{kind="certificate",name="CN=a.test"}}': (NOW + 90 * DAY).timestamp(),
         f'{METRIC}{{kind="certificate chain",name="CN=ours"}}': (NOW + 500 * DAY).timestamp(),
     }
+
+
+def test_a_certificate_with_a_name_that_nobody_reads_takes_no_metric_away(tmp_path: Path) -> None:
+    house, expiring = watched(tmp_path)
+    o1 = house.world.orchestrator.keyid
+    strange = with_names(bytes.fromhex("3004a3023000")).decode("ascii")  # an X.400 address: TLS does not mind
+    house.desk.begun_with = replace(house.host, roster=changed(house.host.roster, o1, tls_ca=strange))
+    (tmp_path / "tls.crt").write_text(strange)
+    house.desk.metrics.also(expiring)
+
+    assert expiring.warn() == ()
+    assert METRIC.encode() in bytes(house.desk.metrics.page().body)
+
+
+def with_names(names: bytes) -> bytes:
+    """A certificate with this as its alternative names, DER."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "strange")])
+    builder = certificate_builder(name, name, key.public_key(), NOW, 90)
+    told = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, names)
+    signed = builder.add_extension(told, critical=False).sign(key, hashes.SHA256())
+    return signed.public_bytes(serialization.Encoding.PEM)
 
 
 def test_a_service_warns_at_its_start_and_ends_its_watch(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtensionOID, NameOID
 
 from agent.errors import BadSettings
 from agent.trust.authority import (
@@ -253,6 +253,14 @@ def request_of(key: object, *names: x509.GeneralName) -> bytes:
     return builder.sign(key, algorithm).public_bytes(serialization.Encoding.PEM)  # type: ignore[arg-type]
 
 
+def request_with(key: ec.EllipticCurvePrivateKey, names: bytes) -> bytes:
+    """A request with these alternative names, DER."""
+    told = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, names)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    signed = builder.add_extension(told, critical=False).sign(key, hashes.SHA256())
+    return signed.public_bytes(serialization.Encoding.PEM)
+
+
 P256 = ec.generate_private_key(ec.SECP256R1())
 
 
@@ -267,6 +275,7 @@ P256 = ec.generate_private_key(ec.SECP256R1())
         request_of(P256, x509.DNSName("")),
         request_of(P256, x509.RFC822Name("a@example.org")),
         request_of(P256, x509.UniformResourceIdentifier("https://example.org")),
+        request_with(P256, bytes.fromhex("3004a3023000")),  # an X.400 address, which nobody reads
         request_of(P256, *(x509.DNSName(f"h{n}.example.org") for n in range(33))),
         request_of(rsa.generate_private_key(65537, 2048), x509.DNSName("a.example.org")),
         request_of(ed25519.Ed25519PrivateKey.generate(), x509.DNSName("a.example.org")),

@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent.errors import BadRotation, RosterConflict
+from agent.trust.keys import SigningKey
 from agent.trust.roster import Role, Roster
 from agent.trust.roster_changes import Kind, plan_sync, with_entry, with_rotation
 from agent.trust.rotation import sign_rotation
@@ -208,3 +209,62 @@ def test_a_statement_of_a_key_that_this_roster_has_revoked_does() -> None:
     _, changes = plan_sync(barred, signed, OLD.keyid)
 
     assert Kind.ROTATED not in {change.kind for change in changes}
+
+
+def test_a_known_key_does_not_take_the_name_or_the_address_of_another_one_silently() -> None:
+    b, c = WORLD.agent("b").keyid, WORLD.agent("c").keyid
+    without_b = Roster(tuple(entry for entry in ROSTER.entries if entry.keyid != b))
+    of_b = ROSTER.find(b)
+    assert of_b is not None
+    by_name = changed(without_b, c, name=of_b.name)
+    by_address = changed(without_b, c, agent_url=of_b.agent_url)
+
+    for signed in (by_name, by_address):
+        with pytest.raises(RosterConflict, match="another key"):
+            plan_sync(ROSTER, signed, OLD.keyid)
+    assert kinds(ROSTER, by_address, accepted=("agent-c",))["agent-c"] is Kind.NEW_KEY
+
+
+def test_a_key_that_changes_its_role_takes_nobody_s_name_there_silently() -> None:
+    owner, o1 = ROSTER.find(key_of("owner").keyid), ROSTER.find(key_of("o1").keyid)
+    assert owner is not None
+    assert o1 is not None
+    raised = changed(ROSTER, owner.keyid, role=Role.ORCHESTRATOR, name=o1.name)
+
+    with pytest.raises(RosterConflict, match="o1"):
+        plan_sync(ROSTER, raised, OLD.keyid)
+
+
+def test_a_statement_of_one_agent_gives_no_right_to_the_place_of_another() -> None:
+    b, new_b = WORLD.agent("b"), key_of("agent-b, the second")
+    statement = sign_rotation(b, new_b, issued=NOW - DAY, until=UNTIL)
+    rotated = with_rotation(ROSTER, statement, now=NOW, valid_until=LATER)
+    of_c = rotated.find(WORLD.agent("c").keyid)
+    assert of_c is not None
+    signed = changed(rotated, new_b.keyid, name=of_c.name, agent_url=of_c.agent_url)
+
+    with pytest.raises(RosterConflict, match="agent-c"):
+        plan_sync(ROSTER, signed, OLD.keyid)
+
+
+def test_both_keys_of_an_agent_move_to_another_address_with_nobody_s_word() -> None:
+    b, new_b = WORLD.agent("b"), key_of("agent-b, the second")
+    statement = sign_rotation(b, new_b, issued=NOW - DAY, until=UNTIL)
+    rotated = with_rotation(ROSTER, statement, now=NOW, valid_until=LATER)
+    half = changed(rotated, new_b.keyid, agent_url="https://moved.test:8440")
+    moved = changed(half, b.keyid, agent_url="https://moved.test:8440")
+
+    for before, after in ((rotated, half), (rotated, moved), (half, moved)):
+        _, changes = plan_sync(before, after, OLD.keyid)
+        assert {change.kind for change in changes} == {Kind.CHANGED}
+
+
+def test_a_key_that_has_given_way_does_not_give_way_to_another_one_silently() -> None:
+    b, new_b, thief = WORLD.agent("b"), key_of("agent-b, the second"), key_of("thief")
+
+    def given_way(to: SigningKey) -> Roster:
+        statement = sign_rotation(b, to, issued=NOW - DAY, until=UNTIL)
+        return with_rotation(ROSTER, statement, now=NOW, valid_until=LATER)
+
+    with pytest.raises(RosterConflict, match="agent-b"):
+        plan_sync(given_way(new_b), given_way(thief), OLD.keyid)

@@ -13,6 +13,9 @@ from agent.domain.jobs import JobState
 
 NAME_LENGTH: Final = 13  # characters of a host's name that fit under a hop
 
+MOST_DRAWN: Final = (
+    1e12  # a score beyond it is no score that anybody compares, and an axis to it shows nothing
+)
 WIDTH, HEIGHT = 640, 250  # of a plot, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 30, 48
 
@@ -134,9 +137,10 @@ def _standing(task: TaskView, is_passed: bool) -> tuple[str, str]:
 def score_words(score: str) -> str:
     """A score to four places, as it was told where it is no number."""
     try:
-        return f"{float(score):.4f}"
+        number = float(score)
     except ValueError:
         return cut(score, 12)
+    return f"{number:.4f}" if abs(number) <= MOST_DRAWN else f"{number:.4g}"
 
 
 def plot_scores(chain: Sequence[TaskView], names: Sequence[str]) -> Plot | None:
@@ -144,7 +148,7 @@ def plot_scores(chain: Sequence[TaskView], names: Sequence[str]) -> Plot | None:
     scores = [
         (task.position, float(task.score), name)
         for task, name in zip(chain, names, strict=True)
-        if task.score is not None and math.isfinite(float(task.score))
+        if task.score is not None and abs(float(task.score)) <= MOST_DRAWN
     ]
     if not scores:
         return None

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from msgspec import Struct
+from msgspec import Meta, Struct
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
@@ -70,6 +70,9 @@ FILTERS: Final = {  # what is shown under which name in the list of orders
 }
 
 
+Number = Annotated[int, Meta(ge=0, le=(1 << 53) - 1)]  # what is larger is no row of any ledger
+
+
 class PageFiles(Struct, frozen=True, kw_only=True):
     """Files that the page tells of and the pipeline has no use for: this host's certificate, its ledger and queues."""
 
@@ -94,13 +97,13 @@ class OrdersQuery(PartQuery, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class OrderQuery(PartQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The query of /orders/{id}: the first task that is shown."""
 
-    first: int = 0
+    first: Number = 0
 
 
 class LinesQuery(PartQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The query of what is read from the audit log: the lines below this number."""
 
-    before: int | None = None
+    before: Number | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,7 @@ class Site:
 
     def _order(self, ask: Ask, lens: Lens) -> Shown:
         query = ask.query_as(OrderQuery)
-        told = facts_orders.order(lens, ask.order_id, max(0, query.first))
+        told = facts_orders.order(lens, ask.order_id, query.first)
         return Shown("order.html", {"told": told, "window": facts_orders.WINDOW}, query.part)
 
     def _receipt(self, ask: Ask, lens: Lens) -> Shown:

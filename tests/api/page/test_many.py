@@ -8,6 +8,17 @@ from tests.api.page.stage import Page
 MAX_PAGE_BYTES = 100 << 10
 
 
+def test_a_number_that_no_row_has_is_refused_in_words(tmp_path: Path) -> None:
+    with crowded(tmp_path, 60) as stage:
+        (line, *_) = stage.house.ledger.newest_jobs(frozenset(), limit=1)
+        pages = "/refusals?before=", "/datasets?before=", f"/orders/{line.order_id}?first="
+        told = {
+            stage.page(f"{page}{number}").status_code for page in pages for number in (1 << 63, 1 << 70, -1)
+        }
+
+    assert told == {400}
+
+
 def test_no_page_is_larger_than_100_kib_with_ten_thousand_orders(tmp_path: Path) -> None:
     with crowded(tmp_path) as stage:
         answers = {target: stage.page(target) for target in targets(stage)}

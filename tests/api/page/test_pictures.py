@@ -67,6 +67,16 @@ def test_without_a_score_there_is_no_plot() -> None:
     assert plot_scores(with_scores(None, None), ["a", "b"]) is None
 
 
+def test_scores_that_a_peer_signed_beyond_every_measure_break_no_page() -> None:
+    far = plot_scores(with_scores("1e308", "-1e308"), ["a", "b"])
+    beside = plot_scores(with_scores("1e300", "0.9"), ["a", "b"])
+
+    assert far is None
+    assert beside is not None
+    assert [dot.label for dot in beside.dots] == ["0.9000"]
+    assert score_words("1e300") == "1e+300"
+
+
 def test_a_training_is_marked_where_it_stands() -> None:
     learn = replace(TASK, position=0, kind=TaskKind.LEARN, score=None)
 
