@@ -193,6 +193,9 @@ class Feed:
         doing: dict[JobId, Progress] = {}
         while self._has_listeners():
             try:
+                if time.monotonic() - looked_at >= SECOND_S:
+                    looked_at = time.monotonic()
+                    doing = self._look_around(doing)
                 now = self._ledger.version()
                 if now == version:
                     rest_s = min(LONG_S, rest_s * 1.5)
@@ -202,9 +205,11 @@ class Feed:
             except AgentError as error:
                 log.error("feed.not_read", code=error.code, detail=error.detail)
                 version, rest_s = -1, REST_S
-            if time.monotonic() - looked_at >= SECOND_S:
-                looked_at = time.monotonic()
-                doing = self._look_around(doing)
+            except (
+                Exception
+            ):  # a line that somebody wrote over: without its one watcher no stream hears anything again
+                log.exception("feed.crashed")
+                version, rest_s = -1, REST_S
             time.sleep(rest_s)
 
     def _has_listeners(self) -> bool:

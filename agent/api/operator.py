@@ -93,9 +93,12 @@ def refuse_browser(request: Request) -> None:
     is_browser = any(request.headers.get(field) is not None for field in ("origin", "sec-fetch-site"))
     if is_browser and request.method not in {"GET", "HEAD"}:
         raise NotYours("a browser only reads here: use the command line")
+    # A link is followed in a window of its own, and its site sees nothing of the answer. A frame is nobody's wish: streams in
+    # some of them would take all of the connections that a browser gives the page itself.
     is_link = (
         request.headers.get("sec-fetch-mode") == "navigate"
-    )  # followed by a person: its site sees nothing of the answer
+        and request.headers.get("sec-fetch-dest") == "document"
+    )
     if request.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"} and not is_link:
         raise NotYours("another site may not read here")
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from agent.api import events as module
 from agent.api import feed as feed_module
 from agent.devkit.waiting import wait_for
 from agent.domain.jobs import Job, JobEvent
-from agent.ports.ledger import Ledger
+from agent.ports.ledger import EventRecord, Ledger
 from agent.trust.keys import SigningKey
 from agent.trust.roster import Roster
 from agent.trust.roster_changes import with_rotation
@@ -340,6 +341,27 @@ def test_a_key_that_is_the_old_one_s_no_more_loses_the_stream_of_its_order(studi
         assert stream.rest() == []
     assert going_on == "job.queued"
     assert studio.ask(new_b, studio.path("another")).status_code == 403
+
+
+def test_a_line_that_nobody_can_read_leaves_the_watcher_alive(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, is_read = studio.house.ledger, threading.Event()
+    read = ledger.events
+    monkeypatch.setattr(feed_module, "REST_S", 0.05)
+
+    def unreadable(**asked: Any) -> tuple[EventRecord, ...]:
+        is_read.set()
+        raise ValueError("no JSON")
+
+    with studio.operator(ALL_OF_HOST) as stream:
+        wait_for(lambda: studio.house.desk.feed.is_watching, "the watcher", timeout_s=SOON_S)
+        monkeypatch.setattr(ledger, "events", unreadable)
+        ledger.record_event("host.paused", NOW)
+        assert is_read.wait(SOON_S)
+        monkeypatch.setattr(ledger, "events", read)
+
+        assert stream.next().event == "host.paused"
 
 
 def test_a_stream_ends_after_a_while_and_is_taken_up_again(

@@ -121,8 +121,14 @@ def test_a_browser_writes_nothing_not_even_from_the_own_page(house: House, told:
 
 def test_another_site_reads_nothing_and_may_link_to_a_page(house: House) -> None:
     asked = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
-    followed = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    followed = {
+        "sec-fetch-site": "cross-site",
+        "sec-fetch-mode": "navigate",
+        "sec-fetch-dest": "document",
+    }
+    framed = [followed | {"sec-fetch-dest": kind} for kind in ("iframe", "frame", "object", "embed")]
 
     assert house.operator.get("/v1/orders", headers=asked).status_code == 403
     assert house.operator.get("/", headers=asked).status_code == 403
     assert house.operator.get("/", headers=followed).status_code == 200
+    assert {house.operator.get("/v1/orders", headers=one).status_code for one in framed} == {403}
