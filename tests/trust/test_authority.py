@@ -281,8 +281,8 @@ P256 = ec.generate_private_key(ec.SECP256R1())
         request_of(ed25519.Ed25519PrivateKey.generate(), x509.DNSName("a.example.org")),
     ],
     ids=[
-        "nothing", "no DER", "no name", "a wildcard", "an underscore", "an empty name", "a mailbox", "a URI", "X.400", "33 names",
-        "RSA", "Ed25519",
+        "nothing", "no DER", "no name", "a wildcard", "an underscore", "an empty name", "a mailbox", "a URI", "X.400",
+        "33 names", "RSA", "Ed25519",
     ],
 )  # fmt: skip
 def test_a_request_that_should_not_be_signed_is_refused(pem: bytes) -> None:
