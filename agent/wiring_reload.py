@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec.structs import replace
 
 from agent import __version__
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from agent.api.serving import ServedTls
 
 log = get_logger(__name__)
+
+# What a file that nobody foresaw makes of a reader; the old stays in force then too, and the thread hears the next signal.
+STRANGE = (OSError, ValueError, LookupError, TypeError, RecursionError, msgspec.MsgspecError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +74,7 @@ class Reloader:
             self._note(fresh, changed)
         except AgentError as error:
             done = self._refused(error.code, error.detail, error.advice)
-        except (
-            Exception
-        ) as error:  # what a file that nobody foresaw makes of a reader: the thread must hear the next signal
+        except STRANGE as error:
             done = self._refused(AgentError.code, f"{type(error).__name__}: {error}", AgentError.advice)
         else:
             done = self._take(fresh, changed)

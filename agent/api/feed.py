@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 
+import msgspec
+
 from agent.domain.ids import JobId, KeyId, OrderId
 from agent.errors import AgentError, Draining, TooManyStreams
 from agent.log import get_logger
@@ -28,6 +30,9 @@ PAGE = 500  # lines read at once
 SHORT_S, LONG_S = 0.02, 0.2  # between two looks: after something happened, and when nothing does
 SECOND_S = 1.0  # between two looks at readers and at what tasks are doing
 REST_S = 2.0  # when the ledger cannot be read
+
+# What a line that somebody wrote over makes of its reader. Without the one watcher no stream hears anything again.
+STRANGE = (ValueError, LookupError, TypeError, OSError, msgspec.MsgspecError)
 
 
 class Ending(StrEnum):
@@ -205,9 +210,7 @@ class Feed:
             except AgentError as error:
                 log.error("feed.not_read", code=error.code, detail=error.detail)
                 version, rest_s = -1, REST_S
-            except (
-                Exception
-            ):  # a line that somebody wrote over: without its one watcher no stream hears anything again
+            except STRANGE:
                 log.exception("feed.crashed")
                 version, rest_s = -1, REST_S
             time.sleep(rest_s)

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.api import events as module
@@ -352,7 +353,7 @@ def test_a_line_that_nobody_can_read_leaves_the_watcher_alive(
 
     def unreadable(**asked: Any) -> tuple[EventRecord, ...]:
         is_read.set()
-        raise ValueError("no JSON")
+        raise msgspec.DecodeError("no JSON")
 
     with studio.operator(ALL_OF_HOST) as stream:
         wait_for(lambda: studio.house.desk.feed.is_watching, "the watcher", timeout_s=SOON_S)

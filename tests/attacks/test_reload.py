@@ -3,15 +3,13 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from agent.config import Effective, LogSection, load_settings
 from agent.domain.ids import digest_of
 from agent.pipeline.services import Board, Service
 from agent.wiring_reload import Reloader
 from tests.api.house import open_house
-
-
-class Odd(Exception):
-    """What some library raises, of no kind that is known here."""
 
 
 def test_what_a_library_raises_ends_no_reload_but_this_one(tmp_path: Path) -> None:
@@ -28,7 +26,7 @@ def test_what_a_library_raises_ends_no_reload_but_this_one(tmp_path: Path) -> No
     board = Board(tmp_path, service)
 
     def read() -> Effective:
-        raise Odd("a file that nobody foresaw")
+        raise msgspec.DecodeError("a file that nobody foresaw")
 
     def set_log(_told: LogSection) -> None:
         raise AssertionError("nothing is taken over")
@@ -37,5 +35,5 @@ def test_what_a_library_raises_ends_no_reload_but_this_one(tmp_path: Path) -> No
 
     done = reloader.reload()
 
-    assert (done.is_taken, done.detail) == (False, "Odd: a file that nobody foresaw")
+    assert (done.is_taken, done.detail) == (False, "DecodeError: a file that nobody foresaw")
     assert (board.seen.refused, board.seen.last) == (1, done)
