@@ -1176,6 +1176,9 @@ purge() {
     # What Podman keeps outside the user's home, by the number of the user.
     run rm -rf "/run/user/$uid/containers" "/run/user/$uid/libpod" "/tmp/containers-user-$uid" "/tmp/podman-run-$uid" \
         "/tmp/storage-run-$uid" "/var/tmp/containers-user-$uid" "/dev/shm/libpod_rootless_lock_$uid" "$lingering"
+    # Podman 5 leaves an empty folder where it put an image's root that its containers' users could not reach.
+    run find /var/tmp -mindepth 1 -maxdepth 1 -type d -user "$service_user" -name "intermediate-mountpoint-$uid.*" \
+        -exec rmdir {} +
     run userdel "$service_user" # takes its subordinate ids along
     # shellcheck disable=SC2086  # a list of words
     [ -z "$made_files" ] || run rm -f $made_files
