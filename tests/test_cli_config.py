@@ -109,7 +109,9 @@ def test_a_secret_that_somebody_pasted_is_not_repeated(
         )
         told = capsys.readouterr().out
         assert key.splitlines()[1] not in told
-        assert str(home / "data/identity.pem") in told
+        assert (str(home / "data/identity.pem") if words else "identity.pem") in told.replace(
+            "\n", ""
+        )  # a table wraps
 
 
 def test_the_reference_is_printed_in_three_ways(capsys: pytest.CaptureFixture[str]) -> None:

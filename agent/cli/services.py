@@ -52,13 +52,14 @@ def serve(context: typer.Context, told: SetOption = None) -> None:
     with hangups.heard():
         here.start_log()
         systemd, handed = told_by_systemd()
-        tls = doors_tls(here.settings.listen)
-        with open_host(here.settings) as host, serving_host(here.settings, host, tls, handed) as doors:
-            note_start("api", __version__, host)
-            with watched(doors, host, systemd), reloading("api", here, host, hangups, tls, systemd):
-                reason = wait_for_signal()
-                systemd.stopping()
-            log.info("api.stopping", signal=reason.name)
+        with open_host(here.settings) as host:
+            tls = doors_tls(here.settings.listen)
+            with serving_host(here.settings, host, tls, handed) as doors:
+                note_start("api", __version__, host)
+                with watched(doors, host, systemd), reloading("api", here, host, hangups, tls, systemd):
+                    reason = wait_for_signal()
+                    systemd.stopping()
+                log.info("api.stopping", signal=reason.name)
 
 
 def told_by_systemd() -> tuple[Systemd, tuple[socket.socket, ...]]:

@@ -83,8 +83,8 @@ def test_a_path_of_nonsense_is_no_server_error(door: str, path: str) -> None:
 
 
 def test_requests_sent_in_one_piece_are_answered_one_after_the_other(doors: dict[str, str]) -> None:
-    one = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
-    last = b"GET /v1/orders?limit=-1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    one = b"GET /health HTTP/1.1\r\nHost: operator\r\n\r\n"
+    last = b"GET /v1/orders?limit=-1 HTTP/1.1\r\nHost: operator\r\nConnection: close\r\n\r\n"
 
     found = by_hand(doors["operator"], one * 20 + last)
 

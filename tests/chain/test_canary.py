@@ -30,6 +30,7 @@ from agent.devkit.server import now
 from agent.devkit.waiting import wait_for
 from agent.domain.orders import DatasetRef, SignedOrder
 from agent.domain.reports import ReportState
+from agent.pipeline.workspace import parse_folder_name
 from agent.trust.dataset_header import parse_header
 from agent.trust.seal import make_seal, read_preamble
 from agent.trust.shares import new_share, unwrap_data_key
@@ -299,7 +300,7 @@ def test_neither_data_nor_keys_are_on_a_disk_when_everything_is_killed_in_the_mi
     town.consortium.start(stage.hospital.agent)
     town.consortium.wait_until_ready([stage.hospital.agent])
     wait_for(
-        lambda: not any(one.is_dir() for one in stage.workspaces.iterdir()),
+        lambda: not any(parse_folder_name(one.name) for one in stage.workspaces.iterdir()),
         "the sweep",
         timeout_s=ORDER_TIMEOUT_S,
     )
