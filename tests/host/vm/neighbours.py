@@ -62,7 +62,7 @@ def make() -> Consortium:
     key = SigningKey.load(INSTALLED / "identity.pem")
     made = found(TOWN / "t", NAMES, runtime=on_podman(PODMAN), memory=MEMORY, installed={"A": (key, PORT)})
     made.owner.save(TOWN / "t/owner.pem")
-    made.admit(list(images().values()), accept_missing=GAPS)
+    made.admit(list(images().values()), accept_missing=GAPS, wall_s=900)
     return made
 
 

@@ -33,7 +33,7 @@ from agent.selftest.images import LAYER_FORMAT, PROGRAM_ROOT, PYTHON, build_imag
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 CACHE = Path("/var/cache/dc-compute-dev/systems")
-GUESTS = ROOT / "tests/chain/guests"
+LONG = Path(__file__).resolve().parent / "long.py"
 
 # What a fresh Debian has, as far as it matters here. What the agent needs is for install.sh to install.
 BASE = (
@@ -282,7 +282,7 @@ def _prepared(suite: str) -> tuple[Path, Path, Path]:
     makers = {
         f"{suite}-{_key(BASE, FOR_APT)}.tar": lambda to: _make_root(suite, to),
         f"wheels-{PYTHONS[suite]}-{_key(locks, PLATFORMS)}": lambda to: _make_wheels(PYTHONS[suite], to),
-        f"guests-{_key(guests, LAYER_FORMAT, sys.version)}": _make_guests,
+        f"guests-{_key(guests, LONG.read_bytes(), LAYER_FORMAT, sys.version)}": _make_guests,
     }
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -334,7 +334,7 @@ def _make_guests(target: Path) -> None:
     made = {image.name: image for image in demo_images(folder)}
     digests = {name: image.digest for name, image in made.items() if name in ("problem", "algo")}
     inside = f"{PROGRAM_ROOT}/long.py"
-    parts = [python_layer(folder), program_layer(folder, {inside: (GUESTS / "as_told.py").read_bytes()})]
+    parts = [python_layer(folder), program_layer(folder, {inside: LONG.read_bytes()})]
     digests["long"] = build_image(folder / "long.oci.tar", layers=parts, entrypoint=[PYTHON, "-u", inside])
     (folder / "digests.json").write_text(json.dumps(digests))
     write_splits(target / "data")

@@ -121,7 +121,7 @@ OF_PACKAGES = re.compile(
     r"/etc/(alternatives|ssl/certs|cni|python3|inputrc|containers|\.pwd\.lock|ld\.so\.cache)(/.*)?"
     r"|/etc/systemd/(system|user)/[a-z-]+\.(target|service)\.wants(/(?!dc-compute).*)?"
     r"|/usr/(lib|share|local/lib)/python3.*|/usr/s?bin/[^/]+|/usr/share/man/.*"
-    r"|/var/lib/(containers|python|polkit-1|private|dbus)(/.*)?"
+    r"|/var/lib/(containers|cni|python|polkit-1|private|dbus)(/.*)?"
     r"|/var/lib/systemd/(deb-systemd|catalog|linger$|timers|random-seed).*"
 )
 
@@ -131,7 +131,12 @@ def files(system: System) -> set[str]:
     found = set()
     for folder, folders, names in os.walk(system.root):
         here = os.path.relpath(folder, system.root)
-        folders[:] = [name for name in folders if os.path.normpath(f"{here}/{name}") not in NOT_COMPARED]
+        folders[:] = [
+            name
+            for name in folders
+            if os.path.normpath(f"{here}/{name}") not in NOT_COMPARED
+            and not name.startswith("systemd-private-")
+        ]
         found |= {os.path.normpath(f"/{here}/{name}") for name in (*folders, *names)}
     return found
 
@@ -225,8 +230,21 @@ def test_jobs_weigh_less_than_podman_and_services_more_than_either(stage: Stage)
 # ------------------------------------------------------------------ restarts
 
 
+def told_by(system: System, unit: str) -> str:
+    """What this service logged since the boot, with every field of the journal."""
+    return system.run("journalctl", "-b", "--no-pager", "-o", "json", "-u", unit).stdout
+
+
 def main_pid(system: System, unit: str) -> int:
     return int(system.sh(f"systemctl show -P MainPID {unit}"))
+
+
+def podman(system: System, *words: str) -> str:
+    """What the Podman that runs the jobs answers."""
+    command = ("podman", "--remote", "--url", "unix:///run/dc-compute/podman/podman.sock", *words)
+    return system.run(
+        *command, user=USER, env=("HOME=/var/lib/dc-compute",), is_checked=words[0] != "kill"
+    ).stdout
 
 
 def containers(system: System, order: str) -> list[str]:
@@ -238,14 +256,28 @@ def containers(system: System, order: str) -> list[str]:
     return [line.split()[0] for line in told.stdout.splitlines() if order in line]
 
 
-def begin(stage: Stage, seconds: float) -> tuple[str, list[str]]:
-    """An order whose training takes this long, and its container, which runs."""
+def begin(stage: Stage, seconds: float = 600) -> tuple[str, list[str]]:
+    """An order whose training takes this long, unless it is told to end, and its container, which runs."""
     order = stage.settle().ask(do="order", guest="long", seconds=seconds)["order"]
+    return order, running(stage.system, order)
+
+
+def running(system: System, order: str) -> list[str]:
+    """The container of this order, as soon as it runs."""
     deadline = time.monotonic() + 120
-    while not (found := containers(stage.system, order)):
-        assert time.monotonic() < deadline, stage.system.journal("dc-compute-worker")[-3000:]
+    while not (found := containers(system, order)):
+        assert time.monotonic() < deadline, system.journal("dc-compute-worker")[-3000:]
         time.sleep(0.2)
-    return order, found
+    return found
+
+
+def finish(stage: Stage, order: str) -> tuple[str, list[int]]:
+    """Tell the training to end; how the order ended, and in which attempt."""
+    (container,) = running(stage.system, order)
+    while containers(stage.system, order):  # a guest that only begins does not listen yet
+        podman(stage.system, "kill", "--signal", "USR1", container)
+        time.sleep(0.5)
+    return outcome(stage, order)
 
 
 def outcome(stage: Stage, order: str) -> tuple[str, list[int]]:
@@ -273,6 +305,21 @@ def test_nobody_is_refused_while_the_api_restarts(stage: Stage) -> None:
         assert told[door].get("cut", 0) <= 4, told  # at most one of each caller at each stop
 
 
+def test_a_reload_returns_when_the_files_were_read_and_restarts_nothing(stage: Stage) -> None:
+    system, units = stage.system, ("dc-compute-api", "dc-compute-worker")
+    before = [main_pid(system, unit) for unit in units]
+    system.sh("sed -i 's/^\\[log\\]/&\\nlevel = \"debug\"/' /etc/dc-compute/agent.toml")
+
+    system.run("systemctl", "reload", *units)
+    deadline = time.monotonic() + 30  # before systemd 253 `systemctl reload` does not wait
+    while not all('"service.reloaded"' in told_by(system, unit) for unit in units):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+    assert [main_pid(system, unit) for unit in units] == before
+    assert system.sh("systemctl is-active dc-compute-api dc-compute-worker").split() == ["active"] * 2
+
+
 @pytest.mark.parametrize("unit", ["dc-compute-api", "dc-compute-worker"])
 def test_a_service_that_stands_still_is_killed_and_started_again(stage: Stage, unit: str) -> None:
     system = stage.system
@@ -295,18 +342,18 @@ def test_a_service_that_stands_still_is_killed_and_started_again(stage: Stage, u
 
 
 def test_a_restart_of_the_worker_leaves_a_running_job_alone(stage: Stage) -> None:
-    order, before = begin(stage, 25)
+    order, before = begin(stage)
 
     stage.system.run("systemctl", "restart", "dc-compute-worker")
     after = containers(stage.system, order)
 
     assert after == before
-    assert outcome(stage, order) == ("done", [1])
+    assert finish(stage, order) == ("done", [1])
 
 
 def test_an_upgrade_leaves_a_running_job_alone(stage: Stage) -> None:
     system = stage.system
-    order, before = begin(stage, 60)
+    order, before = begin(stage)
     changed = system.given / "src/agent/__init__.py"
     changed.write_text(f"{changed.read_text()}# another version\n")
 
@@ -318,7 +365,7 @@ def test_an_upgrade_leaves_a_running_job_alone(stage: Stage) -> None:
 
     assert "another version" in is_new
     assert after == before
-    assert outcome(stage, order) == ("done", [1])
+    assert finish(stage, order) == ("done", [1])
 
 
 def take_work_again(system: System) -> None:
@@ -359,7 +406,7 @@ def test_a_drain_that_takes_too_long_lets_the_job_go_on_and_a_pause_of_somebody_
     folder = system.root / "etc/systemd/system/dc-compute-drain.service.d"
     (folder / "50-quick.conf").write_text(quick)
     system.run("systemctl", "daemon-reload")
-    order, before = begin(stage, 40)
+    order, before = begin(stage)
 
     system.run("systemctl", "stop", "dc-compute.target")
     after = containers(system, order)
@@ -371,7 +418,7 @@ def test_a_drain_that_takes_too_long_lets_the_job_go_on_and_a_pause_of_somebody_
 
     assert after == before
     assert (mode["mode"], mode["reason"]) == ("paused", "the operator's own")
-    assert outcome(stage, order) == ("done", [1])
+    assert finish(stage, order) == ("done", [1])
 
 
 # ------------------------------------------------------------------ reboots
@@ -385,7 +432,7 @@ def come_back(stage: Stage) -> None:
 
 
 def test_an_order_interrupted_by_a_reboot_in_mid_training_ends_as_attempt_2(stage: Stage) -> None:
-    order, _ = begin(stage, 60)
+    order, _ = begin(stage)
     stage.leave()
 
     assert len(containers(stage.system, order)) == 1
@@ -393,16 +440,16 @@ def test_an_order_interrupted_by_a_reboot_in_mid_training_ends_as_attempt_2(stag
     stage.system.wait_for_reboot()
     come_back(stage)
 
-    assert outcome(stage, order) == ("done", [2])
+    assert finish(stage, order) == ("done", [2])
 
 
 def test_an_order_interrupted_by_a_power_cut_in_mid_training_ends_as_attempt_2(stage: Stage) -> None:
-    order, _ = begin(stage, 20)
+    order, _ = begin(stage)
 
     stage.system.cut_power()
     come_back(stage)
 
-    assert outcome(stage, order) == ("done", [2])
+    assert finish(stage, order) == ("done", [2])
     states = stage.system.sh("systemctl is-active dc-compute.target dc-compute-api dc-compute-worker || true")
     assert states.split() == ["active"] * 3
 
