@@ -1,4 +1,4 @@
-"""The run over /openapi.json once more, with many more calls a route."""
+"""The run over /openapi.json once more, with more calls a route."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.timeout(1500)
-def test_hundreds_of_calls_by_chance_are_answered_as_they_are_described() -> None:
+def test_more_calls_by_chance_are_answered_as_they_are_described() -> None:
     command = [
         sys.executable,
         "-m",
@@ -25,7 +25,7 @@ def test_hundreds_of_calls_by_chance_are_answered_as_they_are_described() -> Non
     done = subprocess.run(
         command,
         cwd=ROOT,
-        env={**os.environ, "DC_COMPUTE_EXAMPLES": "100"},
+        env={**os.environ, "DC_COMPUTE_EXAMPLES": "20"},
         capture_output=True,
         text=True,
         check=False,
