@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
@@ -32,6 +32,7 @@ from agent.pipeline.run import JOB_LABEL
 from agent.pipeline.space import require_memory
 from agent.ports.broker import Consumer, Handler, Queue
 from agent.ports.ledger import DeliveryId, JobQuery
+from agent.repeating import repeating
 from agent.sd_notify import Rounds, Systemd
 
 log = get_logger(__name__)
@@ -86,22 +87,9 @@ class Leases:
             except AgentError as error:
                 log.error("lease.not_renewed", worker=name, code=error.code, detail=error.detail)
 
-    @contextmanager
-    def beating(self, every: timedelta) -> Iterator[None]:
+    def beating(self, every: timedelta) -> AbstractContextManager[None]:
         """Renew in a thread of its own while the context lasts."""
-        is_over = threading.Event()
-
-        def beat() -> None:
-            while not is_over.wait(every.total_seconds()):
-                self.renew()
-
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            is_over.set()
-            thread.join()
+        return repeating("heartbeat", self.renew, every.total_seconds)
 
 
 @dataclass(slots=True)
@@ -219,20 +207,18 @@ def run_sweep(host: Host) -> None:
         log.exception("sweep.crashed")
 
 
-@contextmanager
-def reconciling(host: Host) -> Iterator[None]:
-    """Ask others what a lost message hid, from time to time, in a thread of its own while the context lasts."""
-    reconciler, is_over = Reconciler(host), threading.Event()
+def reconciling(host: Host) -> AbstractContextManager[None]:
+    """Ask others what a lost message hid, from time to time, in a thread of its own while the context lasts.
 
-    def ask() -> None:
-        while not is_over.wait(reconciler.rest().total_seconds()):
-            run_round(reconciler, host)
-
-    threading.Thread(target=ask, name="reconcile", daemon=True).start()
-    try:
-        yield
-    finally:
-        is_over.set()  # a call under way ends by its own timeout, and holds nobody up
+    A call that is under way at its end ends by its own timeout, and holds nobody up.
+    """
+    reconciler = Reconciler(host)
+    return repeating(
+        "reconcile",
+        lambda: run_round(reconciler, host),
+        lambda: reconciler.rest().total_seconds(),
+        is_awaited=False,
+    )
 
 
 def run_round(reconciler: Reconciler, host: Host) -> None:

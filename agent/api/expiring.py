@@ -1,8 +1,7 @@
 """What ends soon, told by a running agent: a warning in the log once a day, and when each certificate ends as a metric."""
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from agent.log import get_logger
 from agent.pipeline.host import Host
+from agent.repeating import repeating
 from agent.trust.expiry import Expiry, Kind, due, expiries
 
 log = get_logger(__name__)
@@ -48,23 +48,9 @@ class Expiring(Collector):
             log.warning("expiry.near", kind=one.kind, whose=one.name, at=one.at.isoformat(), days=days)
         return told
 
-    @contextmanager
-    def warning(self) -> Iterator[None]:
+    def warning(self) -> AbstractContextManager[None]:
         """Warn while the block runs."""
-        is_over = threading.Event()
-
-        def watch() -> None:
-            self.warn()
-            while not is_over.wait(LOOK_EVERY.total_seconds()):
-                self.warn()
-
-        thread = threading.Thread(target=watch, name="expiry", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            is_over.set()
-            thread.join()
+        return repeating("expiry", self.warn, LOOK_EVERY.total_seconds, is_at_once=True)
 
     def collect(self) -> Iterator[Metric]:
         """When each certificate ends: this agent's own, those served with it, and the authorities of the roster."""

@@ -17,6 +17,7 @@ from agent.domain.ids import KeyId
 from agent.errors import AgentError
 from agent.log import get_logger
 from agent.ports.ledger import Ledger
+from agent.repeating import repeating
 
 log = get_logger(__name__)
 
@@ -57,19 +58,10 @@ class Refusals:
     @contextmanager
     def telling(self) -> Iterator[None]:
         """While the context lasts, what was left out is told in time, though nobody else is refused; at its end, at once."""
-        is_over = threading.Event()
-
-        def tell() -> None:
-            while not is_over.wait(PERIOD.total_seconds()):
-                self.flush()
-
-        thread = threading.Thread(target=tell, name="refusals", daemon=True)
-        thread.start()
         try:
-            yield
+            with repeating("refusals", self.flush, PERIOD.total_seconds):
+                yield
         finally:
-            is_over.set()
-            thread.join()
             self.flush(is_end=True)
 
     def flush(self, *, is_end: bool = False) -> None:
