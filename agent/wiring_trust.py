@@ -62,8 +62,8 @@ def knows_key(settings: Settings, entry: RosterEntry, key: SigningKey) -> bool:
     from agent.ports.client_https import SignedClient
     from agent.ports.https import Identity, Peer, Timeouts
 
-    told, (url, target) = settings.timeouts, _small_question(entry, key)
-    peer = Peer.of(entry, url, AgentUnreachable)
+    told, target = settings.timeouts, _small_question(entry, key)
+    peer = Peer.of(entry, entry.address, AgentUnreachable)
     identity = Identity(key, Roster, lambda: datetime.now(UTC))
     client = SignedClient(identity, peer, Timeouts(told.connect_s, told.read_s, told.total_s, told.total_s))
     try:
@@ -75,15 +75,15 @@ def knows_key(settings: Settings, entry: RosterEntry, key: SigningKey) -> bool:
     return answer.status != HTTP_UNAUTHORIZED and not any(code in answer.body for code in STRANGERS)
 
 
-def _small_question(entry: RosterEntry, key: SigningKey) -> tuple[str | None, str]:
+def _small_question(entry: RosterEntry, key: SigningKey) -> str:
     match entry.role:
         case Role.AGENT:
-            return entry.agent_url, "/v1/orders?limit=1"
+            return "/v1/orders?limit=1"
         case Role.ORCHESTRATOR:
-            return entry.orchestrator_url, f"/v1/orders?agent={key.keyid}&state=open"
+            return f"/v1/orders?agent={key.keyid}&state=open"
         case Role.STORAGE:
-            return entry.storage_url, f"/v1/blobs/sha256:{'0' * 64}"
+            return f"/v1/blobs/sha256:{'0' * 64}"
         case Role.OWNER:
-            return None, ""
+            return ""  # an owner has no address to ask at
         case _:
             assert_never(entry.role)

@@ -26,7 +26,7 @@ from agent.trust.http_signatures import (
     verify_answer,
 )
 from agent.trust.keys import SigningKey
-from agent.trust.roster import Role, Roster, RosterEntry
+from agent.trust.roster import Roster, RosterEntry
 
 MAX_ANSWER_BYTES = 32 << 20
 PIECE_BYTES = 1 << 20
@@ -105,16 +105,9 @@ class Client:
 
 def address_of(entry: RosterEntry) -> str:
     """The base URL at which the holder of this entry answers in its own role. Raises: PeerUnavailable."""
-    urls = {
-        Role.AGENT: entry.agent_url,
-        Role.ORCHESTRATOR: entry.orchestrator_url,
-        Role.STORAGE: entry.storage_url,
-        Role.OWNER: None,
-    }
-    url = urls[entry.role]
-    if url is None:
+    if entry.address is None:
         raise PeerUnavailable(f"the roster gives no address for {entry.name}")
-    return url.rstrip("/")
+    return entry.address
 
 
 @contextmanager

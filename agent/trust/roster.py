@@ -117,6 +117,18 @@ class RosterEntry(
         """The key itself."""
         return PublicKey.from_base64(self.public_key_base64)
 
+    @property
+    def address(self) -> str | None:
+        """The base URL at which its owner answers in its own role; None where the roster gives none."""
+        urls = {
+            Role.AGENT: self.agent_url,
+            Role.ORCHESTRATOR: self.orchestrator_url,
+            Role.STORAGE: self.storage_url,
+            Role.OWNER: None,
+        }
+        url = urls[self.role]
+        return None if url is None else url.rstrip("/")
+
     @classmethod
     def of(cls, key: PublicKey, role: Role, name: str, **fields: Any) -> Self:
         """An entry for this key; `fields` are the others by name, times cut to whole seconds."""

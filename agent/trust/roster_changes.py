@@ -155,10 +155,10 @@ def _whose_place(
     nobody.
     """
     name: str | None = entry.name
-    address = _address(entry)
+    address = entry.address
     if before is not None and before.role is entry.role:
         name = None if name == before.name else name
-        address = None if address == _address(before) else address
+        address = None if address == before.address else address
     return next(
         (
             known
@@ -166,21 +166,10 @@ def _whose_place(
             if known.role is entry.role
             and known.revoked_at is None
             and known.keyid not in own
-            and (known.name == name or (address is not None and _address(known) == address))
+            and (known.name == name or (address is not None and known.address == address))
         ),
         None,
     )
-
-
-def _address(entry: RosterEntry) -> str | None:
-    urls = {
-        Role.AGENT: entry.agent_url,
-        Role.ORCHESTRATOR: entry.orchestrator_url,
-        Role.STORAGE: entry.storage_url,
-        Role.OWNER: None,
-    }
-    url = urls[entry.role]
-    return None if url is None else url.rstrip("/")
 
 
 def _roster_of(entries: tuple[RosterEntry, ...]) -> Roster:
