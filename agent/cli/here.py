@@ -27,6 +27,18 @@ SetOption = Annotated[
     ),
 ]
 
+AgentOption = Annotated[
+    str | None,
+    typer.Option(
+        "--agent",
+        metavar="WHO",
+        help="URL, name or key id of an agent of the roster; default: the own agent.",
+    ),
+]
+SignOption = Annotated[
+    Path | None, typer.Option("--sign-with", metavar="KEY", help="The orchestrator's key file.")
+]
+
 
 class Refused(Exception):
     """The agent said no: its own code, sentence and advice."""

@@ -12,7 +12,7 @@ import typer
 from agent.api.doing import ProgressView
 from agent.api.views import JobPage, JobView, LogView, OrderView
 from agent.cli.files import make_folder, write_new
-from agent.cli.here import Desk, Here, here_of, read_file
+from agent.cli.here import AgentOption, Desk, Here, SignOption, here_of, read_file
 from agent.cli.out import (
     JsonFlag,
     clean,
@@ -54,17 +54,8 @@ def submit(
     file: Annotated[
         Path, typer.Argument(help="An order: its DSSE envelope, or plain JSON with --sign-with.")
     ],
-    sign_with: Annotated[
-        Path | None, typer.Option("--sign-with", metavar="KEY", help="The orchestrator's key file.")
-    ] = None,
-    agent: Annotated[
-        str | None,
-        typer.Option(
-            "--agent",
-            metavar="WHO",
-            help="URL, name or key id of an agent of the roster; default: the own agent.",
-        ),
-    ] = None,
+    sign_with: SignOption = None,
+    agent: AgentOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Send an order to an agent."""

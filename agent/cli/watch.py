@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from agent.api.endings import Ending, ending_of
 from agent.api.views import JobPage, JobView, OrderView
-from agent.cli.here import Desk, Here, here_of
+from agent.cli.here import AgentOption, Desk, Here, SignOption, here_of
 from agent.cli.orders import chain_table, find_agent, get_order, jobs_table, order_path
 from agent.cli.out import JsonFlag, console, print_json, warn
 from agent.domain.ids import KeyId
@@ -51,17 +51,8 @@ def watch(
     timeout: Annotated[
         float | None, typer.Option(min=0, help="Give up after so many seconds, exit code 1.")
     ] = None,
-    agent: Annotated[
-        str | None,
-        typer.Option(
-            "--agent",
-            metavar="WHO",
-            help="URL, name or key id of an agent of the roster; default: the own agent.",
-        ),
-    ] = None,
-    sign_with: Annotated[
-        Path | None, typer.Option("--sign-with", metavar="KEY", help="The orchestrator's key file.")
-    ] = None,
+    agent: AgentOption = None,
+    sign_with: SignOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Watch an order's chain until it ends: exit code 0 when it is done, 1 when it failed, expired or was cancelled."""
