@@ -152,9 +152,11 @@ class Reloader:
             self._set_log(fresh.settings.log)
         before, self._settings = self._settings, fresh.settings
         now_in_force = digests(fresh.trusted.roster, fresh.trusted.policy)
-        self._board.seen = _with_settings(self._board.seen, before, fresh.settings)
-        self._board.tell(
-            roster=now_in_force["roster"], policy=now_in_force["policy"], certificate=fresh.certificate
+        self._board.seen = replace(
+            _with_settings(self._board.seen, before, fresh.settings),
+            roster=now_in_force["roster"],
+            policy=now_in_force["policy"],
+            certificate=fresh.certificate,
         )
         service = self._board.seen.service
         log.info("service.reloaded", service=service, changed=list(changed))
