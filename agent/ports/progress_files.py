@@ -6,6 +6,7 @@ is held up by that.
 
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -38,7 +39,6 @@ class FileProgress:
         self._lock = threading.Lock()
         self._meters: set[_FileMeter] = set()
         self._is_writing = False
-        self._woken = threading.Event()
 
     @contextmanager
     def telling(self, job: Job) -> Iterator[Meter]:
@@ -82,7 +82,7 @@ class FileProgress:
                         if not has_failed:
                             log.warning("progress.not_told", folder=str(self._folder), detail=str(error))
                         has_failed = True
-            self._woken.wait(EVERY_S)
+            time.sleep(EVERY_S)
 
     def _write(self, progress: Progress) -> None:
         path = self._path(progress.job)
