@@ -21,6 +21,7 @@ from datetime import datetime
 from typing import Annotated, Final
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -162,7 +163,7 @@ def _begin(ask: Ask, told: int | None, desk: Desk) -> int:
     return 0 if restored is None else restored.seq - 1
 
 
-def _as_it_is(event: EventRecord) -> EventView | None:
+def _as_it_is(event: EventRecord) -> EventView:
     return EventView(
         seq=event.seq,
         at=event.at,
@@ -180,15 +181,7 @@ def _as_others_see_it(event: EventRecord) -> EventView | None:
     if seen is None:
         return None
     values = {name: event.values[name] for name in seen if name in event.values}
-    return EventView(
-        seq=event.seq,
-        at=event.at,
-        name=event.name,
-        order=event.order_id,
-        position=event.position,
-        dataset=None,
-        values=values,
-    )
+    return replace(_as_it_is(event), dataset=None, values=values)
 
 
 # ------------------------------------------------------------------ the stream

@@ -182,22 +182,17 @@ class Site:
     def _datasets(self, ask: Ask, lens: Lens) -> Shown:
         query = ask.query_as(LinesQuery)
         told = facts_log.datasets(lens, query.before)
-        return Shown(
-            "datasets.html", {"told": told, "more": _more("/datasets", before=told.next)}, query.part
-        )
+        return _lines("datasets.html", "/datasets", told, query)
 
     def _dataset(self, ask: Ask, lens: Lens) -> Shown:
         query = ask.query_as(LinesQuery)
         told = facts_log.dataset(lens, ask.path["dataset"], query.before)
-        more = _more(f"/datasets/{told.dataset}", before=told.next)
-        return Shown("dataset.html", {"told": told, "more": more}, query.part)
+        return _lines("dataset.html", f"/datasets/{told.dataset}", told, query)
 
     def _refusals(self, ask: Ask, lens: Lens) -> Shown:
         query = ask.query_as(LinesQuery)
         told = facts_log.refusals(lens, query.before)
-        return Shown(
-            "refusals.html", {"told": told, "more": _more("/refusals", before=told.next)}, query.part
-        )
+        return _lines("refusals.html", "/refusals", told, query)
 
     def _checks(self, ask: Ask, lens: Lens) -> Shown:
         query = ask.query_as(PartQuery)
@@ -254,6 +249,16 @@ class Site:
         if files.ledger is None or files.queues is None:
             return None
         return look(self._host(), files.ledger, files.queues, engines=(), is_deep=False)
+
+
+def _lines(
+    template: str,
+    path: str,
+    told: facts_log.RefusalList | facts_log.DatasetList | facts_log.DatasetPage,
+    query: LinesQuery,
+) -> Shown:
+    """A page of lines of the audit log."""
+    return Shown(template, {"told": told, "more": _more(path, before=told.next)}, query.part)
 
 
 def _more(path: str, **query: str | int | None) -> str | None:
