@@ -474,7 +474,6 @@ build_version() {
     unfinished=$1
     rm -rf "$1"
     work=$(mktemp -d)
-    install -d -m 0755 "$prefix" "$prefix/versions"
     export UV_CACHE_DIR="$work/cache" PIP_NO_CACHE_DIR=1
     new_venv "$work/tools"
     "$python" -m venv --without-pip "$1"
@@ -992,13 +991,16 @@ install_host() {
     need_python
     note_backups
     need_user "$service_user" "$state_dir"
+    if [ "$is_dry" = no ]; then
+        install -d -m 0755 "$prefix" "$prefix/versions"
+        keep_backups # now: a step that fails later must not forget them
+    fi
     new=$prefix/versions/$(version_name)
     build_version "$new"
     if [ "$is_dry" = yes ]; then
         say_plan
         return 0
     fi
-    keep_backups
     [ "$(stat -c %U:%G:%a "$settings_dir" 2>/dev/null)" = "root:$service_user:750" ] ||
         run install -d -m 0750 -o root -g "$service_user" "$settings_dir"
     ! has restorecon || restorecon -RF "$prefix" "$settings_dir" "$state_dir" # SELinux: labels by the policy's own table
