@@ -29,7 +29,6 @@ from agent.pipeline.publish import Packed, pack_output, publish
 from agent.pipeline.report import report
 from agent.pipeline.run import run_task
 from agent.pipeline.workspace import (
-    EndsBadly,
     PutOff,
     Workspace,
     bytes_needed,
@@ -130,12 +129,9 @@ def _see_through(attempt: _Attempt) -> None:
     except LostRace:
         log.warning("task.given_up", job=context.job.id, attempt=context.job.attempt)
         return
-    except EndsBadly as end:
-        job = end_badly(context, attempt.work, end.cause, host)
+    except PutOff as left:
+        job = end_badly(context, attempt.work, left.cause, host, is_kept=left.goes_on)
         _remove_when_over(job, attempt)
-    except PutOff as put_off:
-        job = end_badly(context, attempt.work, put_off.cause, host, is_kept=True)
-        _remove_when_over(job, attempt)  # too late to be sent
     except LedgerUnavailable:
         raise  # the attempt stands where the ledger has it: it is taken over when its lease is out
     except AgentError as error:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
+from typing import ClassVar, assert_never
 
 from agent.domain.ceilings import Ceilings
 from agent.domain.chain import TaskKind
@@ -154,6 +154,8 @@ def parse_folder_name(name: str) -> tuple[JobId, int] | None:
 class PutOff(Exception):
     """Leaves a workspace as it is: `cause` passes, and the attempt goes on from here later."""
 
+    goes_on: ClassVar[bool] = True
+
     def __init__(self, cause: AgentError) -> None:
         super().__init__(str(cause))
         self.cause = cause
@@ -161,6 +163,8 @@ class PutOff(Exception):
 
 class EndsBadly(PutOff):
     """Leaves a workspace as it is until the ledger has the end: a worker that dies before that leaves the cause to be found."""
+
+    goes_on = False
 
 
 @contextmanager
