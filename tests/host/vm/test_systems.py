@@ -437,11 +437,14 @@ def test_an_order_interrupted_by_a_reboot_in_mid_training_ends_as_attempt_2(stag
     stage.leave()
 
     assert len(containers(stage.system, order)) == 1
+    asked_at = time.monotonic()
     stage.system.run("systemctl", "reboot", is_checked=False)
     stage.system.wait_for_reboot()
+    took_s = time.monotonic() - asked_at
     come_back(stage)
 
     assert finish(stage, order) == ("done", [2])
+    assert took_s < 75  # the drain of a second, and no 90 of a job that ignores SIGTERM
 
 
 def test_an_order_interrupted_by_a_power_cut_in_mid_training_ends_as_attempt_2(stage: Stage) -> None:
