@@ -311,6 +311,7 @@ def test_each_kind_of_file_in_systemd_has_its_place(tmp_path: Path, version: str
         "/etc/systemd/user/y.service",
         "/etc/systemd/user/y.service.d/b.conf",
         "/var/lib/dc-compute/.config/systemd/user/user.slice.d/50-dc-compute.conf",
+        "/var/lib/dc-compute/.config/systemd/user/scope.d/50-dc-compute.conf",
     }
 
 
