@@ -521,6 +521,7 @@ host_files() {
         fi
         # For the systemd of the service user alone: in its home.
         [ ! -f jobs-slice.conf ] || echo "jobs-slice.conf $state_dir/.config/systemd/user/user.slice.d/50-dc-compute.conf"
+        [ ! -f jobs-scope.conf ] || echo "jobs-scope.conf $state_dir/.config/systemd/user/scope.d/50-dc-compute.conf"
     )
 }
 

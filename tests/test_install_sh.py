@@ -287,7 +287,12 @@ def test_each_kind_of_file_in_systemd_has_its_place(tmp_path: Path, version: str
     ):
         (made / name).parent.mkdir(parents=True, exist_ok=True)
         (made / name).touch()
-    for name in ("systemd-before-255.conf", "jobs-slice.conf", "dc-compute-podman.service"):
+    for name in (
+        "systemd-before-255.conf",
+        "jobs-slice.conf",
+        "jobs-scope.conf",
+        "dc-compute-podman.service",
+    ):
         (made / name).touch()
     systemctl = f"#!/bin/sh\necho 'systemd {version}'\n"
 
@@ -306,6 +311,7 @@ def test_each_kind_of_file_in_systemd_has_its_place(tmp_path: Path, version: str
         "/etc/systemd/user/y.service",
         "/etc/systemd/user/y.service.d/b.conf",
         "/var/lib/dc-compute/.config/systemd/user/user.slice.d/50-dc-compute.conf",
+        "/var/lib/dc-compute/.config/systemd/user/scope.d/50-dc-compute.conf",
     }
 
 
