@@ -183,6 +183,20 @@ def test_when_one_process_dies_the_other_is_stopped_and_the_exit_code_says_so(
     assert re.search(rf'"service.ended".*"service": "{victim}"', agent.log())
 
 
+def test_one_that_is_asked_to_leave_while_it_starts_ends_well(tmp_path: Path) -> None:
+    make_home(tmp_path / "home")
+    with service(tmp_path / "home", "run") as starting:
+        deadline = time.monotonic() + SOON_S
+        while set(starting.children()) != {"serve", "work"}:
+            assert time.monotonic() < deadline, starting.log()
+            time.sleep(0.01)
+
+        starting.process.terminate()
+
+        assert starting.process.wait(SOON_S) == 0
+        assert starting.children() == {}
+
+
 def test_a_second_agent_of_the_same_home_does_not_start_and_harms_nothing(agent: Running) -> None:
     second = agent.command("serve")
 

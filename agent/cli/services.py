@@ -237,7 +237,7 @@ def run_services(here: Here) -> int:
         code = 0 if is_asked.is_set() else _tell_who_ended(children)
         for child in children.values():
             child.terminate()
-        return max([code, *(abs(_wait(child)) for child in children.values())])
+        return max([code, *(_wait(child) for child in children.values())])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -272,8 +272,10 @@ def _tell_who_ended(children: dict[str, subprocess.Popen[bytes]]) -> int:
 
 
 def _wait(child: subprocess.Popen[bytes]) -> int:
+    """The exit code of a child that was asked to leave; 0 for one that SIGTERM ended before it listened to signals."""
     try:
-        return child.wait(STOP_S)
+        code = child.wait(STOP_S)
     except subprocess.TimeoutExpired:
         child.kill()
-        return child.wait()
+        code = child.wait()
+    return 0 if code == -signal.SIGTERM else abs(code)
