@@ -1,1 +1,1 @@
-"""What the agent adds to a bare container, measured: one module for each part, each beside its baseline in the same run."""
+"""The bench: what the agent adds to a bare container, each figure beside its baseline in the same run. docs/performance.md."""
