@@ -9,7 +9,6 @@ The baseline is one row and one commit after the other, from one thread of this 
 the disk and SQLite give to a program that does nothing else.
 """
 
-import json
 import os
 import socket
 import sqlite3
@@ -88,7 +87,9 @@ def measure(bench: Bench) -> Measured:
     home.mkdir(parents=True)
     with serving(home) as agent:
         if not bench.is_short:
-            burst(agent, 4 * JUDGED, JUDGED)  # what is imported and connected at the first order is no order's price
+            burst(
+                agent, 4 * JUDGED, JUDGED
+            )  # what is imported and connected at the first order is no order's price
         for number in range(bench.rounds):
             for connections in _turned(CONNECTIONS, number):
                 if connections == JUDGED:

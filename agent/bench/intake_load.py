@@ -1,10 +1,10 @@
-"""The load of part intake, a process of its own: requests made beforehand go out over kept TLS connections, one at a time on each.
+"""The load of part intake, a process of its own: requests made beforehand, over kept TLS connections, one at a time on each.
 
     python -m agent.bench.intake_load PORT AUTHORITY.pem CONNECTIONS < requests
 
-Standard input: each request with four bytes of length before it, the largest first byte first. Nothing is signed, built or parsed
-here beyond an answer's status and length, for whoever makes the load takes its CPU from whoever serves it. Handshakes come
-before the clock starts. Standard output: JSON, see `Load`.
+Standard input: each request with four bytes of length before it, the most significant first. Nothing is signed, built or
+parsed here beyond an answer's status and length, for whoever makes the load takes its CPU from whoever serves it. Handshakes
+come before the clock starts. Standard output: JSON, see `Load`.
 """
 
 import json
