@@ -11,7 +11,7 @@ import asyncio
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -24,6 +24,7 @@ from starlette.responses import Response
 
 from agent.api.claims import Claim, Claims, RememberNonce
 from agent.api.problems import problem
+from agent.api.serving import ARRIVED
 from agent.api.threads import in_thread
 from agent.domain.ids import Digest, KeyId, digest_from_hex
 from agent.domain.nonces import Nonce
@@ -139,22 +140,32 @@ def signed(
     claims = guard.claims if keeps_nonce else None
 
     async def endpoint(request: Request) -> Response:
+        def handled(body: bytes, caller: VerifiedRequest, claim: Claim | None) -> Response:
+            return handler(Call(caller, request, body, claim=claim))
+
         async def serve(caller: VerifiedRequest, claim: Claim | None) -> Response:
             body = await _read(request, caller, limit_bytes)
-            return await in_thread(_handled, handler, Call(caller, request, body, claim=claim), guard)
+            return await in_thread(_settled, partial(handled, body, caller, claim), claim, guard)
 
-        return await _guarded(request, guard, claims, roles, limit_bytes, media_type, signs_answer, serve)
+        def serve_at_once(pieces: Sequence[bytes], caller: VerifiedRequest, claim: Claim | None) -> Response:
+            def judged() -> Response:
+                return handled(_judged(pieces, caller, limit_bytes), caller, claim)
+
+            return _settled(judged, claim, guard)
+
+        gate = _Gate(guard, claims, roles, limit_bytes, media_type, signs_answer)
+        return await _guarded(request, gate, serve, serve_at_once)
 
     return endpoint
 
 
-def _handled(handler: Callable[[Call], Response], call: Call, guard: Guard) -> Response:
-    """What the handler answers, once the nonce is kept."""
+def _settled(handle: Callable[[], Response], claim: Claim | None, guard: Guard) -> Response:
+    """What is answered, once the nonce is kept."""
     try:
-        return handler(call)
+        return handle()
     finally:
-        if call.claim is not None and guard.claims is not None:
-            guard.claims.settle(call.claim, guard.now())
+        if claim is not None and guard.claims is not None:
+            guard.claims.settle(claim, guard.now())
 
 
 def uploaded(
@@ -179,7 +190,8 @@ def uploaded(
             finally:
                 await run_in_threadpool(partial(file.unlink, missing_ok=True))
 
-        return await _guarded(request, guard, None, roles, limit_bytes, media_type, signs_answer, serve)
+        gate = _Gate(guard, None, roles, limit_bytes, media_type, signs_answer)
+        return await _guarded(request, gate, serve)
 
     return endpoint
 
@@ -205,30 +217,50 @@ def http_request_of(request: Request) -> HttpRequest:
 # ------------------------------------------------------------------ the order of the checks
 
 
+@dataclass(frozen=True, slots=True)
+class _Gate:
+    """What one route asks of a request. `claims`: where its nonce is kept with what it records."""
+
+    guard: Guard
+    claims: Claims | None
+    roles: Collection[Role]
+    limit_bytes: int
+    media_type: str
+    signs_answer: bool
+
+
+Serve = Callable[[VerifiedRequest, Claim | None], Awaitable[Response]]
+ServeAtOnce = Callable[[Sequence[bytes], VerifiedRequest, Claim | None], Response]
+
+
+@dataclass(slots=True)
+class _Met:
+    """A known caller, and how far the request came: to a claim, to an answer, or to why it is refused."""
+
+    caller: VerifiedRequest
+    claim: Claim | None = None
+    answer: Response | None = None
+    refusal: AgentError | None = None
+
+
 async def _guarded(
-    request: Request,
-    guard: Guard,
-    claims: Claims | None,
-    roles: Collection[Role],
-    limit_bytes: int,
-    media_type: str,
-    signs_answer: bool,
-    serve: Callable[[VerifiedRequest, Claim | None], Awaitable[Response]],
+    request: Request, gate: _Gate, serve: Serve, serve_at_once: ServeAtOnce | None = None
 ) -> Response:
-    """Serve a request that passes; answer a refusal of a known caller signed, where answers are."""
-    caller: VerifiedRequest | None = None
+    """Serve a request that passes; answer a refusal of a known caller signed, where answers are.
+
+    A body that lies here already is judged and handled in the same trip into a thread as the signature: by the same checks in
+    the same order, and nothing waits for a stranger's body.
+    """
+    guard, caller = gate.guard, None
     try:
-        _check_announced(request, limit_bytes, media_type)
-        known, claim, refusal = await in_thread(_meet, request, guard, claims, roles)
-        caller = known
-        if refusal is not None:
-            raise refusal
-        try:
-            with bound(trace=known.trace):
-                answer = await serve(known, claim)
-        finally:  # where the body did not come to its handler
-            if claim is not None and claims is not None and not claim.is_settled:
-                await in_thread(claims.settle, claim, guard.now())
+        _check_announced(request, gate.limit_bytes, gate.media_type)
+        pieces = await _arrived(request)
+        at_once = None if pieces is None or serve_at_once is None else partial(serve_at_once, pieces)
+        met = await in_thread(_meet, request, gate, at_once)
+        caller = met.caller
+        if met.refusal is not None:
+            raise met.refusal
+        answer = met.answer or await _served(met, gate, serve)
     except AgentError as error:
         who, trace = (None, None) if caller is None else (caller.keyid, caller.trace)
         method, path = request.method, request.scope["path"]
@@ -238,24 +270,38 @@ async def _guarded(
             )
         await in_thread(guard.note_refusal, error, method, path, who)
         answer = problem(error)
-    if signs_answer and (caller is not None or await in_thread(_is_known, request, guard)):
+    if gate.signs_answer and (caller is not None or await in_thread(_is_known, request, guard)):
         _sign(answer, request, guard)
     return answer
 
 
 def _meet(
-    request: Request, guard: Guard, claims: Claims | None, roles: Collection[Role]
-) -> tuple[VerifiedRequest, Claim | None, AgentError | None]:
-    """Who sent this request, its nonce where it is claimed, and why a known caller is refused.
+    request: Request, gate: _Gate, at_once: Callable[[VerifiedRequest, Claim | None], Response] | None
+) -> _Met:
+    """Who sent this request, and how far it comes in this trip.
 
     Raises: what `admit` raises, of a caller whom nobody knows.
     """
-    caller = admit(request, guard)
+    met = _Met(admit(request, gate.guard))
     try:
-        _check_role(caller, roles)
-        return caller, _check_nonce(caller, guard, claims), None
+        _check_role(met.caller, gate.roles)
+        met.claim = _check_nonce(met.caller, gate.guard, gate.claims)
+        if at_once is not None:
+            with bound(trace=met.caller.trace):
+                met.answer = at_once(met.caller, met.claim)
     except AgentError as refusal:
-        return caller, None, refusal
+        met.refusal = refusal
+    return met
+
+
+async def _served(met: _Met, gate: _Gate, serve: Serve) -> Response:
+    """The answer to a request whose body is still to come."""
+    try:
+        with bound(trace=met.caller.trace):
+            return await serve(met.caller, met.claim)
+    finally:  # where the body did not come to its handler
+        if met.claim is not None and gate.claims is not None and not met.claim.is_settled:
+            await in_thread(gate.claims.settle, met.claim, gate.guard.now())
 
 
 def admit(request: Request, guard: Guard) -> VerifiedRequest:
@@ -325,6 +371,24 @@ def _sign(answer: Response, request: Request, guard: Guard) -> None:
 
 
 # ------------------------------------------------------------------ bodies
+
+
+async def _arrived(request: Request) -> list[bytes] | None:
+    """The body in its pieces, where all of it lies here already; None where it must be waited for."""
+    has_arrived = request.scope.get("state", {}).get(ARRIVED)
+    if has_arrived is None or not has_arrived():
+        return None
+    return [piece async for piece in request.stream()]
+
+
+def _judged(pieces: Sequence[bytes], caller: VerifiedRequest, limit_bytes: int) -> bytes:
+    """The body. Raises: TooLarge, DigestMismatch."""
+    body, seen = b"".join(pieces), ContentDigest()
+    if len(body) > limit_bytes:
+        raise TooLarge(f"the body has more than {limit_bytes} bytes")
+    seen.update(body)
+    check_body(caller, seen)
+    return body
 
 
 async def _read(request: Request, caller: VerifiedRequest, limit_bytes: int) -> bytes:
