@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.api import signed_requests
+from agent.api import bodies
 from agent.api.serving import listen, serving
 from agent.devkit.shelf import Shelf
 from agent.domain.ids import digest_of, wire_time
@@ -95,7 +95,7 @@ def test_a_hand_off_over_a_slow_line_is_not_refused_for_good(
     Mend: agent/api/signed_requests.py `_read` and `_gathered`: raise an error of status 408, which callers take as passing
     (agent/ports/https.py `_TRANSIENT`).
     """
-    monkeypatch.setattr(signed_requests, "BODY_S", 0.0)
+    monkeypatch.setattr(bodies, "BODY_S", 0.0)
     town.doors["agent-b"] = lambda _body, _sender: None
     body = json.dumps({"order": "x" * (8 << 20), "receipts": []}).encode()
 
