@@ -26,7 +26,7 @@ RANKS = {
     "ports": 3,
     "pipeline": 4,
     "api": 5, "worker": 5, "config": 5, "doctor": 5, "selftest": 5, "faults": 5, "fsck": 5,
-    "wiring": 6, "devkit": 6,
+    "wiring": 6, "devkit": 6, "bench": 6,
     "cli": 7,
 }  # fmt: skip
 # Files that are part of a room by name: cli_orders.py and __main__.py are the command line.
@@ -83,6 +83,7 @@ PART_OF_PORT = {
     "ledger_restores": "ledger",
 }
 ADAPTERS_ARE_NAMED_BY = {
+    "agent/bench/bare.py",  # no adapter: it unpacks a root as one does, and gives a container the same ids
     "agent/wiring.py",
     "agent/wiring_state.py",
     "agent/wiring_trust.py",
