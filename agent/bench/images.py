@@ -21,6 +21,7 @@ SHELL = Path("/bin/sh").resolve()
 MODEL = "/data/model"  # where the no-op leaves its empty file: writable in the image too, for who mounts nothing there
 NOOP = f": > {MODEL}/noop"
 NOOP_WORDS = (str(SHELL), "-c", NOOP)
+BARE_WORDS = (str(SHELL), "-c", ": > /dev/shm/noop")  # the same where the image's root cannot be written
 
 
 @cache
