@@ -143,7 +143,10 @@ MAY_CATCH_EVERYTHING = {"agent/worker.py", "agent/api/problems.py"}
 
 MAX_FUNCTION_LINES = 50  # in pipeline/: a page
 MAX_MODULE_LINES = 400
-LONG_BY_NATURE = {"agent/errors.py": 600}  # one tree, one class after the other
+LONG_BY_NATURE = {
+    "agent/errors.py": 600,  # one tree, one class after the other
+    "agent/ports/user_namespace_inner.py": 450,  # a program of one file, which can import nothing of ours
+}
 
 
 # ------------------------------------------------------------------ reading the house

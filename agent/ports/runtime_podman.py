@@ -104,9 +104,14 @@ class PodmanRuntime:
     @contextlib.contextmanager
     def run(self, spec: RunSpec) -> Iterator[ContainerRun]:
         """As the protocol says. Raises RuntimeUnavailable too when every id map stays in use."""
-        image = self._images.remembered(
-            spec.image
-        )  # Podman says whether it has it when the container is made
+        with RunStack() as stack:
+            with self._api.kept():
+                run = self._started(spec, stack)
+            yield stack.gives(run)
+
+    def _started(self, spec: RunSpec, stack: RunStack) -> ContainerRun:
+        """The run of a container that was made, looked at and let go; `stack` takes all of it away again."""
+        image = self._images.remembered(spec.image)  # when a container is made, Podman says if it lost it
         if image is None:
             raise BadImage(f"image {hex_of(spec.image)[:12]} is not loaded")
         facts = self._facts()
@@ -114,31 +119,30 @@ class PodmanRuntime:
         seccomp, seccomp_digest = cage.read_seccomp(self._seccomp_dir, spec.kind)
         applied = cage.applied(self.name, spec, facts, seccomp_digest)
         kept = Kept.of(spec, applied, lying_before(spec, self._inside))
-        with RunStack() as stack:
-            container, number = self._create(spec, image, facts, kept, stack)
-            asked = self._asked_for(spec, image, number, seccomp, facts)
-            told = self._make(container)
-            pid = pid_of(told)
-            self._check(told, asked)
-            pidfd = cage_seen.read_back(lambda: os.pidfd_open(pid))
-            stack.callback(os.close, pidfd)
-            memory = cage_seen.read_back(lambda: MemoryEvents(pid))
-            stack.callback(memory.close)
-            exit_file = exit_file_of(told)
-            run = ContainerRun(
-                pidfd,
-                memory,
-                output=self._api.attach(container),
-                log_bytes=spec.ceilings.log_bytes,
-                engine_code=lambda: recorded_code(self._api, container, exit_file),
-            )
-            stack.callback(run.close)
-            self._images.touch(spec.image)
-            watch = RunWatch(spec, kept, pid, self._inside, run.kill)
-            with refusals(CageNotMade):
-                run.start(applied, spec.ceilings.wall_s, watch, lambda: self._start(container))
-            await_filter(pid)
-            yield stack.gives(run)
+        container, number = self._create(spec, image, facts, kept, stack)
+        asked = self._asked_for(spec, image, number, seccomp, facts)
+        told = self._make(container)
+        pid = pid_of(told)
+        self._check(told, asked)
+        pidfd = cage_seen.read_back(lambda: os.pidfd_open(pid))
+        stack.callback(os.close, pidfd)
+        memory = cage_seen.read_back(lambda: MemoryEvents(pid))
+        stack.callback(memory.close)
+        exit_file = exit_file_of(told)
+        run = ContainerRun(
+            pidfd,
+            memory,
+            output=self._api.attach(container),
+            log_bytes=spec.ceilings.log_bytes,
+            engine_code=lambda: recorded_code(self._api, container, exit_file),
+        )
+        stack.callback(run.close)
+        self._images.touch(spec.image)
+        watch = RunWatch(spec, kept, pid, self._inside, run.kill)
+        with refusals(CageNotMade):
+            run.start(applied, spec.ceilings.wall_s, watch, lambda: self._start(container))
+        await_filter(pid)
+        return run
 
     @contextlib.contextmanager
     def adopt(self, spec: RunSpec) -> Iterator[ContainerRun | EndedRun]:
