@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             engine = engines(socket)[told.engine]
             with town(bench, engine, hosts=sorted(set(hosts)), settings=DEBUG) as made:
                 for name in set(hosts):
-                    made.seal(name, hosts.count(name) - 1)
+                    made.keep(name, hosts.count(name))
                 many(made, 1, hosts)
                 tasks.extend(many(made, told.rounds, hosts))
         return Measured(rows=(), figures={})
