@@ -102,12 +102,13 @@ def test_the_pieces_of_an_answer_do_not_wait_for_each_other_on_the_network(files
 
 
 def test_a_connection_has_of_its_listener_that_it_sends_at_once() -> None:
-    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+    with listen("127.0.0.1", 0) as listener:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection, _ = listener.accept()
+        with socket.create_connection(listener.getsockname()):
+            connection, _ = listener.accept()
 
-        with connection:
-            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            with connection:
+                assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_an_application_is_served_at_the_address_that_was_bound(
