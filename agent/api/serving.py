@@ -164,8 +164,9 @@ def serving(
 def _send_at_once(listener: socket.socket) -> None:
     """Connections of this listener send each piece at once: the kernel gives them what the listener has.
 
-    A head and its body are two pieces, and on a kept connection the second one would wait for the acknowledgement of the first,
-    which the other side puts off for 40 ms. asyncio asks for the same, but only where a socket was made with its protocol named.
+    A head and its body are two pieces; on a kept connection the second one would wait for the acknowledgement of the first,
+    which the other side puts off for 40 ms. asyncio asks for the same, but only of sockets that were made with their protocol
+    named.
     """
     if listener.family != socket.AF_UNIX:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -7,6 +7,7 @@ orchestrator for a task that could not have run.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -147,7 +148,7 @@ def _model(context: Context, model: BlobInfo | None, space: Workspace, meter: Me
         near = _maker_of(model.digest, context)
         meter.begin("fetch", "model", total=model.size)
         meter.grows(archive)
-        host.ports.storage.fetch_blob(model.digest, archive, limit_bytes=model.size, near=near)
+        host.ports.storage.fetch_blob(model.digest, archive, limit_bytes=model.size, near=near, known=model)
         # The host's own ceilings: an order limits what its tasks leave, not what they start from.
         unpack(archive, folder, replace(host.policy.ceilings, output_bytes=max(1, model.size)))
         space.drop(archive)
@@ -180,12 +181,15 @@ def _data_key(context: Context, header: SignedHeader, host: Host) -> bytes:
     shares: dict[KeyId, bytes] = {}
     ledger, asked = host.ports.ledger, audit.shares("asked", context, holders, len(request))
     ledger.record_events(asked, host.ports.now())
+
+    def ask(holder: KeyId) -> None:
+        sealed = host.ports.orchestrators.share(holder, request)
+        info = share_info(signed.digest, task.position, task.dataset.id, host.me, holder)
+        shares[holder] = pair.open(sealed, info)
+
     try:
-        for holder in holders:
-            sealed = host.ports.orchestrators.share(holder, request)
-            info = share_info(signed.digest, task.position, task.dataset.id, host.me, holder)
-            shares[holder] = pair.open(sealed, info)
-    except AgentError:  # those that came were released, whatever the next one says
+        host.ports.together(*(partial(ask, holder) for holder in holders))
+    except AgentError:  # those that came were released, whatever another one says
         ledger.record_events(audit.shares("received", context, shares), host.ports.now())
         raise
     return unwrap_data_key(header, shares)

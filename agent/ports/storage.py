@@ -123,10 +123,12 @@ class Storage(Protocol):
         limit_bytes: int,
         near: KeyId | None = None,
         within_s: float | None = None,
+        known: BlobInfo | None = None,
     ) -> int:
         """Bring the blob to `target`, which appears whole or not at all; its size.
 
-        Asks this node's storage first, then that of the agent `near`, then whoever is named as holding it.
+        `known`: what the storage of `near` (without it this node's) just said of it: one that has it is not asked again before
+        it sends. Else, and where that fails: this node's storage, then that of `near`, then whoever is named as holding it.
         Raises: BlobMissing, DigestMismatch, TooLarge; StorageUnavailable too when it is not here `within_s`.
         """
         ...

@@ -142,9 +142,12 @@ class StoragePort:
         limit_bytes: int,
         near: KeyId | None = None,
         within_s: float | None = None,
+        known: BlobInfo | None = None,
     ) -> int:
         self._host.require_disk()
-        return self._ask(lambda: self._real.fetch_blob(digest, target, limit_bytes=limit_bytes, near=near))
+        return self._ask(
+            lambda: self._real.fetch_blob(digest, target, limit_bytes=limit_bytes, near=near, known=known)
+        )
 
     def put_blob(
         self, digest: Digest, kind: BlobKind, source: Path, *, moved: Callable[[int], None] | None = None
