@@ -1,12 +1,17 @@
 """An order or a hand-off arrives: opened, checked, recorded, rung. The numbered checks are in `trust/handoff.py`."""
 
+from collections.abc import Sequence
+from functools import partial
+
+from msgspec.structs import replace
+
 from agent.domain.chain import plan
 from agent.domain.control import Mode
 from agent.domain.ids import Digest, KeyId, job_id
 from agent.domain.orders import DatasetRef, SignedOrder
 from agent.domain.receipts import SignedReceipt
 from agent.domain.traces import TraceId, given_trace, trace_of
-from agent.errors import Draining, NotFound, OrderExpired
+from agent.errors import AgentError, Draining, NotFound, OrderExpired
 from agent.log import bound, get_logger
 from agent.pipeline.bells import ring_job
 from agent.pipeline.cancel import end_if_cancelled
@@ -45,7 +50,7 @@ def take_order(
     )
     if isinstance(verdict, Repeat):
         return _repeat(verdict, host)
-    return _record(verdict, (), sender, told, given_trace(trace, verdict.digest), host)
+    return _record(_arrival(verdict, (), sender, told, given_trace(trace, verdict.digest)), host)
 
 
 def take_handoff(
@@ -57,13 +62,15 @@ def take_handoff(
 
     Raises: OrderError, TrustError by the numbered checks of `verify_handoff`; StorageUnavailable, Draining, QueueFull, NoSpace.
     """
+    places = _Places(host)
     verdict = verify_handoff(
         body,
         sender=sender,
         me=host.me,
         roster=host.roster,
         policy=host.policy,
-        locate=lambda ref: locate(ref, host),
+        locate=places,
+        foresee=places.foresee,
         recorded=lambda order, position: _recorded(order, position, host),
         recorded_id=host.ports.ledger.digest_of_order,
         now=host.ports.now(),
@@ -77,7 +84,9 @@ def take_handoff(
     require_possible(host.rules.workspace_root, least)  # it would fail here, and that is known now
     first = verdict.receipts[0].receipt.trace_id if verdict.receipts else trace
     given = given_trace(first, verdict.order.digest)
-    return _record(verdict.order, verdict.receipts, sender, told, given, host)
+    arrival = _arrival(verdict.order, verdict.receipts, sender, told, given)
+    # Storage just named this host, check (7); and with receipts, nobody but who signed the last one could pass it on.
+    return _record(replace(arrival, is_placed=bool(verdict.receipts)), host)
 
 
 def locate(ref: DatasetRef, host: Host) -> frozenset[KeyId]:
@@ -85,25 +94,59 @@ def locate(ref: DatasetRef, host: Host) -> frozenset[KeyId]:
     return frozenset(location.agent for location in host.ports.storage.dataset(ref).locations)
 
 
-def _record(
+class _Places:
+    """`locate` for one hand-off: storage is asked for all of its datasets at the same time, once each.
+
+    What a dataset cannot be located for is raised where it is asked about, so that the checks before it come first.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._told: dict[DatasetRef, frozenset[KeyId] | AgentError] = {}
+
+    def foresee(self, refs: Sequence[DatasetRef]) -> None:
+        """Ask about these."""
+        told = self._host.ports.together(*(partial(self._ask, ref) for ref in refs))
+        self._told |= dict(zip(refs, told, strict=True))
+
+    def __call__(self, ref: DatasetRef) -> frozenset[KeyId]:
+        """The agents that storage names for a dataset. Raises: as `locate`."""
+        told = self._told[ref]
+        if isinstance(told, AgentError):
+            raise told
+        return told
+
+    def _ask(self, ref: DatasetRef) -> frozenset[KeyId] | AgentError:
+        try:
+            return locate(ref, self._host)
+        except AgentError as error:
+            return error
+
+
+def _arrival(
     signed: SignedOrder,
     receipts: tuple[SignedReceipt, ...],
     sender: KeyId,
     told: int,
     trace: TraceId | None,
-    host: Host,
-) -> Admission:
+) -> Arrival:
+    kind = plan(signed.order)[len(receipts)].kind
+    return Arrival(order=signed, receipts=receipts, kind=kind, sender=sender, told=told, trace=trace)
+
+
+def _record(arrival: Arrival, host: Host) -> Admission:
+    signed, sender = arrival.order, arrival.sender
     if host.ports.ledger.control().mode is Mode.DRAINING:
         raise Draining("this host takes nothing new for a while, and finishes what it runs")
     require_above_low_mark(host.rules.disks, host.rules.low_disk_bytes)
-    task = plan(signed.order)[len(receipts)]
+    task = plan(signed.order)[arrival.position]
     limit = host.rules.queue_limit
     if host.policy.admit_or_hold(signed, [task], host.ports.ledger.verdict_on):
         limit = max(
             1, limit // 2
         )  # it waits as long as its orchestrator wants: half of the places stay for others
-    arrival = Arrival(order=signed, receipts=receipts, kind=task.kind, sender=sender, told=told, trace=trace)
-    with bound(order=signed.order.id, position=task.position, trace=trace_of(trace, signed.digest)):
+        arrival = replace(arrival, is_placed=False)  # it is held first
+    with bound(order=signed.order.id, position=task.position, trace=trace_of(arrival.trace, signed.digest)):
         admission = host.ports.ledger.admit(
             arrival,
             host.ports.now(),

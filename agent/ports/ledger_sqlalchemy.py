@@ -101,6 +101,8 @@ class SqlAlchemyLedger(
                 sender=arrival.sender,
             )
             writes.count_on(tx, job, arrival.told, now)
+            if arrival.is_placed:
+                job = writes.transit(tx, job, JobEvent.ENQUEUE, now)
             return Admission(job, is_repeat=False)
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
