@@ -144,7 +144,6 @@ def serving(
     Raises: BadSettings when it does not start.
     """
     url = url_of(listener, tls=tls is not None)
-    _send_at_once(listener)
     server = _Server(_config(app, tls))
     thread = threading.Thread(target=server.run_until_told, args=(listener,), name=f"serving {url}")
     thread.start()
@@ -159,17 +158,6 @@ def serving(
         listener.close()
         if url.startswith("unix:") and not stays:
             Path(url.removeprefix("unix:")).unlink(missing_ok=True)
-
-
-def _send_at_once(listener: socket.socket) -> None:
-    """Connections of this listener send each piece at once: the kernel gives them what the listener has.
-
-    A head and its body are two pieces; on a kept connection the second one would wait for the acknowledgement of the first,
-    which the other side puts off for 40 ms. asyncio asks for the same, but only of sockets that were made with their protocol
-    named.
-    """
-    if listener.family != socket.AF_UNIX:
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def wait_for_signal() -> signal.Signals:

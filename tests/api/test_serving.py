@@ -92,25 +92,6 @@ def dial(url: str, context: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
         yield line
 
 
-def test_the_pieces_of_an_answer_do_not_wait_for_each_other_on_the_network(files: TlsFiles) -> None:
-    listener = listen("127.0.0.1", 0)
-
-    with serving(APP, listener, tls=server_tls(files.certificate, files.private_key)):
-        is_at_once = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-
-    assert is_at_once, "the kernel holds back the second piece of an answer for 40 ms"
-
-
-def test_a_connection_has_of_its_listener_that_it_sends_at_once() -> None:
-    with listen("127.0.0.1", 0) as listener:
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with socket.create_connection(listener.getsockname()):
-            connection, _ = listener.accept()
-
-            with connection:
-                assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-
-
 def test_an_application_is_served_at_the_address_that_was_bound(
     files: TlsFiles, authority: CertificateAuthority
 ) -> None:
