@@ -65,11 +65,11 @@ class Town:
 
     consortium: Consortium
     image: Digest
+    book: Book  # of the orchestrator that issues the orders
+    client: Client  # its calls, on connections that are kept
     datasets: dict[str, list[DatasetRef]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     _read: dict[str, int] = field(default_factory=dict)  # bytes of each agent's log
-    _book: Book | None = None
-    _client: Client | None = None
 
     # ---- data and orders
 
@@ -90,19 +90,12 @@ class Town:
         """
         queues = {name: iter(refs) for name, refs in self.datasets.items()}
         data = tuple(next(queues[name]) for name in names)
-        book, client = self._orchestrator()
-        signed = sign_order(self._learnuplet(data, image or self.image), client.key)
-        book.record_order(signed, now())
+        signed = sign_order(self._learnuplet(data, image or self.image), self.client.key)
+        self.book.record_order(signed, now())
         first = self.consortium.hospital(names[0]).agent.key.keyid
         sent_s = time.time()
-        send(signed, book, client, to=first)
+        send(signed, self.book, self.client, to=first)
         return Sent(signed.order.id, sent_s, time.time(), tuple(names))
-
-    def _orchestrator(self) -> tuple[Book, Client]:
-        if self._book is None or self._client is None:
-            self._book = self.consortium.book()
-            self._client = self.consortium.client(self.consortium.orchestrators[0])
-        return self._book, self._client
 
     def _learnuplet(self, data: tuple[DatasetRef, ...], digest: Digest) -> Learnuplet:
         image = ImageRef(str(uuid4()), digest)
@@ -217,10 +210,10 @@ def town(
     consortium.admit(
         [digest for _, digest in archives], accept_missing=ACCEPTED_GAPS, output_bytes=output_bytes
     )
-    with running(consortium):
+    with running(consortium), consortium.client(consortium.orchestrators[0]).keeping() as client:
         for archive, _ in archives:
             consortium.publish_image(archive)
-        made = Town(consortium, archives[0][1])
+        made = Town(consortium, archives[0][1], consortium.book(), client)
         for each in hosts:
             made.seal(each, 1)
         for each in hosts:  # loads the image there, and waits until its cage is proved

@@ -40,10 +40,10 @@ def run_orchestrator(settings: ServerSettings) -> None:
     """Serve an orchestrator until the process is told to end. Raises: BadSettings."""
     book = open_book(settings)
     guard = _guard(settings, book.database)
-    client = open_client(settings)
-    app = orchestrator_app(book, guard, locate=lambda dataset: holders_of(client, dataset))
-    with served(app, settings) as url:
-        _wait("orchestrator", url, guard)
+    with open_client(settings).keeping() as client:
+        app = orchestrator_app(book, guard, locate=lambda dataset: holders_of(client, dataset))
+        with served(app, settings) as url:
+            _wait("orchestrator", url, guard)
 
 
 @contextmanager
