@@ -100,8 +100,8 @@ class Storage(Protocol):
     Raises everywhere: StorageUnavailable (retried), BadAnswer (metadata not signed by that storage).
     """
 
-    def dataset(self, ref: DatasetRef) -> DatasetInfo:
-        """What storage says of this dataset. Raises: DatasetMissing."""
+    def dataset(self, ref: DatasetRef, *, within_s: float = 0.0) -> DatasetInfo:
+        """What storage says of this dataset, or said that long ago at most. Raises: DatasetMissing."""
         ...
 
     def open_dataset(self, info: DatasetInfo, sink: "ByteSink") -> None:

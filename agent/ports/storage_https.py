@@ -6,6 +6,7 @@ Source: docs/contracts/http.md, "Asked of storage".
 import base64
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ from agent.ports.storage_https_download import Download, Wanted
 from agent.trust.roster import Role, RosterEntry
 
 PIECE_BYTES = 1 << 16  # of a file that is sent
+KEPT_DATASETS = 64  # what was said of them, for who asks again at once
 ASK_FIRST_BYTES = 1 << 20  # to send less takes no longer than to ask whether it is there already
 
 
@@ -56,10 +58,15 @@ class HttpsStorage:
         self._https = HttpsClient(identity, timeouts)
         self._own = own
         self._pause = pause
+        self._told = _Told()
 
-    def dataset(self, ref: DatasetRef) -> DatasetInfo:
-        """What this node's storage says of the dataset. Raises: DatasetMissing."""
+    def dataset(self, ref: DatasetRef, *, within_s: float = 0.0) -> DatasetInfo:
+        """What this node's storage says of the dataset, or said that long ago at most. Raises: DatasetMissing."""
         peer = self._storage_of(self._own)
+        told = self._told.get(ref, within_s)
+        return self._ask_dataset(peer, ref) if told is None else told
+
+    def _ask_dataset(self, peer: Peer, ref: DatasetRef) -> DatasetInfo:
         answer = self._ask(peer, f"/v1/datasets/{ref.id}?version={quote(ref.version)}")
         if answer.status == 404:
             raise DatasetMissing(f"{peer} knows no place of dataset {ref}")
@@ -68,6 +75,7 @@ class HttpsStorage:
             info = parse_dataset(answer.body)
         if (info.id, info.version) != (ref.id, ref.version):
             raise BadAnswer(f"{peer} tells of dataset {info.id}@{info.version} when asked for {ref}")
+        self._told.keep(ref, info)
         return info
 
     def open_dataset(self, info: DatasetInfo, sink: ByteSink) -> None:
@@ -237,6 +245,28 @@ class HttpsStorage:
 
     def _peer(self, entry: RosterEntry) -> Peer:
         return Peer.of(entry, entry.storage_url, StorageUnavailable)
+
+
+class _Told:
+    """What storage said of datasets a moment ago, the newest few. Safe to use from threads."""
+
+    def __init__(self) -> None:
+        self._kept: dict[DatasetRef, tuple[float, DatasetInfo]] = {}  # oldest first
+        self._lock = threading.Lock()
+
+    def keep(self, ref: DatasetRef, info: DatasetInfo) -> None:
+        """It was said just now."""
+        with self._lock:
+            self._kept.pop(ref, None)
+            self._kept[ref] = time.monotonic(), info
+            while len(self._kept) > KEPT_DATASETS:
+                del self._kept[next(iter(self._kept))]
+
+    def get(self, ref: DatasetRef, within_s: float) -> DatasetInfo | None:
+        """What was said that long ago at most."""
+        with self._lock:
+            at, info = self._kept.get(ref, (0.0, None))
+        return info if info is not None and time.monotonic() - at < within_s else None
 
 
 class _Counted:

@@ -114,9 +114,7 @@ def test_an_answer_does_not_wait_until_its_head_is_acknowledged(
     made = module._ImpatientProtocol.connection_made
 
     def note(protocol: module._ImpatientProtocol, transport: asyncio.Transport) -> None:
-        accepted.append(
-            transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        )
+        accepted.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         made(protocol, transport)
 
     monkeypatch.setattr(module._ImpatientProtocol, "connection_made", note)

@@ -84,7 +84,7 @@ class MemoryStorage:
         self._all = storages
         self._own = own
 
-    def dataset(self, ref: DatasetRef) -> DatasetInfo:
+    def dataset(self, ref: DatasetRef, *, within_s: float = 0.0) -> DatasetInfo:
         self._all.ask(self._all.storage_of(self._own))
         try:
             return self._all.datasets[ref]

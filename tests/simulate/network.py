@@ -124,8 +124,8 @@ class StoragePort:
         self._net = Network(host, world)
         self._real = MemoryStorage(world.storages, host.keyid)
 
-    def dataset(self, ref: DatasetRef) -> DatasetInfo:
-        return self._ask(lambda: self._real.dataset(ref))
+    def dataset(self, ref: DatasetRef, *, within_s: float = 0.0) -> DatasetInfo:
+        return self._ask(lambda: self._real.dataset(ref, within_s=within_s))
 
     def open_dataset(self, info: DatasetInfo, sink: ByteSink) -> None:
         self._host.require_disk()
