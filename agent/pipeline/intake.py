@@ -1,15 +1,16 @@
 """An order or a hand-off arrives: opened, checked, recorded, rung. The numbered checks are in `trust/handoff.py`."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 
 from msgspec.structs import replace
 
+from agent.domain.approvals import VerdictOn
 from agent.domain.chain import plan
 from agent.domain.control import Mode
 from agent.domain.ids import Digest, KeyId, job_id
-from agent.domain.orders import DatasetRef, SignedOrder
-from agent.domain.receipts import SignedReceipt
+from agent.domain.nonces import Nonce
+from agent.domain.orders import DatasetRef
 from agent.domain.traces import TraceId, given_trace, trace_of
 from agent.errors import AgentError, Draining, NotFound, OrderExpired
 from agent.log import bound, get_logger
@@ -32,11 +33,13 @@ def take_order(
     *,
     told: int = 0,
     trace: TraceId | None = None,
+    nonce: Nonce | None = None,
 ) -> Admission:
-    """An order straight from its orchestrator, recorded at position 0. `told`: as of `Arrival`. `trace`: that of the call.
+    """An order straight from its orchestrator, recorded at position 0. `told`, `nonce`: as of `Arrival`. `trace`: of the call.
 
     Raises: OrderError, TrustError by the checks of `verify_order`; Draining, QueueFull, NoSpace, LedgerUnavailable.
     """
+    ruled = cache(host.ports.ledger.verdict_on)  # one order is judged by one look at each image
     verdict = verify_order(
         envelope,
         payload_type=payload_type,
@@ -46,23 +49,34 @@ def take_order(
         now=host.ports.now(),
         skew=host.rules.skew,
         recorded_id=host.ports.ledger.digest_of_order,
-        ruled=host.ports.ledger.verdict_on,
+        ruled=ruled,
     )
     if isinstance(verdict, Repeat):
         return _repeat(verdict, host)
-    return _record(_arrival(verdict, (), sender, told, given_trace(trace, verdict.digest)), host)
+    given = given_trace(trace, verdict.digest)
+    kind = plan(verdict.order)[0].kind
+    arrival = Arrival(
+        order=verdict, receipts=(), kind=kind, sender=sender, told=told, trace=given, nonce=nonce
+    )
+    return _record(arrival, ruled, host)
 
 
 def take_handoff(
-    body: bytes, sender: KeyId, host: Host, *, told: int = 0, trace: TraceId | None = None
+    body: bytes,
+    sender: KeyId,
+    host: Host,
+    *,
+    told: int = 0,
+    trace: TraceId | None = None,
+    nonce: Nonce | None = None,
 ) -> Admission:
-    """What is left of an order, from the peer that did the task before. `told`: as of `Arrival`.
+    """What is left of an order, from the peer that did the task before. `told`, `nonce`: as of `Arrival`.
 
     The trace is that of the first receipt, which its agent signed; only without any it is what came with the call, `trace`.
 
     Raises: OrderError, TrustError by the numbered checks of `verify_handoff`; StorageUnavailable, Draining, QueueFull, NoSpace.
     """
-    places = _Places(host)
+    places, ruled = _Places(host), cache(host.ports.ledger.verdict_on)
     verdict = verify_handoff(
         body,
         sender=sender,
@@ -75,7 +89,7 @@ def take_handoff(
         recorded_id=host.ports.ledger.digest_of_order,
         now=host.ports.now(),
         skew=host.rules.skew,
-        ruled=host.ports.ledger.verdict_on,
+        ruled=ruled,
     )
     if isinstance(verdict, Repeat):
         return _repeat(verdict, host)
@@ -83,10 +97,18 @@ def take_handoff(
     least = bytes_needed(verdict.task.kind, dataset_bytes=0, model_bytes=0, ceilings=ceilings)
     require_possible(host.rules.workspace_root, least)  # it would fail here, and that is known now
     first = verdict.receipts[0].receipt.trace_id if verdict.receipts else trace
-    given = given_trace(first, verdict.order.digest)
-    arrival = _arrival(verdict.order, verdict.receipts, sender, told, given)
-    # Storage just named this host, check (7); and with receipts, nobody but who signed the last one could pass it on.
-    return _record(replace(arrival, is_placed=bool(verdict.receipts)), host)
+    arrival = Arrival(
+        order=verdict.order,
+        receipts=verdict.receipts,
+        kind=verdict.task.kind,
+        sender=sender,
+        told=told,
+        trace=given_trace(first, verdict.order.digest),
+        nonce=nonce,
+        # Storage just named this host, check (7); and with receipts, nobody but who signed the last one could pass it on.
+        is_placed=bool(verdict.receipts),
+    )
+    return _record(arrival, ruled, host)
 
 
 def locate(ref: DatasetRef, host: Host) -> frozenset[KeyId]:
@@ -123,25 +145,14 @@ class _Places:
             return error
 
 
-def _arrival(
-    signed: SignedOrder,
-    receipts: tuple[SignedReceipt, ...],
-    sender: KeyId,
-    told: int,
-    trace: TraceId | None,
-) -> Arrival:
-    kind = plan(signed.order)[len(receipts)].kind
-    return Arrival(order=signed, receipts=receipts, kind=kind, sender=sender, told=told, trace=trace)
-
-
-def _record(arrival: Arrival, host: Host) -> Admission:
-    signed, sender = arrival.order, arrival.sender
+def _record(arrival: Arrival, ruled: VerdictOn, host: Host) -> Admission:
     if host.ports.ledger.control().mode is Mode.DRAINING:
         raise Draining("this host takes nothing new for a while, and finishes what it runs")
     require_above_low_mark(host.rules.disks, host.rules.low_disk_bytes)
+    signed = arrival.order
     task = plan(signed.order)[arrival.position]
     limit = host.rules.queue_limit
-    if host.policy.admit_or_hold(signed, [task], host.ports.ledger.verdict_on):
+    if host.policy.admit_or_hold(signed, [task], ruled):
         limit = max(
             1, limit // 2
         )  # it waits as long as its orchestrator wants: half of the places stay for others
@@ -153,10 +164,10 @@ def _record(arrival: Arrival, host: Host) -> Admission:
             max_attempts=signed.order.max_attempts,
             queue_limit=limit,
         )
-        log.info("order.received", kind=task.kind, sender=sender, is_repeat=admission.is_repeat)
-        cancelled = end_if_cancelled(admission.job, host)
+        log.info("order.received", kind=task.kind, sender=arrival.sender, is_repeat=admission.is_repeat)
+        cancelled = end_if_cancelled(admission.job, host) if admission.is_cancelled else None
         if cancelled is not None:
-            return Admission(cancelled, admission.is_repeat)
+            return replace(admission, job=cancelled)
         ring_job(admission.job, host)
         return admission
 

@@ -6,39 +6,46 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, insert, select, text, update
 
-from agent.domain.audit import NewEvent, next_line, told_of_task
+from agent.domain.audit import told_of_task
 from agent.domain.backups import NUMBERS_BETWEEN
 from agent.domain.chain import TaskKind, task_at
-from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
+from agent.domain.ids import Digest, JobId, KeyId, job_id
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
-from agent.domain.measures import tallies_of
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
-from agent.errors import HandoffConflict, LostRace, NotFound, OrderConflict, QueueFull
+from agent.errors import HandoffConflict, LostRace, NotFound, QueueFull
 from agent.ports.ledger import Arrival, DeliveryId, DeliveryKind, DeliveryState, NewDelivery, Successor
 from agent.ports.ledger_schema import (
     IS_PENDING,
     bodies,
     deliveries,
-    events,
+    job_counts,
     jobs,
     logs,
     orders,
     receipts,
     restores,
 )
+from agent.ports.ledger_sqlalchemy_lines import last_line, tell, tell_these
+from agent.ports.ledger_sqlalchemy_prepared import Prepared, driver_of, inserting
 from agent.ports.ledger_sqlalchemy_rows import (
     Plain,
     job_of,
     row_of_job,
-    row_of_line,
     row_of_receipt,
     signed_of,
     told_of,
 )
-from agent.ports.ledger_sqlalchemy_tallies import count
+
+__all__ = ["last_line", "tell", "tell_these"]  # told from here to whoever writes
 
 WAITING: Final = (JobState.RECEIVED, JobState.HELD, JobState.QUEUED)  # what the queue's limit counts
+
+_INSERT_ORDER: Final = inserting(orders)
+_INSERT_JOB: Final = inserting(jobs, "seq")
+_WAIT_HERE: Final = Prepared(
+    select(func.coalesce(func.sum(job_counts.c.count_), 0)).where(job_counts.c.state.in_(WAITING))
+)
 
 
 # ------------------------------------------------------------------ jobs
@@ -141,7 +148,7 @@ def put_job(
         received_at=now,
         changed_at=now,
     )
-    tx.execute(insert(jobs), row_of_job(job, signer=signed.signer, last_receipt=last_receipt))
+    _INSERT_JOB.run(driver_of(tx), row_of_job(job, signer=signed.signer, last_receipt=last_receipt))
     about = told_of(job) | told_of_task(signed, position) | ({} if sender is None else {"sender": sender})
     dataset = task_at(signed.order, position).dataset.id
     tell(tx, f"job.{state}", now, order_id, position, about, dataset=dataset)
@@ -184,13 +191,8 @@ def place_of(tx: Connection, order: Digest, position: int) -> tuple[JobId, Diges
 
 
 def find_repeat(tx: Connection, arrival: Arrival) -> Job | None:
-    """The job that this very arrival made before. Raises: OrderConflict, HandoffConflict."""
+    """The job that this arrival made before, when its order is known. Raises: HandoffConflict."""
     signed = arrival.order
-    digest = tx.execute(select(orders.c.digest).where(orders.c.id == signed.order.id)).scalar()
-    if digest is None:
-        return None
-    if digest != signed.digest:
-        raise OrderConflict(f"order {signed.order.id} is recorded with other content ({digest})")
     place = place_of(tx, signed.digest, arrival.position)
     if place is None:
         return None
@@ -203,17 +205,15 @@ def find_repeat(tx: Connection, arrival: Arrival) -> Job | None:
 
 
 def require_room(tx: Connection, queue_limit: int) -> None:
-    """Raises: QueueFull when that many jobs wait. Counts no further than the limit."""
-    waiting = select(jobs.c.seq).where(jobs.c.state.in_(WAITING)).limit(queue_limit).subquery()
-    if tx.execute(select(func.count()).select_from(waiting)).scalar_one() >= queue_limit:
+    """Raises: QueueFull when that many jobs wait. The triggers count them: ten cost what a million do."""
+    (waiting,) = _WAIT_HERE.run(driver_of(tx), {}).fetchone()
+    if waiting >= queue_limit:
         raise QueueFull(f"{queue_limit} jobs wait on this host already")
 
 
 def put_order(tx: Connection, arrival: Arrival, now: datetime) -> None:
-    """The order, unless an earlier hand-off brought it."""
+    """The order."""
     signed = arrival.order
-    if tx.execute(select(orders.c.id).where(orders.c.id == signed.order.id)).first() is not None:
-        return
     row = {
         "id": signed.order.id,
         "digest": signed.digest,
@@ -225,7 +225,7 @@ def put_order(tx: Connection, arrival: Arrival, now: datetime) -> None:
         "envelope": signed.envelope,
         "trace_id": arrival.trace,
     }
-    tx.execute(insert(orders), row)
+    _INSERT_ORDER.run(driver_of(tx), row)
 
 
 def put_receipts(
@@ -283,7 +283,7 @@ def put_deliveries(tx: Connection, job: Job, new: Sequence[NewDelivery], now: da
 
 def count_on(tx: Connection, job: Job, told: int, now: datetime) -> None:
     """The numbers of the job's reports go on after `told`: reports that an earlier life of this ledger delivered."""
-    if told > last_number(tx, job, DeliveryKind.REPORT):
+    if told and told > last_number(tx, job, DeliveryKind.REPORT):
         signer = tx.execute(select(orders.c.signer).where(orders.c.id == job.order_id)).scalar_one()
         name = _put_delivery(tx, job, NewDelivery(DeliveryKind.REPORT, signer, b""), told, now)
         change_delivery(tx, name, state=DeliveryState.ACKNOWLEDGED, acknowledged_at=now)
@@ -341,41 +341,6 @@ def change_delivery(tx: Connection, delivery: DeliveryId, **columns: Any) -> Non
     """Set these columns; whoever leased the delivery is done with it."""
     values = {"lease_until": None} | columns
     tx.execute(update(deliveries).where(deliveries.c.id == delivery).values(**values))
-
-
-def tell(
-    tx: Connection,
-    name: str,
-    now: datetime,
-    order_id: OrderId | None,
-    position: int | None,
-    values: dict[str, Plain],
-    *,
-    dataset: str | None = None,
-) -> None:
-    """One line more in the log of events."""
-    tell_these(
-        tx, (NewEvent(name=name, order_id=order_id, position=position, dataset=dataset, values=values),), now
-    )
-
-
-def tell_these(tx: Connection, told: Sequence[NewEvent], now: datetime) -> None:
-    """These lines, each chained to the one before, with what they count."""
-    if not told:
-        return
-    seq, digest = last_line(tx)
-    rows = []
-    for event in told:
-        rows.append(row_of_line(next_line(event, now, seq, digest)))
-        seq, digest = rows[-1]["seq"], rows[-1]["digest"]
-    tx.execute(insert(events), rows)
-    count(tx, [tally for event in told for tally in tallies_of(event)])
-
-
-def last_line(tx: Connection) -> tuple[int, Digest | None]:
-    """(number, digest) of the newest line; (0, None) when there is none."""
-    row = tx.execute(select(events.c.seq, events.c.digest).order_by(events.c.seq.desc()).limit(1)).first()
-    return (0, None) if row is None else (row.seq, row.digest)
 
 
 def put_log(tx: Connection, job: Job, run: str, log: bytes) -> None:
