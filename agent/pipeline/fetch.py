@@ -104,9 +104,8 @@ def fetch(
         with phase("shares"):
             try:
                 key.set_result(_data_key(context, header, host))
-            except BaseException:
-                key.cancel()  # whoever waits for it goes
-                raise
+            finally:
+                key.cancel()  # where it did not come, whoever waits for it goes
 
     def key_is_here() -> bytes:
         data_key = key.result()
