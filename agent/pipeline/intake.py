@@ -24,6 +24,10 @@ from agent.trust.handoff import Recorded, Repeat, verify_handoff, verify_order
 
 log = get_logger(__name__)
 
+DONE_BEFORE_S = (
+    5.0  # where the data of tasks lie that are done may have been said that long ago: chains come in flocks
+)
+
 
 def take_order(
     envelope: bytes,
@@ -111,9 +115,10 @@ def take_handoff(
     return _record(arrival, ruled, host)
 
 
-def locate(ref: DatasetRef, host: Host) -> frozenset[KeyId]:
-    """The agents that storage names for a dataset."""
-    return frozenset(location.agent for location in host.ports.storage.dataset(ref).locations)
+def locate(ref: DatasetRef, host: Host, *, within_s: float = 0.0) -> frozenset[KeyId]:
+    """The agents that storage names for a dataset, or named that long ago at most."""
+    told = host.ports.storage.dataset(ref, within_s=within_s)
+    return frozenset(location.agent for location in told.locations)
 
 
 class _Places:
@@ -127,8 +132,10 @@ class _Places:
         self._told: dict[DatasetRef, frozenset[KeyId] | AgentError] = {}
 
     def foresee(self, refs: Sequence[DatasetRef]) -> None:
-        """Ask about these."""
-        told = self._host.ports.together(*(partial(self._ask, ref) for ref in refs))
+        """Ask about these: the last one, of the task that is to be done, is asked about now, whatever was said before."""
+        ages_s = [DONE_BEFORE_S] * (len(refs) - 1) + [0.0]
+        asked = (partial(self._ask, ref, within_s) for ref, within_s in zip(refs, ages_s, strict=True))
+        told = self._host.ports.together(*asked)
         self._told |= dict(zip(refs, told, strict=True))
 
     def __call__(self, ref: DatasetRef) -> frozenset[KeyId]:
@@ -138,9 +145,9 @@ class _Places:
             raise told
         return told
 
-    def _ask(self, ref: DatasetRef) -> frozenset[KeyId] | AgentError:
+    def _ask(self, ref: DatasetRef, within_s: float) -> frozenset[KeyId] | AgentError:
         try:
-            return locate(ref, self._host)
+            return locate(ref, self._host, within_s=within_s)
         except AgentError as error:
             return error
 

@@ -353,3 +353,18 @@ def test_a_storage_that_is_away_is_unavailable_for_everything(stage: Stage, tmp_
 def test_a_storage_key_that_the_roster_does_not_know_is_nowhere(stage: Stage) -> None:
     with pytest.raises(StorageUnavailable):
         stage.storage.blob(digest_named("a model"), near=KeyId("0" * 64))
+
+
+# ------------------------------------------------------------------ what was said a moment ago
+
+
+def test_what_was_said_a_moment_ago_is_not_asked_again_by_who_takes_it(tmp_path: Path) -> None:
+    with open_town(tmp_path, "storage-a", "storage-b", "storage-c") as town:
+        stage, sealed = RealStage(town), seal("a1")
+        info = stage.keep_dataset(sealed, A)
+        stage.storage.dataset(sealed.ref)
+        stage.go_down(A)
+
+        assert stage.storage.dataset(sealed.ref, within_s=3600.0) == info
+        with pytest.raises(StorageUnavailable):
+            stage.storage.dataset(sealed.ref)
