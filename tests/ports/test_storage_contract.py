@@ -359,8 +359,8 @@ def test_a_storage_key_that_the_roster_does_not_know_is_nowhere(stage: Stage) ->
 
 
 def test_what_was_said_a_moment_ago_is_not_asked_again_by_who_takes_it(tmp_path: Path) -> None:
-    with open_town(tmp_path, "storage-a", "storage-b", "storage-c") as town:
-        stage, sealed = RealStage(town), seal("a1")
+    with real_stage(tmp_path) as stage:
+        sealed = seal("a1")
         info = stage.keep_dataset(sealed, A)
         stage.storage.dataset(sealed.ref)
         stage.go_down(A)
