@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from agent.api.claims import Claim, Claims, RememberNonce
 from agent.api.problems import problem
+from agent.api.threads import in_thread
 from agent.domain.ids import Digest, KeyId, digest_from_hex
+from agent.domain.nonces import Nonce
 from agent.errors import (
     AgentError,
     BadRequestSignature,
@@ -63,9 +66,6 @@ _TARGET = re.compile(r"/[!-\"$-~]*")  # visible ASCII without '#'
 JSON_TYPE = "application/json"
 BYTES_TYPE = "application/octet-stream"
 
-RememberNonce = Callable[[KeyId, str, datetime, datetime], bool]
-"""(keyid, nonce, keep until, now): whether it is new; from then on it is not, also after a restart."""
-
 NoteRefusal = Callable[[AgentError, str, str, KeyId | None], None]
 """(error, method, path, who): is told of each refusal; `who` is None while nobody's signature was verified."""
 
@@ -77,7 +77,7 @@ class Guard:
     `roster` and `authorities` are asked for each request, so that a reload is seen. `authorities`: host[:port] under which
     this server is called, as `authority_of` writes them. `key`: signs the answers that the contract wants signed.
     `signed_after`: what was signed at this moment or before is refused, for the memory of nonces begins after it; None: it
-    never was lost.
+    never was lost. `claims`: for routes that keep their nonce with what they record; without it every nonce is kept first.
     """
 
     roster: Callable[[], Roster]
@@ -88,15 +88,17 @@ class Guard:
     remember_nonce: RememberNonce
     note_refusal: NoteRefusal = lambda *_: None
     signed_after: datetime | None = None
+    claims: Claims | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request whose sender, digest and freshness were verified."""
+    """A request whose sender, digest and freshness were verified. `claim`: its nonce, where the handler may keep it."""
 
     caller: VerifiedRequest
     request: Request
     body: bytes
+    claim: Claim | None = field(default=None, kw_only=True)
 
     def path(self, name: str) -> str:
         """A parameter of the path, as text."""
@@ -127,20 +129,32 @@ def signed(
     limit_bytes: int = 0,
     media_type: str = JSON_TYPE,
     signs_answer: bool = False,
+    keeps_nonce: bool = False,
 ) -> Endpoint:
     """An endpoint for requests with a body of at most `limit_bytes` held in memory; 0: a body is refused.
 
-    `roles`: who may call. `signs_answer`: sign what is answered to a known caller, refusals too.
+    `roles`: who may call. `signs_answer`: sign what is answered to a known caller, refusals too. `keeps_nonce`: the handler
+    records the nonce with what it records, and says so in the call's claim.
     """
+    claims = guard.claims if keeps_nonce else None
 
     async def endpoint(request: Request) -> Response:
-        async def serve(caller: VerifiedRequest) -> Response:
+        async def serve(caller: VerifiedRequest, claim: Claim | None) -> Response:
             body = await _read(request, caller, limit_bytes)
-            return await run_in_threadpool(handler, Call(caller, request, body))
+            return await in_thread(_handled, handler, Call(caller, request, body, claim=claim), guard)
 
-        return await _guarded(request, guard, roles, limit_bytes, media_type, signs_answer, serve)
+        return await _guarded(request, guard, claims, roles, limit_bytes, media_type, signs_answer, serve)
 
     return endpoint
+
+
+def _handled(handler: Callable[[Call], Response], call: Call, guard: Guard) -> Response:
+    """What the handler answers, once the nonce is kept."""
+    try:
+        return handler(call)
+    finally:
+        if call.claim is not None and guard.claims is not None:
+            guard.claims.settle(call.claim, guard.now())
 
 
 def uploaded(
@@ -156,7 +170,7 @@ def uploaded(
     """An endpoint for big bodies: streamed to a file in `folder`, hashed on the way, handled once the digest matched."""
 
     async def endpoint(request: Request) -> Response:
-        async def serve(caller: VerifiedRequest) -> Response:
+        async def serve(caller: VerifiedRequest, _claim: Claim | None) -> Response:
             file = folder / f".upload-{secrets.token_hex(8)}"
             try:
                 seen = await _spool(request, caller, file, limit_bytes)
@@ -165,7 +179,7 @@ def uploaded(
             finally:
                 await run_in_threadpool(partial(file.unlink, missing_ok=True))
 
-        return await _guarded(request, guard, roles, limit_bytes, media_type, signs_answer, serve)
+        return await _guarded(request, guard, None, roles, limit_bytes, media_type, signs_answer, serve)
 
     return endpoint
 
@@ -194,21 +208,27 @@ def http_request_of(request: Request) -> HttpRequest:
 async def _guarded(
     request: Request,
     guard: Guard,
+    claims: Claims | None,
     roles: Collection[Role],
     limit_bytes: int,
     media_type: str,
     signs_answer: bool,
-    serve: Callable[[VerifiedRequest], Awaitable[Response]],
+    serve: Callable[[VerifiedRequest, Claim | None], Awaitable[Response]],
 ) -> Response:
     """Serve a request that passes; answer a refusal of a known caller signed, where answers are."""
     caller: VerifiedRequest | None = None
     try:
         _check_announced(request, limit_bytes, media_type)
-        caller = await run_in_threadpool(admit, request, guard)
-        _check_role(caller, roles)
-        await run_in_threadpool(_check_nonce, caller, guard)
-        with bound(trace=caller.trace):
-            answer = await serve(caller)
+        known, claim, refusal = await in_thread(_meet, request, guard, claims, roles)
+        caller = known
+        if refusal is not None:
+            raise refusal
+        try:
+            with bound(trace=known.trace):
+                answer = await serve(known, claim)
+        finally:  # where the body did not come to its handler
+            if claim is not None and claims is not None and not claim.is_settled:
+                await in_thread(claims.settle, claim, guard.now())
     except AgentError as error:
         who, trace = (None, None) if caller is None else (caller.keyid, caller.trace)
         method, path = request.method, request.scope["path"]
@@ -216,11 +236,26 @@ async def _guarded(
             log.warning(
                 "request.refused", method=method, path=path, who=who, code=error.code, detail=error.detail
             )
-        await run_in_threadpool(guard.note_refusal, error, method, path, who)
+        await in_thread(guard.note_refusal, error, method, path, who)
         answer = problem(error)
-    if signs_answer and (caller is not None or await run_in_threadpool(_is_known, request, guard)):
+    if signs_answer and (caller is not None or await in_thread(_is_known, request, guard)):
         _sign(answer, request, guard)
     return answer
+
+
+def _meet(
+    request: Request, guard: Guard, claims: Claims | None, roles: Collection[Role]
+) -> tuple[VerifiedRequest, Claim | None, AgentError | None]:
+    """Who sent this request, its nonce where it is claimed, and why a known caller is refused.
+
+    Raises: what `admit` raises, of a caller whom nobody knows.
+    """
+    caller = admit(request, guard)
+    try:
+        _check_role(caller, roles)
+        return caller, _check_nonce(caller, guard, claims), None
+    except AgentError as refusal:
+        return caller, None, refusal
 
 
 def admit(request: Request, guard: Guard) -> VerifiedRequest:
@@ -269,15 +304,18 @@ def _check_role(caller: VerifiedRequest, roles: Collection[Role]) -> None:
         raise WrongRole(f"{caller.keyid} is no {' or '.join(sorted(roles))}, but {caller.role}")
 
 
-def _check_nonce(caller: VerifiedRequest, guard: Guard) -> None:
+def _check_nonce(caller: VerifiedRequest, guard: Guard, claims: Claims | None) -> Claim | None:
     if guard.signed_after is not None and caller.created <= guard.signed_after:
         raise JustRestored(
             f"signed at {caller.created.isoformat()}; this agent was restored and takes what is signed after "
             f"{guard.signed_after.isoformat(timespec='seconds')}"
         )
     keep_until = caller.expires + guard.skew
+    if claims is not None:
+        return claims.take(Nonce(keyid=caller.keyid, text=caller.nonce, keep_until=keep_until), guard.now())
     if not guard.remember_nonce(caller.keyid, caller.nonce, keep_until, guard.now()):
         raise ReplayedRequest("this signed request was received before")
+    return None
 
 
 def _sign(answer: Response, request: Request, guard: Guard) -> None:

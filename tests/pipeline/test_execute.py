@@ -186,7 +186,7 @@ def test_it_is_done_once_everybody_was_told(world: World) -> None:
     world.a.work(Queue.DELIVERIES)
 
     assert world.a.job(order, 0).state is JobState.DONE
-    assert world.b.job(order, 1).state is JobState.RECEIVED
+    assert world.b.job(order, 1).state is JobState.QUEUED
     assert world.story(order) == [(0, "started"), (0, "done")]
 
 
