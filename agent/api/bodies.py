@@ -1,4 +1,4 @@
-"""Bodies of signed requests: here already, read into memory, or streamed to a file; each held against the signed digest."""
+"""Bodies of signed requests, taken once their sender is known: held in memory or streamed to a file, judged by their digest."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ WRITE_BYTES = 1 << 20  # handed to a thread at once
 FLUSH_BYTES = 64 << 20  # so that the last flush of a big file is short, and its sender need not wait for it
 
 
-async def arrived_body(request: Request) -> list[bytes] | None:
+async def arrived(request: Request) -> list[bytes] | None:
     """The body in its pieces, where all of it lies here already; None where it must be waited for."""
     has_arrived = request.scope.get("state", {}).get(ARRIVED)
     if has_arrived is None or not has_arrived():
@@ -37,7 +37,7 @@ def judged_body(pieces: Sequence[bytes], caller: VerifiedRequest, limit_bytes: i
     return body
 
 
-async def read_body(request: Request, caller: VerifiedRequest, limit_bytes: int) -> bytes:
+async def read(request: Request, caller: VerifiedRequest, limit_bytes: int) -> bytes:
     """The body, held in memory. Raises: TooLarge, SlowBody, DigestMismatch."""
     seen, pieces = ContentDigest(), []
     try:
@@ -53,9 +53,7 @@ async def read_body(request: Request, caller: VerifiedRequest, limit_bytes: int)
     return b"".join(pieces)
 
 
-async def spool_body(
-    request: Request, caller: VerifiedRequest, file: Path, limit_bytes: int
-) -> ContentDigest:
+async def spool(request: Request, caller: VerifiedRequest, file: Path, limit_bytes: int) -> ContentDigest:
     """Stream the body to a new file, durable when this returns. Raises: TooLarge, SlowBody, DigestMismatch, NoSpace."""
     seen = ContentDigest()
     try:

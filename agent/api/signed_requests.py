@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agent.api.bodies import arrived_body, judged_body, read_body, spool_body
+from agent.api.bodies import arrived, judged_body, read, spool
 from agent.api.claims import Claim, Claims, RememberNonce
 from agent.api.problems import problem
 from agent.api.threads import ANY, OF_DISK, in_thread
@@ -136,7 +136,7 @@ def signed(
             return handler(Call(caller, request, body, claim=claim))
 
         async def serve(caller: VerifiedRequest, claim: Claim | None) -> Response:
-            body = await read_body(request, caller, limit_bytes)
+            body = await read(request, caller, limit_bytes)
             handle = partial(handled, body, caller, claim)
             return await in_thread(_settled, handle, claim, guard, pool=gate.pool)
 
@@ -176,7 +176,7 @@ def uploaded(
         async def serve(caller: VerifiedRequest, _claim: Claim | None) -> Response:
             file = folder / f".upload-{secrets.token_hex(8)}"
             try:
-                seen = await spool_body(request, caller, file, limit_bytes)
+                seen = await spool(request, caller, file, limit_bytes)
                 upload = Upload(caller, request, b"", file, seen.length, digest_from_hex(seen.hex_digest))
                 return await run_in_threadpool(handler, upload)
             finally:
@@ -247,7 +247,7 @@ async def _guarded(
     guard, caller = gate.guard, None
     try:
         _check_announced(request, gate.limit_bytes, gate.media_type)
-        pieces = await arrived_body(request)
+        pieces = await arrived(request)
         at_once = None if pieces is None or serve_at_once is None else partial(serve_at_once, pieces)
         met = await in_thread(_meet, request, gate, at_once, pool=gate.pool)
         caller = met.caller

@@ -1,6 +1,7 @@
 """An order or a hand-off arrives: opened, checked, recorded, rung. The numbered checks are in `trust/handoff.py`."""
 
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
 
 from msgspec.structs import replace
 
@@ -11,7 +12,7 @@ from agent.domain.ids import Digest, KeyId, job_id
 from agent.domain.nonces import Nonce
 from agent.domain.orders import DatasetRef
 from agent.domain.traces import TraceId, given_trace, trace_of
-from agent.errors import Draining, NotFound, OrderExpired
+from agent.errors import AgentError, Draining, NotFound, OrderExpired
 from agent.log import bound, get_logger
 from agent.pipeline.bells import ring_job
 from agent.pipeline.cancel import end_if_cancelled
@@ -22,6 +23,10 @@ from agent.ports.ledger import Admission, Arrival, JobQuery
 from agent.trust.handoff import Recorded, Repeat, verify_handoff, verify_order
 
 log = get_logger(__name__)
+
+DONE_BEFORE_S = (
+    5.0  # where the data of tasks lie that are done may have been said that long ago: chains come in flocks
+)
 
 
 def take_order(
@@ -75,14 +80,15 @@ def take_handoff(
 
     Raises: OrderError, TrustError by the numbered checks of `verify_handoff`; StorageUnavailable, Draining, QueueFull, NoSpace.
     """
-    ruled = cache(host.ports.ledger.verdict_on)
+    places, ruled = _Places(host), cache(host.ports.ledger.verdict_on)
     verdict = verify_handoff(
         body,
         sender=sender,
         me=host.me,
         roster=host.roster,
         policy=host.policy,
-        locate=lambda ref: locate(ref, host),
+        locate=places,
+        foresee=places.foresee,
         recorded=lambda order, position: _recorded(order, position, host),
         recorded_id=host.ports.ledger.digest_of_order,
         now=host.ports.now(),
@@ -103,13 +109,47 @@ def take_handoff(
         told=told,
         trace=given_trace(first, verdict.order.digest),
         nonce=nonce,
+        # Storage just named this host, check (7); and with receipts, nobody but who signed the last one could pass it on.
+        is_placed=bool(verdict.receipts),
     )
     return _record(arrival, ruled, host)
 
 
-def locate(ref: DatasetRef, host: Host) -> frozenset[KeyId]:
-    """The agents that storage names for a dataset."""
-    return frozenset(location.agent for location in host.ports.storage.dataset(ref).locations)
+def locate(ref: DatasetRef, host: Host, *, within_s: float = 0.0) -> frozenset[KeyId]:
+    """The agents that storage names for a dataset, or named that long ago at most."""
+    told = host.ports.storage.dataset(ref, within_s=within_s)
+    return frozenset(location.agent for location in told.locations)
+
+
+class _Places:
+    """`locate` for one hand-off: storage is asked for all of its datasets at the same time, once each.
+
+    What a dataset cannot be located for is raised where it is asked about, so that the checks before it come first.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._told: dict[DatasetRef, frozenset[KeyId] | AgentError] = {}
+
+    def foresee(self, refs: Sequence[DatasetRef]) -> None:
+        """Ask about these: the last one, of the task that is to be done, is asked about now, whatever was said before."""
+        ages_s = [DONE_BEFORE_S] * (len(refs) - 1) + [0.0]
+        asked = (partial(self._ask, ref, within_s) for ref, within_s in zip(refs, ages_s, strict=True))
+        told = self._host.ports.together(*asked)
+        self._told |= dict(zip(refs, told, strict=True))
+
+    def __call__(self, ref: DatasetRef) -> frozenset[KeyId]:
+        """The agents that storage names for a dataset. Raises: as `locate`."""
+        told = self._told[ref]
+        if isinstance(told, AgentError):
+            raise told
+        return told
+
+    def _ask(self, ref: DatasetRef, within_s: float) -> frozenset[KeyId] | AgentError:
+        try:
+            return locate(ref, self._host, within_s=within_s)
+        except AgentError as error:
+            return error
 
 
 def _record(arrival: Arrival, ruled: VerdictOn, host: Host) -> Admission:
@@ -123,6 +163,7 @@ def _record(arrival: Arrival, ruled: VerdictOn, host: Host) -> Admission:
         limit = max(
             1, limit // 2
         )  # it waits as long as its orchestrator wants: half of the places stay for others
+        arrival = replace(arrival, is_placed=False)  # it is held first
     with bound(order=signed.order.id, position=task.position, trace=trace_of(arrival.trace, signed.digest)):
         admission = host.ports.ledger.admit(
             arrival,

@@ -4,6 +4,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from agent.log import get_logger
+
+log = get_logger(__name__)
+
 
 class Phases:
     """Seconds by name of phase, in the order they ran."""
@@ -13,15 +17,19 @@ class Phases:
         self.seconds: dict[str, float] = dict(before or {})
         self._before_s = sum(self.seconds.values())
         self._began = time.monotonic()
+        self._within_s = 0.0  # of phases that ended inside the one that is being measured
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Measure what runs inside."""
-        began = time.monotonic()
+        """Measure what runs inside, in this thread. A phase within it counts for itself alone: they add up."""
+        began, before_s, self._within_s = time.monotonic(), self._within_s, 0.0
         try:
             yield
         finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - began, 4)
+            whole_s = time.monotonic() - began
+            took_s, self._within_s = whole_s - self._within_s, before_s + whole_s
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + took_s, 4)
+            log.debug("phase.ended", phase=name, took_s=round(took_s, 6))
 
     def at_least(self, name: str, seconds: float) -> None:
         """The phase took so long, whoever measured it: a worker before this one may have waited for most of it."""

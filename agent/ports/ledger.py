@@ -67,7 +67,8 @@ class Arrival(Struct, frozen=True, kw_only=True):
     `sender` is who sent it; `kind` that of the task at its position. `told`: so many reports on this place came from here
     already, says the orchestrator, and this ledger knows nothing of them: the next one is counted on from there. `trace`: what
     was given with it, None where that is the order's own; the first arrival's counts. `nonce`: of the request that brought it,
-    where that is not kept yet.
+    where that is not kept yet. `is_placed`: storage just named this host for the task, and nobody need be asked about it: its
+    job is QUEUED in the same transaction.
     """
 
     order: SignedOrder
@@ -77,6 +78,7 @@ class Arrival(Struct, frozen=True, kw_only=True):
     told: int = 0
     trace: TraceId | None = None
     nonce: Nonce | None = None
+    is_placed: bool = False
 
     @property
     def position(self) -> int:

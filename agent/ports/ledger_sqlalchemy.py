@@ -7,9 +7,9 @@ Here are the transactions, one method each; their parts are in `ledger_sqlalchem
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import delete, or_, select, text, update
+from sqlalchemy import bindparam, delete, or_, select, text, update
 
 from agent.domain.audit import NewEvent
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
@@ -49,6 +49,7 @@ from agent.ports.ledger_sqlalchemy_live import LiveRecords, before, merged, page
 from agent.ports.ledger_sqlalchemy_measures import MeasureRecords
 from agent.ports.ledger_sqlalchemy_outbox import OutboxRecords, full_deliveries, send_by
 from agent.ports.ledger_sqlalchemy_page import PageRecords
+from agent.ports.ledger_sqlalchemy_prepared import Prepared
 from agent.ports.ledger_sqlalchemy_restores import RestoreRecords
 from agent.ports.ledger_sqlalchemy_rows import delivery_of, job_of, order_of, receipt_of
 from agent.ports.ledger_sqlalchemy_tallies import put_phases
@@ -59,6 +60,9 @@ __all__ = ["SqlAlchemyLedger", "migrate", "open_ledger"]
 def open_ledger(path: Path, *, before_commit: Callable[[], None] | None = None) -> "SqlAlchemyLedger":
     """The ledger at `path`: made with mode 0600 when it is missing, migrated when it is behind. Raises: LedgerUnavailable."""
     return SqlAlchemyLedger(open_file(path, before_commit))
+
+
+_ORDER: Final = Prepared(select(orders).where(orders.c.id == bindparam("id")))
 
 
 class SqlAlchemyLedger(
@@ -79,8 +83,8 @@ class SqlAlchemyLedger(
     # ---- reading
 
     def job(self, job: JobId) -> Job:
-        with self._file.reading() as tx:
-            return writes.read_job(tx, job)
+        with self._file.looking() as driver:
+            return writes.look_at_job(driver, job)
 
     def jobs(self, query: JobQuery) -> tuple[Job, ...]:
         with self._file.reading() as tx:
@@ -88,8 +92,8 @@ class SqlAlchemyLedger(
             return tuple(job_of(row) for row in tx.execute(page).mappings())
 
     def order(self, order_id: OrderId) -> OrderRecord:
-        with self._file.reading() as tx:
-            row = tx.execute(select(orders).where(orders.c.id == order_id)).mappings().one_or_none()
+        with self._file.looking() as driver:
+            row = _ORDER.named(driver, {"id": order_id})
         if row is None:
             raise NotFound(f"no order {order_id}")
         return order_of(row)

@@ -11,7 +11,7 @@ from sqlalchemy import BindParameter, Connection, Integer, bindparam, literal, s
 from sqlalchemy.dialects.sqlite import insert
 
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
-from agent.domain.jobs import Job, JobState
+from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.nonces import Nonce
 from agent.errors import HandoffConflict, OrderConflict, OrderExpired, ReplayedRequest
 from agent.ports import ledger_sqlalchemy_writes as writes
@@ -123,7 +123,7 @@ def _put(
         sender=arrival.sender,
     )
     writes.count_on(tx, job, arrival.told, now)
-    return job
+    return writes.transit(tx, job, JobEvent.ENQUEUE, now) if arrival.is_placed else job
 
 
 def _is_known(tx: Connection, arrival: Arrival) -> bool:

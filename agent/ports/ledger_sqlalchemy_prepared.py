@@ -31,6 +31,7 @@ class Prepared:
         )
         columns = getattr(statement, "selected_columns", ())
         self._results: Final = tuple(column.type.result_processor(_DIALECT, None) for column in columns)
+        self._names: Final = tuple(column.key for column in columns)
 
     def run(self, driver: sqlite3.Connection, values: Mapping[str, Any]) -> sqlite3.Cursor:
         """Run it; the cursor counts the rows that it changed."""
@@ -44,6 +45,11 @@ class Prepared:
         """The first row, or None."""
         row = self.run(driver, values).fetchone()
         return None if row is None else self._told(row)
+
+    def named(self, driver: sqlite3.Connection, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The first row by the names of its columns, or None."""
+        row = self.first(driver, values)
+        return None if row is None else dict(zip(self._names, row, strict=True))
 
     def all(self, driver: sqlite3.Connection, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """Every row."""

@@ -1,10 +1,11 @@
 """The parts that the ledger's transactions are made of. Each works on the caller's open writing transaction."""
 
+import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy import Connection, bindparam, func, insert, select, text, update
 
 from agent.domain.audit import told_of_task
 from agent.domain.backups import NUMBERS_BETWEEN
@@ -43,6 +44,33 @@ WAITING: Final = (JobState.RECEIVED, JobState.HELD, JobState.QUEUED)  # what the
 
 _INSERT_ORDER: Final = inserting(orders)
 _INSERT_JOB: Final = inserting(jobs, "seq")
+_JOB: Final = Prepared(select(jobs).where(jobs.c.id == bindparam("id")))
+_CLAIMED: Final = Prepared(
+    select(jobs.c.seq).where(
+        jobs.c.id == bindparam("id"),
+        jobs.c.state == bindparam("state"),
+        jobs.c.attempt == bindparam("attempt"),
+        jobs.c.claim == bindparam("claim"),
+    )
+)
+_DELIVERY_STATE: Final = Prepared(
+    select(deliveries.c.job_id, deliveries.c.kind, deliveries.c.state).where(
+        deliveries.c.id == bindparam("id")
+    )
+)
+_DELIVERY_TOLD: Final = Prepared(
+    select(
+        deliveries.c.order_id,
+        deliveries.c.position,
+        deliveries.c.kind,
+        deliveries.c.n,
+        deliveries.c.target,
+        deliveries.c.attempts,
+        func.coalesce(func.length(bodies.c.body), 0).label("bytes"),
+    )
+    .outerjoin(bodies, bodies.c.delivery == deliveries.c.id)
+    .where(deliveries.c.id == bindparam("id"))
+)
 _WAIT_HERE: Final = Prepared(
     select(func.coalesce(func.sum(job_counts.c.count_), 0)).where(job_counts.c.state.in_(WAITING))
 )
@@ -53,7 +81,12 @@ _WAIT_HERE: Final = Prepared(
 
 def read_job(tx: Connection, job: JobId) -> Job:
     """The job as it is now. Raises: NotFound."""
-    row = tx.execute(select(jobs).where(jobs.c.id == job)).mappings().one_or_none()
+    return look_at_job(driver_of(tx), job)
+
+
+def look_at_job(driver: sqlite3.Connection, job: JobId) -> Job:
+    """The same on a connection of the driver. Raises: NotFound."""
+    row = _JOB.named(driver, {"id": job})
     if row is None:
         raise NotFound(f"no job {job}")
     return job_of(row)
@@ -88,13 +121,8 @@ def change(tx: Connection, seen: Job, **columns: Any) -> Job:
 
 def require_claim(tx: Connection, seen: Job) -> None:
     """Raises: LostRace when the job is not RUNNING under the claim that the caller has."""
-    fence = (
-        jobs.c.id == seen.id,
-        jobs.c.state == JobState.RUNNING,
-        jobs.c.attempt == seen.attempt,
-        jobs.c.claim == seen.claim,
-    )
-    if tx.execute(select(jobs.c.seq).where(*fence)).first() is None:
+    fence = {"id": seen.id, "state": JobState.RUNNING, "attempt": seen.attempt, "claim": seen.claim}
+    if _CLAIMED.first(driver_of(tx), fence) is None:
         raise LostRace(f"attempt {seen.attempt} of job {seen.id} was given to another worker, or given up")
 
 
@@ -321,18 +349,18 @@ def _put_delivery(tx: Connection, job: Job, new: NewDelivery, n: int, now: datet
 
 def read_delivery_state(tx: Connection, delivery: DeliveryId) -> tuple[JobId, DeliveryKind, DeliveryState]:
     """(job, kind, state) of a delivery. Raises: NotFound."""
-    query = select(deliveries.c.job_id, deliveries.c.kind, deliveries.c.state)
-    row = tx.execute(query.where(deliveries.c.id == delivery)).mappings().one_or_none()
+    row = _DELIVERY_STATE.first(driver_of(tx), {"id": delivery})
     if row is None:
         raise NotFound(f"no delivery {delivery}")
-    return JobId(row["job_id"]), DeliveryKind(row["kind"]), DeliveryState(row["state"])
+    job, kind, state = row
+    return JobId(job), DeliveryKind(kind), DeliveryState(state)
 
 
 def tell_delivery(tx: Connection, delivery: DeliveryId, name: str, now: datetime, **said: Plain) -> None:
     """A line about a delivery as it is now: what goes to whom, how many bytes, how often it was tried before."""
-    size = func.coalesce(func.length(bodies.c.body), 0).label("bytes")
-    query = select(deliveries, size).outerjoin(bodies, bodies.c.delivery == deliveries.c.id)
-    row = tx.execute(query.where(deliveries.c.id == delivery)).mappings().one()
+    row = _DELIVERY_TOLD.named(driver_of(tx), {"id": delivery})
+    if row is None:
+        raise NotFound(f"no delivery {delivery}")
     about = {"kind": row["kind"], "n": row["n"], "to": row["target"], "bytes": row["bytes"]}
     tell(tx, name, now, row["order_id"], row["position"], about | {"failed": row["attempts"]} | said)
 

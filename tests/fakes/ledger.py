@@ -151,6 +151,8 @@ class MemoryLedger(MemoryMeasures, MemoryOutbox, MemoryPage):
                 sender=arrival.sender,
             )
             count_on(books, job, arrival.told, now, _tell)
+            if arrival.is_placed:
+                job = _transit(books, job, JobEvent.ENQUEUE, now)
             return Admission(job, is_repeat=False, **said)
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
