@@ -1,4 +1,5 @@
-"""The one door to the library http-message-signatures, which builds RFC 9421's bases and parses its fields.
+"""The one door to the library http-message-signatures, which builds RFC 9421's bases and parses its fields; requests in our own
+spelling are read by `http_signature_plain.py`.
 
 Sound signatures only, no rules: `http_signatures.py` says what must be covered, by whom and when.
 """
@@ -17,8 +18,9 @@ from http_message_signatures import (
 from http_message_signatures.exceptions import HTTPMessageSignaturesException
 from msgspec import Struct
 
-from agent.errors import BadRequestSignature
+from agent.errors import BadRequestSignature, BadSignature
 from agent.trust.http_messages import Fields, HttpAnswer, HttpRequest
+from agent.trust.http_signature_plain import PlainSignature, read_plain
 from agent.trust.keys import PublicKey, SigningKey
 
 LABEL = "dc"  # of what we sign; a peer may choose another one
@@ -78,12 +80,26 @@ def verify_signature(
     More than one label is refused: neither a tag nor a label is chosen here, so the library insists on one.
     Raises: BadRequestSignature.
     """
+    plain = read_plain(request) if answer is None else None
+    if plain is not None:
+        return _verify_plain(plain, find_key)
     verifier = _Verifier(signature_algorithm=_Ed25519, key_resolver=_KeyFinder(find_key))
     try:
         (result,) = verifier.verify(_message(request, answer), max_age=None)
     except HTTPMessageSignaturesException as cause:
         raise BadRequestSignature(f"the signature does not hold: {cause}"[:300]) from cause
     return SoundSignature(result.covered_components, result.parameters)
+
+
+def _verify_plain(plain: PlainSignature, find_key: FindKey) -> SoundSignature:
+    key = find_key(str(plain.parameters["keyid"]))
+    if key is None:
+        raise BadRequestSignature("the signature does not hold: its key is not known")
+    try:
+        key.verify(plain.signature, plain.base)
+    except BadSignature as cause:
+        raise BadRequestSignature(f"the signature does not hold: {cause}"[:300]) from cause
+    return SoundSignature(plain.components, plain.parameters)
 
 
 # ------------------------------------------------------------------ what the library wants to see
