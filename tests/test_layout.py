@@ -147,7 +147,10 @@ MAY_CATCH_EVERYTHING = {
 
 MAX_FUNCTION_LINES = 50  # in pipeline/: a page
 MAX_MODULE_LINES = 400
-LONG_BY_NATURE = {"agent/errors.py": 600}  # one tree, one class after the other
+LONG_BY_NATURE = {
+    "agent/errors.py": 600,  # one tree, one class after the other
+    "agent/ports/user_namespace_inner.py": 450,  # a program of one file, which can import nothing of ours
+}
 
 
 # ------------------------------------------------------------------ reading the house

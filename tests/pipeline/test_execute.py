@@ -114,7 +114,9 @@ def test_the_receipt_tells_what_ran_on_what_and_links_to_the_order(world: World)
     assert told.sandbox is not None
     assert told.sandbox.runtime == "memory"
     assert set(told.sandbox.seccomp) == {"train"}
-    assert list(told.usage.phases) == ["ask", "fetch", "shares", "open", "run", "pack", "publish"]
+    assert list(told.usage.phases) == [
+        "wait", "ask", "fetch", "shares", "open", "start", "train", "end", "pack", "publish",
+    ]  # fmt: skip
     assert (told.usage.cpu_s, told.usage.max_memory_bytes) == (
         None,
         None,
