@@ -49,6 +49,7 @@ PLUMBING = {
     "image_tree",
     "image_writing",
     "ledger_schema",
+    "ledger_schema_parts",
     "memory_events",
     "migrations",
     "process_times",
@@ -74,6 +75,7 @@ PART_OF_PORT = {
     "ledger_attempts": "ledger",
     "ledger_cancellations": "ledger",
     "ledger_audit": "ledger",
+    "ledger_bells": "ledger",
     "ledger_images": "ledger",
     "ledger_keeping": "ledger",
     "ledger_live": "ledger",
@@ -91,7 +93,7 @@ ADAPTERS_ARE_NAMED_BY = {
 
 LEDGER_ON_SQL = [
     "agent/ports/ledger_sqlalchemy*.py",
-    "agent/ports/ledger_schema.py",
+    "agent/ports/ledger_schema*.py",
     "agent/ports/migrations/*",
 ]
 

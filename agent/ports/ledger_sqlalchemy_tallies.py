@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, delete, insert, select, text
+from sqlalchemy import Connection, delete, func, insert, select, text
 
-from agent.domain.jobs import Job
+from agent.domain.jobs import Job, JobState
 from agent.domain.measures import PHASES_MOST, Tally, added_up, observed_phases
-from agent.ports.ledger_schema import phases, tallies
+from agent.errors import QueueFull
+from agent.ports.ledger_schema import job_counts, phases, tallies
+
+WAITING: Final = (JobState.RECEIVED, JobState.HELD, JobState.QUEUED)  # what the queue's limit counts
 
 _GROW: Final = text(
     "INSERT INTO tallies (name, labels, value) VALUES (:name, :labels, :value)"
@@ -47,3 +50,10 @@ def read_tallies(tx: Connection) -> tuple[Tally, ...]:
         Tally(row["name"], msgspec.json.decode(row["labels"], type=tuple[str, ...]), row["value"])
         for row in rows
     )
+
+
+def require_room(tx: Connection, queue_limit: int) -> None:
+    """Raises: QueueFull when that many jobs wait, by the sums that triggers keep."""
+    waiting = select(func.sum(job_counts.c.count_)).where(job_counts.c.state.in_(WAITING))
+    if (tx.execute(waiting).scalar() or 0) >= queue_limit:
+        raise QueueFull(f"{queue_limit} jobs wait on this host already")

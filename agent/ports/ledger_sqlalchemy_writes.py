@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, text, update
 
@@ -14,7 +14,7 @@ from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
 from agent.domain.measures import tallies_of
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
-from agent.errors import HandoffConflict, LostRace, NotFound, OrderConflict, QueueFull
+from agent.errors import HandoffConflict, LostRace, NotFound, OrderConflict
 from agent.ports.ledger import Arrival, DeliveryId, DeliveryKind, DeliveryState, NewDelivery, Successor
 from agent.ports.ledger_schema import (
     IS_PENDING,
@@ -37,9 +37,6 @@ from agent.ports.ledger_sqlalchemy_rows import (
     told_of,
 )
 from agent.ports.ledger_sqlalchemy_tallies import count
-
-WAITING: Final = (JobState.RECEIVED, JobState.HELD, JobState.QUEUED)  # what the queue's limit counts
-
 
 # ------------------------------------------------------------------ jobs
 
@@ -200,13 +197,6 @@ def find_repeat(tx: Connection, arrival: Arrival) -> Job | None:
             f"position {arrival.position} of order {signed.order.id} follows another receipt"
         )
     return read_job(tx, job)
-
-
-def require_room(tx: Connection, queue_limit: int) -> None:
-    """Raises: QueueFull when that many jobs wait. Counts no further than the limit."""
-    waiting = select(jobs.c.seq).where(jobs.c.state.in_(WAITING)).limit(queue_limit).subquery()
-    if tx.execute(select(func.count()).select_from(waiting)).scalar_one() >= queue_limit:
-        raise QueueFull(f"{queue_limit} jobs wait on this host already")
 
 
 def put_order(tx: Connection, arrival: Arrival, now: datetime) -> None:

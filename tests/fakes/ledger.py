@@ -56,12 +56,12 @@ from agent.ports.ledger import (
     NewDelivery,
     OrderRecord,
     Successor,
-    Unrung,
 )
 from agent.ports.ledger_attempts import Step
 from agent.trust.envelope import parse_envelope
+from tests.fakes.ledger_bells import MemoryBells
 from tests.fakes.ledger_measures import MemoryMeasures, grow, put_phases
-from tests.fakes.ledger_outbox import MemoryOutbox, count_on, is_due, last_number, send_by
+from tests.fakes.ledger_outbox import MemoryOutbox, count_on, is_due, last_number
 from tests.fakes.ledger_page import MemoryPage
 
 Plain = str | int | float | None
@@ -97,7 +97,7 @@ class _Books:
         return _Books(**{each.name: copy.copy(getattr(self, each.name)) for each in fields(self)})
 
 
-class MemoryLedger(MemoryMeasures, MemoryOutbox, MemoryPage):
+class MemoryLedger(MemoryBells, MemoryMeasures, MemoryOutbox, MemoryPage):
     """See `Ledger`. `is_broken = True` makes every call raise LedgerUnavailable."""
 
     def __init__(self) -> None:
@@ -684,19 +684,6 @@ class MemoryLedger(MemoryMeasures, MemoryOutbox, MemoryPage):
 
     # ---- the sweep
 
-    def unrung(self, now: datetime, limit: int) -> Unrung:
-        with self._reading() as books:
-            due = [job for job in books.jobs.values() if _is_job_due(job, now)]
-            held = [job for job in books.jobs.values() if job.state is JobState.HELD]
-            lapsed = [job for job in books.jobs.values() if job.lease_until and job.lease_until <= now]
-            unsent = send_by(books, now, limit)
-        return Unrung(
-            jobs=tuple(due[:limit]),
-            held=tuple(held[:limit]),
-            orphans=tuple(sorted(lapsed, key=lambda job: job.lease_until or now)[:limit]),
-            deliveries=unsent,
-        )
-
     def correct_clock(self, now: datetime, *, lease: timedelta, rest: timedelta) -> int:
         with self._writing() as books:
             corrected = 0
@@ -883,11 +870,6 @@ def _fits(books: _Books, job: Job, query: JobQuery) -> bool:
         and query.order_id in {None, job.order_id}
         and query.signer in {None, books.orders[job.order_id].signer}
     )
-
-
-def _is_job_due(job: Job, now: datetime) -> bool:
-    is_open = job.state in {JobState.RECEIVED, JobState.QUEUED} and job.next_agent is None
-    return is_open and (job.not_before is None or job.not_before <= now)
 
 
 # ------------------------------------------------------------------ cancellations

@@ -168,7 +168,7 @@ def plans() -> Iterator[dict[str, list[str]]]:
 
 # What a plan may read from one end to the other: tables with a row for each state or each word of the operator, what a
 # subquery found, and `jobs` downwards by its key, which the page's limit ends.
-SMALL = {"job_counts", "control", "merged"}
+SMALL = {"job_counts", "delivery_counts", "control", "merged"}
 
 
 def whole_reads(plan: list[str]) -> list[str]:
