@@ -27,7 +27,8 @@ RANKS = {
     "pipeline": 4,
     "api": 5, "worker": 5, "config": 5, "doctor": 5, "selftest": 5, "faults": 5, "fsck": 5,
     "wiring": 6, "devkit": 6,
-    "cli": 7,
+    "bench": 7,
+    "cli": 8,
 }  # fmt: skip
 # Files that are part of a room by name: cli_orders.py and __main__.py are the command line.
 ROOM_OF = {"cli_*": "cli", "config_*": "config", "__main__": "cli", "wiring_*": "wiring", "log_*": "log"}
@@ -85,6 +86,7 @@ PART_OF_PORT = {
     "ledger_restores": "ledger",
 }
 ADAPTERS_ARE_NAMED_BY = {
+    "agent/bench/bare.py",  # no adapter: it unpacks a root as one does, and gives a container the same ids
     "agent/wiring.py",
     "agent/wiring_state.py",
     "agent/wiring_trust.py",
@@ -117,9 +119,9 @@ DOORS = {
     "jinja2": ["agent/api/*"],
     "platformdirs": ["agent/config.py"],
     "msgspec": ["agent/*"],
-    "numpy": ["agent/devkit/*"],
+    "numpy": ["agent/devkit/*", "agent/bench/*"],
     "scipy": ["agent/devkit/*"],
-    "sklearn": ["agent/devkit/*"],
+    "sklearn": ["agent/devkit/*", "agent/bench/*"],
 }  # fmt: skip
 
 # What a room must not touch: modules, and calls by their last name.

@@ -102,6 +102,13 @@ def program_layer(cache: Path, files: Mapping[str, bytes | Entry]) -> Layer:
     )
 
 
+def command_layer(cache: Path, program: Path) -> Layer:
+    """One program of this host and every shared library it needs, at the paths they have here, and no more."""
+    entries = {_inside(program): Entry(program.resolve(), is_executable=True)}
+    entries |= _shared_libraries([program], below=program)
+    return _cached_layer(cache, entries | _empty_folders() | _usr_merge())
+
+
 def interpreter() -> Path:
     """The program of the running interpreter, outside any virtual environment."""
     return Path(getattr(sys, "_base_executable", sys.executable)).resolve()
@@ -117,9 +124,13 @@ def _python_entries() -> dict[str, Entry]:
         entries[_inside(path)] = Entry(path.resolve())
     binaries = [executable, *(e.content for e in entries.values() if _is_library(e.content))]
     entries |= _shared_libraries(binaries, below=stdlib)
-    entries |= {name: Entry() for name in ("data", "dev", "etc", "hidden_data", "proc", "run", "sys")}
-    entries |= {"submission_data": Entry(), "tmp": Entry(is_open=True)}
-    return entries | _usr_merge()
+    return entries | _empty_folders() | _usr_merge()
+
+
+def _empty_folders() -> dict[str, Entry]:
+    """What runs are mounted on."""
+    closed = ("data", "dev", "etc", "hidden_data", "proc", "run", "submission_data", "sys")
+    return {name: Entry() for name in closed} | {"tmp": Entry(is_open=True)}
 
 
 def _package_entries(distributions: Sequence[str], site: Path | None = None) -> dict[str, Entry]:
