@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from agent.domain.ids import Digest
@@ -40,9 +41,8 @@ COMES_WITHIN_S = 600.0  # from storage; in both, the thread that places orders d
 
 WAITING = frozenset({JobState.RECEIVED, JobState.HELD, JobState.QUEUED})
 PAGE = 500
-PLACING_S = (
-    60.0  # an order that could not be placed within this time is somebody's to mend: it keeps nobody waiting
-)
+# An order that could not be placed within this time is somebody's to mend: it keeps nobody waiting.
+PLACING = timedelta(seconds=60)
 
 
 def hold(context: Context, host: Host) -> Job | None:
@@ -175,10 +175,7 @@ def read(image: Digest, host: Host) -> ImageDescription | None:
 
 def _is_placing(host: Host) -> bool:
     """Whether an order that just came is to be placed: archives are read by the same thread, one in two minutes."""
-    now = host.ports.now()
-    return any(
-        abs((now - job.changed_at).total_seconds()) < PLACING_S for job in _jobs({JobState.RECEIVED}, host)
-    )
+    return host.ports.ledger.is_placing(host.ports.now(), PLACING)
 
 
 def _read(image: Digest, shelf: Path, host: Host) -> ImageDescription:

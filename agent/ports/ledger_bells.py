@@ -1,6 +1,6 @@
 """The part of the port to the ledger that the sweep reads: what waits for a bell, a page at a time, however much that is."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from msgspec import Struct
@@ -61,6 +61,10 @@ class BellsLedger(Protocol):
         """The jobs RECEIVED, HELD or QUEUED, and due (none that waits only for its hand-off), of the next `limit` that are in
         these states at all.
         """
+        ...
+
+    def is_placing(self, now: datetime, within: timedelta) -> bool:
+        """Whether a job that is to be placed here came to RECEIVED less than so long ago, or after now by another clock."""
         ...
 
     def unsent(self, now: datetime, *, after: Unsent | None = None, limit: int) -> UnsentPage:

@@ -254,10 +254,13 @@ class SqlAlchemyLedger(
     def correct_clock(self, now: datetime, *, lease: timedelta, rest: timedelta) -> int:
         running, rests = jobs.c.state == JobState.RUNNING, text(RESTS)
         has_worker, pending, leased = jobs.c.worker.is_not(None), text(IS_PENDING), text(IS_LEASED)
+        resting = update(jobs).with_hint(
+            "INDEXED BY jobs_resting", dialect_name="sqlite"
+        )  # not all that are queued
         corrections = (
             update(jobs).where(running, has_worker, jobs.c.lease_until > now + lease).values(lease_until=now),
             update(jobs).where(running, jobs.c.lease_until > now + max(lease, rest)).values(lease_until=now),
-            update(jobs).where(rests, jobs.c.not_before > now + rest).values(not_before=now),
+            resting.where(rests, jobs.c.not_before > now + rest).values(not_before=now),
             update(deliveries).where(pending, deliveries.c.next_try_at > now + rest).values(next_try_at=now),
             update(deliveries).where(leased, deliveries.c.lease_until > now + lease).values(lease_until=now),
             update(targets).where(targets.c.rests_until > now + rest).values(rests_until=now),

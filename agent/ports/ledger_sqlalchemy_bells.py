@@ -1,6 +1,6 @@
 """The ledger's readings for the sweep: what should be ringing, in pages that read no more than they are asked for."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import Connection, or_, select, text, tuple_
@@ -10,7 +10,7 @@ from agent.domain.ids import JobId, KeyId
 from agent.domain.jobs import JobState
 from agent.ports.ledger import DeliveryId
 from agent.ports.ledger_bells import Unrung, Unsent, UnsentPage, Waiting, WaitingPage
-from agent.ports.ledger_schema import IS_PENDING, deliveries, jobs, targets
+from agent.ports.ledger_schema import IS_PENDING, IS_RECEIVED, deliveries, jobs, targets
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
 from agent.ports.ledger_sqlalchemy_live import merged
 from agent.ports.ledger_sqlalchemy_rows import job_of
@@ -56,6 +56,15 @@ class BellRecords:
             if row.next_agent is None and (row.not_before is None or row.not_before <= now)
         )
         return WaitingPage(tuple(due), rows[-1].seq if len(rows) == limit else None)
+
+    def is_placing(self, now: datetime, within: timedelta) -> bool:
+        fresh = (jobs.c.changed_at > now - within, jobs.c.changed_at < now + within)
+        query = select(jobs.c.seq).where(text(IS_RECEIVED), *fresh, jobs.c.next_agent.is_(None))
+        query = query.with_hint(
+            jobs, "INDEXED BY jobs_placing", "sqlite"
+        )  # it would take all that are received
+        with self._file.reading() as tx:
+            return tx.execute(query.limit(1)).first() is not None
 
     def unsent(self, now: datetime, *, after: Unsent | None = None, limit: int) -> UnsentPage:
         d = deliveries.c

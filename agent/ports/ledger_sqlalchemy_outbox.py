@@ -173,7 +173,8 @@ class OutboxRecords:
             deliveries.c.expires_at > now,
         )
         with self._file.reading() as tx:
-            rows = tx.execute(query.order_by(deliveries.c.seq.desc()).limit(limit)).mappings()
+            newest = query.order_by(deliveries.c.acknowledged_at.desc(), deliveries.c.seq.desc())
+            rows = tx.execute(newest.limit(limit)).mappings()
             return tuple(head_of(row) for row in rows)
 
     def count_on(self, job: Job, told: int, now: datetime) -> None:

@@ -573,7 +573,7 @@ class MemoryLedger(MemoryBells, MemoryMeasures, MemoryOutbox, MemoryPage):
             for name in old_bodies:
                 books.deliveries[name] = replace(books.deliveries[name], body=b"")
             over = _old_orders(books, told)[:limit]
-            for record in over:
+            for record in sorted(over, key=lambda record: record.id):
                 _forget(books, record, now)
             return Garbage(
                 logs=len(old_logs),
@@ -985,19 +985,20 @@ def _old_logs(books: _Books, told: Retention) -> list[tuple[JobId, int, str]]:
 def _old_bodies(books: _Books, told: Retention) -> list[DeliveryId]:
     arrived = [d for d in books.deliveries.values() if d.state is DeliveryState.ACKNOWLEDGED and d.body]
     over = [d for d in arrived if books.orders[d.order_id].expires < told.expired_before]
-    return [d.id for d in over if d.acknowledged_at and d.acknowledged_at < told.bodies_before]
+    return sorted(d.id for d in over if d.acknowledged_at and d.acknowledged_at < told.bodies_before)
 
 
 def _old_orders(books: _Books, told: Retention) -> list[OrderRecord]:
-    over = []
+    over: list[tuple[tuple[datetime, int], OrderRecord]] = []
+    number = {job: seq for seq, job in enumerate(books.jobs)}
     for record in books.orders.values():
         mine = [job for job in books.jobs.values() if job.order_id == record.id]
         sent = [d for d in books.deliveries.values() if d.order_id == record.id]
         waits = {DeliveryState.PENDING, DeliveryState.DEAD}
         arrived = [None if d.state in waits else d.acknowledged_at or d.created_at for d in sent]
         if is_over(record.expires, mine, arrived, told):
-            over.append(record)
-    return sorted(over, key=lambda record: (record.expires, record.id))
+            over.append((max((job.changed_at, number[job.id]) for job in mine), record))
+    return [record for _, record in sorted(over, key=lambda one: one[0])]
 
 
 def _forget(books: _Books, record: OrderRecord, now: datetime) -> None:

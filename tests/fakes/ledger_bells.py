@@ -1,6 +1,6 @@
 """The fake ledger's part that the sweep reads."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from agent.domain.jobs import Job, JobState
@@ -28,6 +28,15 @@ class MemoryBells:
         page = [(seq, job) for seq, job in numbered if seq > after and job.state in WAITING][:limit]
         due = tuple(Waiting(job.id, job.kind, job.state) for _, job in page if _is_due(job, now))
         return WaitingPage(due, page[-1][0] if len(page) == limit else None)
+
+    def is_placing(self, now: datetime, within: timedelta) -> bool:
+        with self._reading() as books:
+            return any(
+                job.state is JobState.RECEIVED
+                and job.next_agent is None
+                and abs(now - job.changed_at) < within
+                for job in books.jobs.values()
+            )
 
     def unsent(self, now: datetime, *, after: Unsent | None = None, limit: int) -> UnsentPage:
         with self._reading() as books:

@@ -1017,6 +1017,18 @@ def test_the_sweep_takes_the_oldest_up_to_its_limit(ledger: Ledger) -> None:
     assert ([job.id for job in rest.jobs], rest.next) == ([job.id for job in jobs[3:]], None)
 
 
+def test_an_order_is_being_placed_for_as_long_as_was_said(ledger: Ledger) -> None:
+    queued(ledger, "placed", now=at(10))
+    ledger.redirect(received(ledger, "elsewhere", now=at(10)), at(10), next_agent=PEER, delivery=handoff())
+    minute = timedelta(seconds=60)
+    assert not ledger.is_placing(at(11), minute)
+
+    received(ledger, "new", now=at(10))
+
+    moments = {-51: False, -49: True, 11: True, 69: True, 71: False}
+    assert {second: ledger.is_placing(at(second), minute) for second in moments} == moments
+
+
 def test_what_is_to_be_sent_comes_in_pages_by_target(ledger: Ledger) -> None:
     for n in range(2):
         attested(ledger, report(b"1"), handoff(PEER), handoff(OTHER_PEER), name=f"order {n}")
