@@ -384,20 +384,14 @@ def _is_open(port: int) -> bool:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Free now, and below those that the kernel gives to outgoing calls: a stopped party finds its own free again."""
-    doors: list[socket.socket] = []
-    try:
-        while len(doors) < count:
-            door = socket.socket()
-            doors.append(door)
-            with suppress(OSError):
-                door.bind((HOST, random.randrange(*PORTS)))  # noqa: S311 - no secret
-                continue
-            doors.pop().close()
-        return [door.getsockname()[1] for door in doors]
-    finally:
-        for door in doors:
-            door.close()
+    """Free now, and none that the kernel gives to outgoing calls: a party that stopped finds its own free again."""
+    found: set[int] = set()
+    while len(found) < count:
+        port = random.randrange(*PORTS)  # noqa: S311 - no secret
+        with socket.socket() as door, suppress(OSError):
+            door.bind((HOST, port))
+            found.add(port)
+    return list(found)
 
 
 def in_an_hour() -> datetime:

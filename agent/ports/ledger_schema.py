@@ -20,7 +20,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from agent.ports.ledger_schema_parts import Moment, counting, partly, trigger
+from agent.ports.ledger_schema_parts import Moment, counting, needing, partly, trigger
 
 HEAD: Final = "0011"  # the newest revision in migrations/versions
 
@@ -50,6 +50,9 @@ orders = Table(
     Column("expires", Moment, nullable=False),
     Column("received_at", Moment, nullable=False),
     Column("trace_id", Text),  # what was given with it; none where it is the order's own
+    Column(
+        "images", Text
+    ),  # their digests in order, between blanks; none in orders that were over before 0011
     Column("envelope", LargeBinary, nullable=False),
 )
 
@@ -104,6 +107,19 @@ job_counts = Table(
 )
 COUNTING: Final = counting("jobs", "job_counts")
 trigger(jobs, *COUNTING)
+
+# Which images jobs name that are to run still, and that are held: asked at each sweep, whatever waits. By the sets that orders
+# name, of which there are few.
+image_needs = Table(
+    "image_needs",
+    metadata,
+    Column("images", Text, primary_key=True),  # as in `orders`
+    Column("open", BigInteger, nullable=False),
+    Column("held", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+NEEDING: Final = needing("'received', 'held', 'queued', 'running'")
+trigger(jobs, *NEEDING)
 
 deliveries = Table(
     "deliveries",
@@ -379,4 +395,4 @@ probe = Table(
     Column("count", BigInteger, nullable=False),
 )
 
-TRIGGERS: Final = (*COUNTING, *DELIVERY_COUNTING, *APPEND_ONLY, DATASET_COUNTING)
+TRIGGERS: Final = (*COUNTING, *NEEDING, *DELIVERY_COUNTING, *APPEND_ONLY, DATASET_COUNTING)

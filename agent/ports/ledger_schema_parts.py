@@ -34,6 +34,29 @@ def counting(table: str, counts: str) -> tuple[str, ...]:
     )
 
 
+def needing(are_open: str) -> tuple[str, ...]:
+    """The triggers that keep in `image_needs` how many jobs in these states, and how many held, name each set of images."""
+    of_order = "images = (SELECT images FROM orders WHERE id = {row}.order_id);"
+    change = f"UPDATE image_needs SET open = open + {{open}}, held = held + {{held}} WHERE {of_order}"  # noqa: S608 - our own words
+    more = (
+        "INSERT INTO image_needs SELECT images, 1, NEW.state = 'held' FROM orders"
+        " WHERE id = NEW.order_id AND images IS NOT NULL"
+        " ON CONFLICT (images) DO UPDATE SET open = open + 1, held = held + excluded.held;"
+    )
+    moved = change.format(
+        open=f"(NEW.state IN ({are_open})) - (OLD.state IN ({are_open}))",
+        held="(NEW.state = 'held') - (OLD.state = 'held')",
+        row="NEW",
+    )
+    gone = change.format(open="-1", held="- (OLD.state = 'held')", row="OLD")
+    return (
+        f"CREATE TRIGGER needs_come AFTER INSERT ON jobs WHEN NEW.state IN ({are_open}) BEGIN {more} END",
+        f"CREATE TRIGGER needs_go AFTER DELETE ON jobs WHEN OLD.state IN ({are_open}) BEGIN {gone} END",
+        "CREATE TRIGGER needs_move AFTER UPDATE OF state ON jobs WHEN 'held' IN (OLD.state, NEW.state)"
+        f" OR (OLD.state IN ({are_open})) IS NOT (NEW.state IN ({are_open})) BEGIN {moved} END",
+    )
+
+
 def trigger(table: Table, *words: str) -> None:
     """Make these triggers with the table."""
     for one in words:

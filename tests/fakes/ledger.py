@@ -534,6 +534,15 @@ class MemoryLedger(MemoryBells, MemoryMeasures, MemoryOutbox, MemoryPage):
             entries = books.descriptions[image][1] if image in books.descriptions else ()
             return entries[page * PAGE_ENTRIES : (page + 1) * PAGE_ENTRIES]
 
+    def needed_images(self, *, is_held: bool = False) -> frozenset[Digest]:
+        states = {JobState.HELD} if is_held else {*WAITING, JobState.RUNNING}
+        with self._reading() as books:
+            records = [books.orders[job.order_id] for job in books.jobs.values() if job.state in states]
+        signed = [parse_envelope(record.envelope, limit_bytes=MAX_ORDER_BYTES) for record in records]
+        return frozenset(
+            image for one in signed for image in parse_order(one.payload_type, one.payload).images
+        )
+
     def forget_descriptions(self, keep: Collection[Digest]) -> int:
         with self._writing() as books:
             over = [image for image in books.descriptions if image not in keep]

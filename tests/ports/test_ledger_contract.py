@@ -1017,6 +1017,23 @@ def test_the_sweep_takes_the_oldest_up_to_its_limit(ledger: Ledger) -> None:
     assert ([job.id for job in rest.jobs], rest.next) == ([job.id for job in jobs[3:]], None)
 
 
+def test_the_images_of_orders_that_are_to_run_are_known(ledger: Ledger) -> None:
+    assert (ledger.needed_images(), ledger.needed_images(is_held=True)) == (frozenset(), frozenset())
+    images = set(order_named("one").order.images)
+    one = ledger.move(received(ledger, "one"), JobEvent.HOLD, at(1))
+    two = running(ledger, "two")
+
+    assert ledger.needed_images() == images
+    assert ledger.needed_images(is_held=True) == images
+
+    one = ledger.move(one, JobEvent.APPROVE, at(2))
+    assert ledger.needed_images(is_held=True) == frozenset()
+    two = ledger.move(two, JobEvent.FAIL, at(3), reason="oom")
+    assert ledger.needed_images() == images
+    ledger.move(one, JobEvent.FAIL, at(4), reason="image-denied")
+    assert ledger.needed_images() == frozenset()
+
+
 def test_an_order_is_being_placed_for_as_long_as_was_said(ledger: Ledger) -> None:
     queued(ledger, "placed", now=at(10))
     ledger.redirect(received(ledger, "elsewhere", now=at(10)), at(10), next_agent=PEER, delivery=handoff())

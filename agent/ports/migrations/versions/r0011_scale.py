@@ -1,5 +1,10 @@
 """So that a million rows slow nothing down: indices for the sweep and the outbox, counts of deliveries and of lines."""
 
+import base64
+import json
+import time
+from contextlib import suppress
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -19,6 +24,28 @@ _INDICES = (
         ["acknowledged_at"],
         "kind = 'handoff' AND state = 'acknowledged'",
     ),
+)
+_OPEN = "('received', 'held', 'queued', 'running')"
+_NEEDS = tuple(
+    words.replace("OPEN_", _OPEN)
+    for words in (
+        "CREATE TRIGGER needs_come AFTER INSERT ON jobs WHEN NEW.state IN OPEN_ BEGIN"
+        " INSERT INTO image_needs SELECT images, 1, NEW.state = 'held' FROM orders"
+        " WHERE id = NEW.order_id AND images IS NOT NULL"
+        " ON CONFLICT (images) DO UPDATE SET open = open + 1, held = held + excluded.held; END",
+        "CREATE TRIGGER needs_go AFTER DELETE ON jobs WHEN OLD.state IN OPEN_ BEGIN"
+        " UPDATE image_needs SET open = open + -1, held = held + - (OLD.state = 'held')"
+        " WHERE images = (SELECT images FROM orders WHERE id = OLD.order_id); END",
+        "CREATE TRIGGER needs_move AFTER UPDATE OF state ON jobs WHEN 'held' IN (OLD.state, NEW.state)"
+        " OR (OLD.state IN OPEN_) IS NOT (NEW.state IN OPEN_) BEGIN"
+        " UPDATE image_needs SET open = open + (NEW.state IN OPEN_) - (OLD.state IN OPEN_),"
+        " held = held + (NEW.state = 'held') - (OLD.state = 'held')"
+        " WHERE images = (SELECT images FROM orders WHERE id = NEW.order_id); END",
+    )
+)
+# Orders that may still get a job here, or have one that is open.
+_ALIVE = sa.text(
+    f"SELECT id, envelope FROM orders WHERE expires > :now OR id IN (SELECT order_id FROM jobs WHERE state IN {_OPEN})"  # noqa: S608 - our own words
 )
 _ONE_MORE = (
     "INSERT INTO delivery_counts VALUES (NEW.state, 1) ON CONFLICT (state) DO UPDATE SET count = count + 1;"
@@ -58,6 +85,33 @@ def upgrade() -> None:
         "INSERT INTO dataset_lines SELECT dataset, count(*), max(seq) FROM events"
         " WHERE dataset IS NOT NULL GROUP BY dataset"
     )
+    op.add_column("orders", sa.Column("images", sa.Text))
+    op.create_table(
+        "image_needs",
+        sa.Column("images", sa.Text, primary_key=True),
+        sa.Column("open", sa.BigInteger, nullable=False),
+        sa.Column("held", sa.BigInteger, nullable=False),
+        sqlite_with_rowid=False,
+    )
+    _note_images(op.get_bind())
     if op.get_bind().dialect.name == "sqlite":
-        for trigger in _TRIGGERS:
+        for trigger in (*_TRIGGERS, *_NEEDS):
             op.execute(trigger)
+
+
+def _note_images(connection: sa.Connection) -> None:
+    """What the orders name that are alive, and how often. One that cannot be read names nothing: it cannot run either."""
+    day_ago = int((time.time() - 86_400) * 1_000_000)
+    told = sa.text("UPDATE orders SET images = :images WHERE id = :id")
+    for row in connection.execute(_ALIVE, {"now": day_ago}).fetchall():
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
+            payload = json.loads(base64.b64decode(json.loads(row.envelope)["payload"]))
+            named = {payload[name]["digest"] for name in ("problem_image", "algo_image") if name in payload}
+            connection.execute(told, {"id": row.id, "images": " ".join(sorted(named))})
+    connection.execute(
+        sa.text(
+            "INSERT INTO image_needs SELECT orders.images, count(*), sum(jobs.state = 'held')"  # noqa: S608 - our own words
+            " FROM jobs JOIN orders ON orders.id = jobs.order_id"
+            f" WHERE jobs.state IN {_OPEN} AND orders.images IS NOT NULL GROUP BY orders.images"
+        )
+    )
