@@ -39,7 +39,9 @@ OPEN_AT_START = 1  # of the levels: what `ready` is measured with
 ROUNDS, STARTS = 5, 5  # at each level; of both services
 EACH = 20  # calls of a round: its sample is their median
 MS = 1000.0
-READS = {"orders": "/v1/orders?limit=20", "control": "/v1/control", "metrics": "/metrics", "page": "/"}
+READS = {"orders": "/v1/orders?limit=20", "control": "/v1/control", "page": "/"}
+METRICS = "/metrics"
+METRICS_KEPT_S = 1.05  # for so long the page for Prometheus is shown as it was made
 
 NOTES = (
     f"the baseline has {FEW} orders of the same kind; both agents' rows are interleaved",
@@ -155,7 +157,18 @@ def _samplers(side: Side, client: Client, host: Host, make_consumer: MakeConsume
     reads = {
         name: partial(_median_ms, [partial(_get, client, target)] * EACH) for name, target in READS.items()
     }
+    last_s = 0.0
+
+    def metrics() -> float:
+        """One page that is made anew."""
+        nonlocal last_s
+        time.sleep(max(0.0, last_s + METRICS_KEPT_S - time.monotonic()))
+        took_ms = _median_ms([partial(_get, client, METRICS)])
+        last_s = time.monotonic()
+        return took_ms
+
     return {
+        "metrics": metrics,
         "claim": lambda: _claims(side, host, make_consumer),
         "intake": lambda: _median_ms([partial(_post, client, side.order().envelope) for _ in range(EACH)]),
         **reads,
