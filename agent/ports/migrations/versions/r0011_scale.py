@@ -66,6 +66,7 @@ def upgrade() -> None:
     """Make the indices, and the counts of what is there now with the triggers that keep them."""
     for name, table, columns, where in _INDICES:
         op.create_index(name, table, columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
+    op.create_index("deliveries_by_job", "deliveries", ["job_id"])
     op.create_table(
         "delivery_counts",
         sa.Column("state", sa.Text, primary_key=True),
