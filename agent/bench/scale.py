@@ -34,8 +34,8 @@ from agent.wiring import MakeConsumer, open_host, open_worker
 PART = "scale"
 FEW = 100
 LEVELS = (10_000, 100_000, 1_000_000)
-SHORT_LEVELS = (FEW, 2 * FEW, 3 * FEW)
-OPEN_AT_START = 1  # of the levels: what `ready` is measured with
+SHORT_LEVELS = (2 * FEW,)
+OPEN_AT_START = LEVELS[1]  # what `ready` is measured with; the last level where there is none such
 ROUNDS, STARTS = 5, 5  # at each level; of both services
 EACH = 20  # calls of a round: its sample is their median
 MS = 1000.0
@@ -63,12 +63,13 @@ def measure(bench: Bench) -> Measured:
         many.take_pattern()
         few.fill(FEW)
         _ring(few, FEW, {})
-        for number, level in enumerate(levels):
+        started = OPEN_AT_START if OPEN_AT_START in levels else levels[-1]
+        for level in levels:
             bench.say(f"{level:,} orders are made")
             many.fill(level)
             _ring(many, level, figures)
             rows += _side_by_side(few, many, f"{level:,} queued", rounds, bench)
-            if number == OPEN_AT_START:
+            if level == started:
                 rows += _starts(few, many, f"{level:,} open", 1 if bench.is_short else STARTS, bench)
         bench.say(f"{levels[-1]:,} orders end")
         few.fill(2 * FEW)
@@ -77,13 +78,12 @@ def measure(bench: Bench) -> Measured:
         for side in (few, many):
             _ring(side, FEW, {})
         rows += _side_by_side(few, many, f"{levels[-1]:,} finished", rounds, bench)
-    return Measured(rows=tuple(rows), figures=figures | _figures(rows, levels), notes=NOTES)
+    return Measured(rows=tuple(rows), figures=figures | _figures(rows, levels[-1], started), notes=NOTES)
 
 
-def _figures(rows: Sequence[Row], levels: Sequence[int]) -> dict[str, float]:
+def _figures(rows: Sequence[Row], last: int, started: int) -> dict[str, float]:
     """The two with targets, and how much longer each thing takes beside the hundred orders."""
     known = {row.name: row.samples for row in rows}
-    last = levels[-1]
     told = {
         f"{row.name.partition(',')[0]}_ratio_{_short(row.name.partition(', ')[2])}": over(
             row.samples, known[row.baseline]
@@ -92,8 +92,8 @@ def _figures(rows: Sequence[Row], levels: Sequence[int]) -> dict[str, float]:
         if row.baseline is not None
         and row.name.partition(", ")[2] in {f"{last:,} queued", f"{last:,} finished"}
     }
-    told["claim_ratio_1m"] = told.pop(f"claim_ratio_{_short(f'{levels[-1]:,} queued')}")
-    told["ready_100k_s"] = median(known[f"ready, {levels[OPEN_AT_START]:,} open"])
+    told["claim_ratio_1m"] = told.pop(f"claim_ratio_{_short(f'{last:,} queued')}")
+    told["ready_100k_s"] = median(known[f"ready, {started:,} open"])
     return told
 
 
@@ -143,7 +143,8 @@ def _side_by_side(few: Side, many: Side, what: str, rounds: int, bench: Bench) -
             samplers |= {
                 f"{word}, {name}": one for word, one in _samplers(side, client, host, make_consumer).items()
             }
-        interleaved(1, samplers)
+        if not bench.is_short:
+            interleaved(1, samplers)
         samples = interleaved(rounds, samplers)
     rows = []
     for name, found_ in samples.items():
