@@ -149,9 +149,7 @@ Index(
     deliveries.c.next_try_at,
     **partly(IS_PENDING),
 )
-Index(
-    "deliveries_by_job", deliveries.c.job_id
-)  # whoever deletes a job is asked whether a delivery points at it
+Index("deliveries_by_job", deliveries.c.job_id)  # a job that goes is asked whether one points at it
 Index(
     "deliveries_to",  # whoever is away holds up what is for others no more than by its own name
     deliveries.c.target,
