@@ -4,18 +4,21 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, delete, func, insert, select, text
+from sqlalchemy import Connection, Float, bindparam, delete, select
+from sqlalchemy.dialects.sqlite import insert
 
-from agent.domain.jobs import Job, JobState
+from agent.domain.jobs import Job
 from agent.domain.measures import PHASES_MOST, Tally, added_up, observed_phases
-from agent.errors import QueueFull
-from agent.ports.ledger_schema import job_counts, phases, tallies
+from agent.ports.ledger_schema import phases, tallies
+from agent.ports.ledger_sqlalchemy_prepared import Prepared, driver_of
 
-WAITING: Final = (JobState.RECEIVED, JobState.HELD, JobState.QUEUED)  # what the queue's limit counts
-
-_GROW: Final = text(
-    "INSERT INTO tallies (name, labels, value) VALUES (:name, :labels, :value)"
-    " ON CONFLICT (name, labels) DO UPDATE SET value = tallies.value + excluded.value"
+_NEW: Final = insert(tallies).values(
+    name=bindparam("name"), labels=bindparam("labels"), value=bindparam("value", type_=Float)
+)
+_GROW: Final = Prepared(
+    _NEW.on_conflict_do_update(
+        index_elements=("name", "labels"), set_={tallies.c.value: tallies.c.value + _NEW.excluded.value}
+    )
 )
 
 
@@ -27,7 +30,7 @@ def count(tx: Connection, grown: Sequence[Tally]) -> None:
         if one.value > 0
     ]
     if rows:
-        tx.execute(_GROW, rows)
+        _GROW.run_for(driver_of(tx), rows)
 
 
 def put_phases(tx: Connection, job: Job, seconds: Mapping[str, float]) -> None:
@@ -50,10 +53,3 @@ def read_tallies(tx: Connection) -> tuple[Tally, ...]:
         Tally(row["name"], msgspec.json.decode(row["labels"], type=tuple[str, ...]), row["value"])
         for row in rows
     )
-
-
-def require_room(tx: Connection, queue_limit: int) -> None:
-    """Raises: QueueFull when that many jobs wait, by the sums that triggers keep."""
-    waiting = select(func.sum(job_counts.c.count_)).where(job_counts.c.state.in_(WAITING))
-    if (tx.execute(waiting).scalar() or 0) >= queue_limit:
-        raise QueueFull(f"{queue_limit} jobs wait on this host already")
