@@ -50,6 +50,7 @@ PLUMBING = {
     "image_tree",
     "image_writing",
     "ledger_schema",
+    "ledger_schema_parts",
     "memory_events",
     "migrations",
     "process_times",
@@ -75,6 +76,7 @@ PART_OF_PORT = {
     "ledger_attempts": "ledger",
     "ledger_cancellations": "ledger",
     "ledger_audit": "ledger",
+    "ledger_bells": "ledger",
     "ledger_images": "ledger",
     "ledger_keeping": "ledger",
     "ledger_live": "ledger",
@@ -93,7 +95,7 @@ ADAPTERS_ARE_NAMED_BY = {
 
 LEDGER_ON_SQL = [
     "agent/ports/ledger_sqlalchemy*.py",
-    "agent/ports/ledger_schema.py",
+    "agent/ports/ledger_schema*.py",
     "agent/ports/migrations/*",
 ]
 

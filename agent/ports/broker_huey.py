@@ -10,7 +10,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,16 +31,35 @@ TASK: Final = "ring"  # the one Huey task there is; its argument is the id
 LOOK_EVERY_S: Final = 5.0  # a consumer looks by itself this often, for bells that were lost
 SCHEDULE_EVERY_S: Final = 1  # how exact delays are
 BUSY_S: Final = 5.0
+DUE_AT_ONCE: Final = (
+    1000  # rings that leave the schedule each second: what is due after a long stop is no list in memory
+)
 
-_DEPTH: Final = """
-SELECT queue, count(*) FROM (SELECT queue FROM task UNION ALL SELECT queue FROM schedule) GROUP BY queue
+# How many rings wait, kept by triggers: whoever asks whether this host is ready does not count a million of them.
+_COUNT: Final = """
+CREATE TRIGGER IF NOT EXISTS {table}_{name} AFTER {event} ON {table} BEGIN
+INSERT INTO depth VALUES ({row}.queue, {change}) ON CONFLICT (queue) DO UPDATE SET count = count + {change}; END
 """
+_COUNTS: Final = (
+    "CREATE TABLE IF NOT EXISTS depth (queue TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID",
+    "INSERT INTO depth SELECT queue, count(*) FROM (SELECT queue FROM task UNION ALL SELECT queue FROM schedule)"
+    " WHERE NOT EXISTS (SELECT 1 FROM depth) GROUP BY queue",
+    *(
+        _COUNT.format(table=table, name=name, event=event, row=row, change=change)
+        for table in ("task", "schedule")
+        for name, event, row, change in (("comes", "INSERT", "NEW", 1), ("goes", "DELETE", "OLD", -1))
+    ),
+)
+_DEPTH: Final = "SELECT queue, count FROM depth"
 # The sweep rings every waiting job each minute: a ring that waits already is not written again. The index finds it.
 _INDEX: Final = "CREATE INDEX IF NOT EXISTS task_queue_data ON task (queue, data)"
 _ENQUEUE: Final = """
 INSERT INTO task (queue, data) SELECT :queue, :data
 WHERE NOT EXISTS (SELECT 1 FROM task WHERE queue = :queue AND data = :data)
 """
+_DUE: Final = (
+    "SELECT id, data FROM schedule WHERE queue = ? AND timestamp <= ? ORDER BY timestamp, id LIMIT ?"
+)
 _IS_DUE: Final = "SELECT 1 FROM schedule WHERE queue = ? AND timestamp <= ? LIMIT 1"
 
 
@@ -69,6 +88,10 @@ class HueyBroker:
                 huey.add_schedule(task)
             else:
                 huey.enqueue(task)
+
+    def ring_all(self, queue: Queue, items: Sequence[str]) -> None:
+        with translated(self._path):
+            self._queues[queue].storage.enqueue_all([data_of(item) for item in items])
 
     def depth(self) -> Mapping[Queue, int]:
         with translated(self._path):
@@ -210,11 +233,16 @@ def _task(handler: Handler | None) -> Callable[[str], None]:
     return ring
 
 
+def data_of(item: str) -> bytes:
+    """The row of a ring: nothing else travels."""
+    return json.dumps({"id": item}).encode()
+
+
 class _Ids(Serializer):  # type: ignore[misc]
     """Messages as {"id": …}: nothing else travels, and nothing that is read can run."""
 
     def serialize(self, message: Any) -> bytes:
-        return json.dumps({"id": message.args[0]}).encode()
+        return data_of(message.args[0])
 
     def deserialize(self, data: bytes) -> Any:
         item = json.loads(data)["id"]
@@ -228,7 +256,7 @@ class _BellStorage(SqliteStorage):  # type: ignore[misc]
 
     blocking = True
     turns: _Turns | None = None
-    ddl = (*SqliteStorage.ddl, _INDEX)
+    ddl = (*SqliteStorage.ddl, _INDEX, *_COUNTS)
 
     def __init__(self, name: str, *, bells: Bells, listener: Listener | None, **options: Any) -> None:
         self._bells = bells
@@ -244,6 +272,12 @@ class _BellStorage(SqliteStorage):  # type: ignore[misc]
 
     def enqueue(self, data: bytes, priority: float | None = None) -> None:
         self.sql(_ENQUEUE, {"queue": self.name, "data": data}, commit=True)
+        self._bells.ring(self.name)
+
+    def enqueue_all(self, rows: Sequence[bytes]) -> None:
+        """Many in one transaction, and one bell: who finds work wakes the next."""
+        with self.db(commit=True) as cursor:
+            cursor.executemany(_ENQUEUE, [{"queue": self.name, "data": data} for data in rows])
         self._bells.ring(self.name)
 
     def dequeue(self) -> bytes | None:
@@ -268,8 +302,11 @@ class _BellStorage(SqliteStorage):  # type: ignore[misc]
             self.turns.note(f"{_Turns.SCHEDULER}{self.name}")
         if not self.sql(_IS_DUE, (self.name, now.timestamp()), results=True):
             return []
-        found: list[bytes] = super().read_schedule(now)
-        return found
+        with self.db(commit=True) as cursor:
+            cursor.execute(_DUE, (self.name, now.timestamp(), DUE_AT_ONCE))
+            found = cursor.fetchall()
+            cursor.executemany("DELETE FROM schedule WHERE id = ?", [(name,) for name, _ in found])
+        return [data for _, data in found]
 
     def peek_many(self, keys: object) -> dict[str, bytes]:
         """No ring is ever revoked: Huey need not look before each."""
