@@ -1,4 +1,8 @@
-"""`serve`, `work`, `run`: the processes of an agent."""
+"""`serve`, `work`, `run`: the processes of an agent.
+
+They live for weeks, so nothing here needs the libraries of the command line: see `lean.py`. Their options stand in
+`service_commands.py`.
+"""
 
 import faulthandler
 import os
@@ -10,13 +14,11 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING
-
-import typer
+from typing import TYPE_CHECKING, NoReturn
 
 from agent import __version__
 from agent.cli.hangups import Hangups
-from agent.cli.here import Here, SetOption, here_of, set_log
+from agent.cli.home import Here, set_log
 from agent.config import Settings
 from agent.config_sections import Listen
 from agent.errors import AgentError
@@ -35,20 +37,13 @@ SERVICES = ("serve", "work")
 STOP_S = 90.0  # for a child to leave by itself: its own grace is shorter
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands."""
-    app.command()(serve)
-    app.command()(work)
-    app.command()(run)
-
-
-def serve(context: typer.Context, told: SetOption = None) -> None:
+def serve(here: Here) -> None:
     """Serve the API: HTTPS for orchestrators and agents, a Unix socket for the operator."""
     from agent.api.serving import wait_for_signal
     from agent.wiring import open_host
 
     os.umask(0o077)  # whatever a service makes is its user's alone unless it says otherwise
-    here, hangups = here_of(context, told), Hangups()
+    hangups = Hangups()
     with hangups.heard():
         here.start_log()
         systemd, handed = told_by_systemd()
@@ -184,13 +179,13 @@ def names_of(host: Host) -> Callable[[], Collection[str]]:
     return lambda: () if in_force is None else in_force.now().names
 
 
-def work(context: typer.Context, told: SetOption = None) -> None:
+def work(here: Here) -> None:
     """Take jobs from the queues and run them. Several on one host share its ledger and queues."""
     from agent import worker
     from agent.wiring import open_worker, prover
 
     os.umask(0o077)
-    here, hangups = here_of(context, told), Hangups()
+    hangups = Hangups()
     stop = worker.Stop()
     with hangups.heard():
         here.start_log()
@@ -210,11 +205,10 @@ def work(context: typer.Context, told: SetOption = None) -> None:
                 os._exit(0)
 
 
-def run(context: typer.Context, told: SetOption = None) -> None:
+def run(here: Here) -> NoReturn:
     """Both in one command, for small hosts: two processes. When one ends, so does the other; SIGHUP goes to both."""
-    here = here_of(context, told)
     here.start_log()
-    raise typer.Exit(run_services(here))
+    sys.exit(run_services(here))
 
 
 def run_services(here: Here) -> int:
