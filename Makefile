@@ -61,8 +61,9 @@ chaos: deps ## three agents while everything is killed, cut and mangled (DURATIO
 	@.ci/rootless --nets $(PYTHON) -m tests.chaos --duration $(DURATION) --seed $(SEED) $(ARGS)
 
 .PHONY: bench
-bench: deps ## what the cage costs over plain `podman run`: a table, and build/bench.json (ARGS='--rounds 15')
-	@mkdir -p build && .ci/rootless $(PYTHON) -m tests.bench $(ARGS) >build/bench.json.part
+bench: deps ## what the agent costs beside bare containers: a table, and build/bench.json (ARGS='--parts task,hop --rounds 15 --short')
+	@mkdir -p build && .ci/rootless $(PYTHON) -m agent.bench \
+	    --commit "$$(git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null)" $(ARGS) >build/bench.json.part
 	@mv build/bench.json.part build/bench.json
 
 .PHONY: package

@@ -72,6 +72,12 @@ class Entry(Struct, frozen=True):
     is_set_id: bool = False  # a program that would run as its owner, root
 
 
+# What every image has beside its programs: where the contract's folders and the kernel's are mounted.
+_FOLDERS = {
+    name: Entry(is_open=name == "tmp")
+    for name in ("data", "dev", "etc", "hidden_data", "proc", "run", "submission_data", "sys", "tmp")
+}
+
 # ------------------------------------------------------------------ layers
 
 
@@ -89,6 +95,14 @@ def packages_layer(
     own source, as torch does. Raises: importlib.metadata.PackageNotFoundError when one is not installed.
     """
     return _cached_layer(cache, _package_entries(distributions, site), has_sources=has_sources)
+
+
+def binaries_layer(cache: Path, programs: Sequence[Path]) -> Layer:
+    """These programs of this host with the shared libraries they need, and the folders that a container has; nothing else."""
+    files = {_inside(path.resolve()): Entry(path.resolve(), is_executable=True) for path in programs}
+    return _cached_layer(
+        cache, files | _shared_libraries(programs, below=Path("/nowhere")) | _FOLDERS | _usr_merge()
+    )
 
 
 def program_layer(cache: Path, files: Mapping[str, bytes | Entry]) -> Layer:
@@ -116,10 +130,7 @@ def _python_entries() -> dict[str, Entry]:
     for path in _files_below(stdlib, NOT_IN_STDLIB):
         entries[_inside(path)] = Entry(path.resolve())
     binaries = [executable, *(e.content for e in entries.values() if _is_library(e.content))]
-    entries |= _shared_libraries(binaries, below=stdlib)
-    entries |= {name: Entry() for name in ("data", "dev", "etc", "hidden_data", "proc", "run", "sys")}
-    entries |= {"submission_data": Entry(), "tmp": Entry(is_open=True)}
-    return entries | _usr_merge()
+    return entries | _shared_libraries(binaries, below=stdlib) | _FOLDERS | _usr_merge()
 
 
 def _package_entries(distributions: Sequence[str], site: Path | None = None) -> dict[str, Entry]:

@@ -7,88 +7,131 @@ from pathlib import Path
 
 import pytest
 
+from agent.bench.figures import (
+    TARGETS,
+    Measured,
+    Row,
+    Target,
+    beyond,
+    document,
+    figures_of,
+    interleaved,
+    order_of,
+    over,
+    p95,
+    percentile,
+    quartiles,
+    table,
+    verdicts,
+)
+from agent.bench.run import PARTS, measure_of, parts_of
 from agent.devkit.podman_service import why_not
-from tests.bench.figures import Sample, figures, order_of, p95, quartiles, run_rounds, table
-from tests.host.runtimes import RUNTIMES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PAIRS = [("plain", "noop"), ("caged", "noop"), ("plain", "fit"), ("caged", "fit")]
+NAMES = ["bare", "task", "podman"]
+THERE = [part for part in PARTS if measure_of(part) is not None]
 
 
-def sample(side: str, work: str, number: int) -> Sample:
-    """In round n (from 0) a plain fit takes n + 1 s, a caged one twice that, and a no-op a tenth."""
-    seconds = float(number + 1) * (2 if side == "caged" else 1) * (0.1 if work == "noop" else 1)
-    train_s = seconds / 2 if work == "fit" else 0.0
-    return Sample(side=side, work=work, round=number, total_s=seconds, train_s=train_s, train_cpu_s=train_s)
+def row(name: str, *samples: float, baseline: str | None = None) -> Row:
+    return Row(part="task", name=name, unit="ms", samples=samples, baseline=baseline)
 
 
-def test_every_round_runs_every_pair_once_and_begins_with_another() -> None:
-    orders = [order_of(number, PAIRS) for number in range(len(PAIRS))]
+def test_every_round_measures_every_side_once_and_begins_with_another() -> None:
+    orders = [order_of(number, NAMES) for number in range(len(NAMES))]
 
-    assert all(sorted(order) == sorted(PAIRS) for order in orders)
-    assert [order[0] for order in orders] == PAIRS
+    assert all(sorted(order) == sorted(NAMES) for order in orders)
+    assert [order[0] for order in orders] == NAMES
+
+
+def test_samples_of_one_round_stand_at_one_place() -> None:
+    clock = iter(range(100))
+
+    found = interleaved(3, {name: lambda: float(next(clock)) for name in NAMES})
+
+    assert [sorted(found[name][number] for name in NAMES) for number in range(3)] == [
+        [0.0, 1.0, 2.0],
+        [3.0, 4.0, 5.0],
+        [6.0, 7.0, 8.0],
+    ]
 
 
 def test_a_ratio_compares_runs_of_one_round() -> None:
-    # The rounds themselves grow slower and slower; within each the caged side takes exactly twice as long.
-    found = figures(run_rounds(7, PAIRS, sample), "plain")
+    # The rounds themselves grow slower and slower; within each the task takes exactly twice as long.
+    base, mine = row("bare", 1.0, 2.0, 7.0), row("task", 2.0, 4.0, 14.0, baseline="bare")
 
-    ratios = {(one.side, one.work, one.measure): (one.ratio_low, one.ratio, one.ratio_high) for one in found}
-    assert ratios[("caged", "fit", "total_s")] == (2.0, 2.0, 2.0)
-    assert ratios[("plain", "fit", "train_s")] == (1.0, 1.0, 1.0)
+    told = figures_of([base, mine])[1]
+
+    assert (told.ratio_low, told.ratio, told.ratio_high) == (2.0, 2.0, 2.0)
+    assert (beyond(mine.samples, base.samples), over(mine.samples, base.samples)) == (2.0, 2.0)
 
 
-def test_a_work_that_trains_nothing_has_a_total_only() -> None:
-    found = figures(run_rounds(2, PAIRS, sample), "plain")
-
-    assert {one.measure for one in found if one.work == "noop"} == {"total_s"}
-    assert {one.measure for one in found if one.work == "fit"} == {"total_s", "train_s", "train_cpu_s"}
+def test_a_baseline_must_be_a_row_of_the_part() -> None:
+    with pytest.raises(KeyError):
+        figures_of([row("task", 1.0, baseline="nobody")])
 
 
 def test_the_figures_are_median_and_95th_percentile_of_the_samples() -> None:
-    (one,) = figures([sample("plain", "noop", number) for number in range(5)], "plain")
+    (one,) = figures_of([row("task", 5.0, 1.0, 2.0, 4.0, 3.0)])
 
-    assert [one.median, one.p95] == pytest.approx([0.3, 0.5])
+    assert [one.median, one.p95] == [3.0, 5.0]
     assert p95([float(number) for number in range(1, 101)]) == 95.0
+    assert percentile([float(number) for number in range(1, 101)], 99) == 99.0
     assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
     assert quartiles([1.5]) == (1.5, 1.5, 1.5)
 
 
-def test_the_table_has_a_line_for_each_figure() -> None:
-    found = figures(run_rounds(3, PAIRS, sample), "plain")
+def test_the_table_has_a_line_for_each_row_and_one_of_names() -> None:
+    found = figures_of([row("bare", 0.0, 2.0), row("task", 12345.6, 4.0, baseline="bare")])
 
     assert len(table(found)) == len(found) + 1
 
 
+def test_a_target_is_met_at_its_bound_and_told() -> None:
+    assert [Target("<=", 60, "ms").is_met(value) for value in (60, 60.1)] == [True, False]
+    assert [Target(">=", 0.7, "x").is_met(value) for value in (0.7, 0.69)] == [True, False]
+
+    told = verdicts({"hop_ms": 151.0, "chain3_ms": 900.0, "own": 1.0})
+
+    assert [line.split()[-1] for line in told] == ["MET", "met", "1.000"]
+
+
+def test_the_document_holds_every_figure_by_its_key() -> None:
+    measured = {
+        "task": Measured(rows=(row("bare", 1.0),), figures={"task_runc_over_bare_ms": 9.0}, notes=("quiet",)),
+        "hop": Measured(rows=(), figures={"hop_ms": 99.0}),
+    }
+
+    told = document(measured, rounds=3, is_short=False, machine={"commit": "abc"})
+
+    assert told["figures"] == {"task_runc_over_bare_ms": 9.0, "hop_ms": 99.0}
+    assert (told["version"], told["rounds"], told["short"], told["commit"]) == (2, 3, False, "abc")
+    assert [one.name for one in told["rows"]] == ["bare"]
+    assert told["notes"] == {"task": ("quiet",)}
+
+
+def test_parts_are_named_with_commas_and_run_in_their_own_order() -> None:
+    assert parts_of("hop, task") == ("task", "hop")
+    with pytest.raises(ValueError, match="'hopp' is no part"):
+        parts_of("hopp")
+
+
 @pytest.mark.host
-def test_one_run_of_the_bench_tells_every_side_in_the_documented_shape() -> None:
+@pytest.mark.parametrize("part", THERE)
+def test_one_short_run_of_a_part_tells_its_rows_and_figures(part: str) -> None:
     if lacking := why_not():
         pytest.skip(f"real containers need {lacking}")
 
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench", "--short"],
+        [sys.executable, "-m", "agent.bench", "--short", "--parts", part, "--commit", "abc"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert (told["version"], told["rounds"], told["baseline"]) == (1, 1, "podman run")
-    assert set(told["machine"]) == {"cpus", "kernel", "processor", "python", "oci_runtime", "load"}
-    sides = {"bare process", "podman run", *(f"cage ({name})" for name in RUNTIMES)}
-    assert {(one["side"], one["work"], one["measure"]) for one in told["figures"]} == {
-        (side, work, "total_s") for side in sides for work in ("noop", "fit")
-    }
-    for one in told["figures"]:
-        assert set(one) == {
-            "side",
-            "work",
-            "measure",
-            "median",
-            "p95",
-            "ratio",
-            "ratio_low",
-            "ratio_high",
-            "samples",
-        }
-        assert len(one["samples"]) == 1
-    assert "podman run" in done.stderr
+    assert (told["version"], told["rounds"], told["short"], told["commit"]) == (2, 1, True, "abc")
+    assert {"dc-compute", "python", "sqlite", "openssl"} <= set(told["versions"])
+    assert {"cpus", "kernel", "processor", "cgroups", "oci_runtime", "load"} == set(told["machine"])
+    assert told["rows"]
+    assert all(one["part"] == part and one["samples"] for one in told["rows"])
+    assert set(told["figures"]) & set(TARGETS) or part in {"cage", "model"}
+    assert part in done.stderr

@@ -8,6 +8,7 @@ CPU, without interpreter start and imports.
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def main() -> None:
             "train_s": time.perf_counter() - began_s,
             "train_cpu_s": time.process_time() - began_cpu_s,
         }
-    print(json.dumps(seconds), flush=True)
+    sys.stdout.write(json.dumps(seconds) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,40 @@
+"""The container engines that the bench measures, wired as an agent's: a Podman service of the bench's own, and runc."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from agent import wiring
+from agent.bench.run import cache_folder
+from agent.config import Settings, load_settings
+from agent.devkit.consortium import on_podman, on_runc
+from agent.devkit.podman_service import checkout_folders, podman_service, why_no_runc
+from agent.domain.ids import KeyId
+from agent.ports.runtime import Runtime
+
+ME = KeyId(hashlib.sha256(b"dc-compute bench").hexdigest())  # whose containers those of the bench are
+
+
+@contextmanager
+def podman_engine() -> Iterator[Path]:
+    """The socket of a Podman service on this checkout's storage, for the bench alone. Raises: NoPodman."""
+    runtime_dir, root = checkout_folders()
+    with podman_service(runtime_dir, root, name="bench") as socket:
+        yield socket
+
+
+def engines(socket: Path) -> dict[str, Mapping[str, str]]:
+    """The settings of each engine that works here, by name: the section `runtime`."""
+    return {"podman": on_podman(socket), **({} if why_no_runc() else {"runc": on_runc()})}
+
+
+def runtime_of(engine: Mapping[str, str]) -> Runtime:
+    """The runtime that an agent with this section of settings has. What it loaded stays from run to run."""
+    return wiring.make_runtime(settings_of(engine), ME)
+
+
+def settings_of(engine: Mapping[str, str]) -> Settings:
+    """The settings of an agent that has this engine and nothing else said: the defaults."""
+    home = cache_folder() / "agent"
+    return load_settings(home, {}, [f"runtime.{key}={value}" for key, value in engine.items()])
