@@ -11,25 +11,21 @@ here.py      which agent is meant; home.py: its API  out.py     tables, JSON, te
 import sys
 from collections.abc import Sequence
 
+from agent.cli.lean import asked_for, run_lean
 from agent.process import keep_memory_private
 
 __all__ = ["main", "run"]
 
 
 def main() -> None:
-    """The entry point. Most commands hold a key for a moment, `serve` and `work` for weeks."""
+    """The entry point. Most commands hold a key for a moment, `serve` and `work` for weeks: these start without the rest."""
     keep_memory_private()
-    sys.exit(run(sys.argv[1:]))
+    asked = asked_for(sys.argv[1:])
+    sys.exit(run(sys.argv[1:]) if asked is None else run_lean(asked))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """The command with these arguments; its exit code. A service is started without the rest of the command."""
-    from agent.cli.ending import ended
-    from agent.cli.lean import service_of
-
-    service = service_of(arguments)
-    if service is not None:
-        return ended(service)
+    """The command with these arguments; its exit code. What it prints goes to the process's own streams."""
     from agent.cli import app
 
     return app.run(arguments)

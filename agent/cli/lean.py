@@ -4,33 +4,53 @@ Only the plain forms are known here, `[--home DIR] serve|work|run [--set SECTION
 mistakes too, is the whole command's (`app.py`), which knows the same services by the same names.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final, NamedTuple
 
-from agent.cli import services
-from agent.cli.home import Here
+SERVICES: Final = ("serve", "work", "run")
 
-SERVICES: Mapping[str, Callable[[Here], None]] = {
-    "serve": services.serve,
-    "work": services.work,
-    "run": services.run,
-}
+# structlog and httpx import these where they are there: for tracebacks that would show local variables, keys among them, and
+# for a command of httpx's own. A service has no use for either.
+FOR_TERMINALS: Final = ("rich", "pygments")
 
 
-def service_of(arguments: Sequence[str]) -> Callable[[], None] | None:
-    """The service that is meant, with its agent; None where the whole command must read these arguments."""
+class Asked(NamedTuple):
+    """A service, and the agent that it is to be of: the folder of its settings, where one is named, and settings over it."""
+
+    service: str
+    home: Path | None
+    flags: tuple[str, ...]
+
+
+def asked_for(arguments: Sequence[str]) -> Asked | None:
+    """The service that is meant; None where the whole command must read these arguments."""
     words = iter(arguments)
     home: Path | None = None
     for word in words:
         if word in SERVICES:
             flags = _values(words, "--set")
-            return None if flags is None else partial(SERVICES[word], Here(home, flags=flags))
+            return None if flags is None else Asked(word, home, flags)
         value = _value(word, words, "--home")
         if value is None:
             return None
         home = Path(value)
     return None
+
+
+def run_lean(asked: Asked) -> int:
+    """Run this service until it ends; its exit code. For a process that does nothing else: libraries for terminals are
+    hidden from it."""
+    for name in FOR_TERMINALS:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # how Python writes that there is none
+    from agent.cli import services
+    from agent.cli.ending import ended
+    from agent.cli.home import Here
+
+    here = Here(asked.home, flags=asked.flags)
+    act = {"serve": services.serve, "work": services.work, "run": services.run}[asked.service]
+    return ended(lambda: act(here))
 
 
 def _values(words: Iterator[str], option: str) -> tuple[str, ...] | None:
@@ -45,7 +65,7 @@ def _values(words: Iterator[str], option: str) -> tuple[str, ...] | None:
 
 
 def _value(word: str, after: Iterator[str], option: str) -> str | None:
-    """What the option that this word begins is given, as `--option VALUE` or `--option=VALUE`; None where it is another word."""
+    """What this word gives the option, as `--option VALUE` or `--option=VALUE`; None where it is another word."""
     name, is_joined, value = word.partition("=")
     if name != option:
         return None

@@ -25,6 +25,8 @@ from agent.errors import AgentError
 from agent.log import get_logger
 from agent.pipeline.audit import note_start
 from agent.pipeline.host import Host
+from agent.process import give_memory_back
+from agent.repeating import repeating
 from agent.sd_notify import Look, Systemd, forget, handed_sockets
 
 if TYPE_CHECKING:
@@ -34,24 +36,29 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 SERVICES = ("serve", "work")
+MEMORY_EVERY_S = 600.0
 STOP_S = 90.0  # for a child to leave by itself: its own grace is shorter
 
 
 def serve(here: Here) -> None:
     """Serve the API: HTTPS for orchestrators and agents, a Unix socket for the operator."""
     from agent.api.serving import wait_for_signal
-    from agent.wiring import open_host
+    from agent.wiring import open_api
 
     os.umask(0o077)  # whatever a service makes is its user's alone unless it says otherwise
     hangups = Hangups()
     with hangups.heard():
         here.start_log()
         systemd, handed = told_by_systemd()
-        with open_host(here.settings) as host:
+        with open_api(here.settings) as host:
             tls = doors_tls(here.settings.listen)
             with serving_host(here.settings, host, tls, handed) as doors:
                 note_start("api", __version__, host)
-                with watched(doors, host, systemd), reloading("api", here, host, hangups, tls, systemd):
+                with (
+                    watched(doors, host, systemd),
+                    reloading("api", here, host, hangups, tls, systemd),
+                    repeating("memory", give_memory_back, lambda: MEMORY_EVERY_S, is_at_once=True),
+                ):
                     reason = wait_for_signal()
                     systemd.stopping()
                 log.info("api.stopping", signal=reason.name)

@@ -152,12 +152,11 @@ deliveries = Table(
     Column("last_error", Text),
     UniqueConstraint("order_id", "position", "kind", "n"),
 )
-Index("deliveries_dead", deliveries.c.seq, sqlite_where=text(IS_DEAD), postgresql_where=text(IS_DEAD))
+Index("deliveries_dead", deliveries.c.seq, sqlite_where=text(IS_DEAD))
 Index(
     "deliveries_due",
     deliveries.c.next_try_at,
     sqlite_where=text(IS_PENDING),
-    postgresql_where=text(IS_PENDING),
 )
 
 bodies = Table(
@@ -207,7 +206,6 @@ Index(
     events.c.dataset,
     events.c.seq,
     sqlite_where=text(HAS_DATASET),
-    postgresql_where=text(HAS_DATASET),
 )
 
 # The log of events only grows. Who can write the file can drop these: they keep this program honest, the chain shows the rest.
@@ -352,7 +350,7 @@ past_orders = Table(
     Column("forgotten_at", Moment, nullable=False),
     sqlite_with_rowid=False,
 )
-Index("jobs_by_end", jobs.c.changed_at, sqlite_where=text(IS_FINAL), postgresql_where=text(IS_FINAL))
+Index("jobs_by_end", jobs.c.changed_at, sqlite_where=text(IS_FINAL))
 
 # One row that `check` writes to: a disk that is full or read-only shows itself there first.
 probe = Table(

@@ -21,6 +21,7 @@ from agent.ports import broker_huey
 from agent.ports.broker import Queue
 from agent.ports.broker_huey import HueyBroker
 from agent.ports.broker_huey_bell import Listener
+from agent.ports.broker_huey_clock import CLOCK
 from tests.ports.broker_stage import PATIENCE_S, Heard
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,7 @@ def broker(path: Path) -> Iterator[HueyBroker]:
 def only_bells_wake(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody looks by himself: what is heard was rung."""
     monkeypatch.setattr(broker_huey, "LOOK_EVERY_S", NEVER_S)
+    monkeypatch.setattr(broker_huey, "TURN_EVERY_S", NEVER_S)
 
 
 def start_process(action: str, path: Path) -> "subprocess.Popen[str]":
@@ -258,6 +260,65 @@ def test_a_path_longer_than_a_socket_name_may_be_works(tmp_path: Path) -> None:
         broker.ring(Queue.LEARN_TASKS, "two")
         heard.wait_for(2)
         consumer.stop()
+
+
+# ------------------------------------------------------------------ the clock
+
+
+@pytest.mark.usefixtures("only_bells_wake")
+def test_what_is_rung_for_later_is_heard_when_it_is_due_though_nobody_looks(broker: HueyBroker) -> None:
+    heard = Heard()
+    consumer = broker.consumer(heard.handlers(), {})
+    consumer.start()
+    began = time.monotonic()
+
+    broker.ring(Queue.DELIVERIES, "later", delay_s=0.3)
+    broker.ring(Queue.LEARN_TASKS, "sooner", delay_s=0.1)
+    heard.wait_for(2)
+    consumer.stop()
+
+    assert [item for _, item in heard.calls] == ["sooner", "later"]
+    assert time.monotonic() - began >= 0.3
+    assert broker.depth()[Queue.DELIVERIES] == 0
+
+
+@pytest.mark.usefixtures("only_bells_wake")
+def test_what_became_due_while_no_consumer_ran_is_rung_at_the_start(broker: HueyBroker, path: Path) -> None:
+    with closing(sqlite3.connect(path)) as plain, plain:
+        plain.execute(
+            "INSERT INTO schedule (queue, data, timestamp) VALUES (?, ?, ?)",
+            (Queue.TEST_TASKS.value, b'{"id": "overdue"}', time.time() - 60),
+        )
+    heard = Heard()
+    consumer = broker.consumer(heard.handlers(), {})
+
+    consumer.start()
+    heard.wait_for(1)
+    consumer.stop()
+
+    assert heard.calls == [(Queue.TEST_TASKS, "overdue")]
+    assert broker.depth()[Queue.TEST_TASKS] == 0
+
+
+def test_a_clock_that_hangs_is_named(broker: HueyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on, wait = threading.Event(), Listener.wait
+
+    def hang(listener: Listener, name: str, heard: int, timeout_s: float) -> None:
+        if name == CLOCK:
+            goes_on.wait(PATIENCE_S)
+        else:
+            wait(listener, name, heard, 0.05)
+
+    monkeypatch.setattr(Listener, "wait", hang)
+    consumer = broker.consumer(Heard().handlers(Queue.LEARN_TASKS), {})
+    consumer.start()
+    deadline = time.monotonic() + PATIENCE_S
+    while not (stalled := consumer.stalled(0.3)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    goes_on.set()
+    consumer.stop()
+
+    assert stalled == (CLOCK,)
 
 
 # ------------------------------------------------------------------ consumers
