@@ -216,7 +216,7 @@ def peer_uid(connection: socket.socket | None) -> int | None:
 
 
 class _Server(uvicorn.Server):
-    """A server that tells when it has begun, or that it will not, and that sleeps until somebody calls or it is told to stop."""
+    """A server that tells when it has begun, or that it will not, and that sleeps until somebody calls or tells it to stop."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
