@@ -51,7 +51,7 @@ def bare_busy_words(cpu_s: int) -> tuple[str, ...]:
 
 
 def _busy_words(cpu_s: int, file: str) -> tuple[str, ...]:
-    """Between rounds of counting the shell asks the kernel what it has used (`0m0.98s 0m0.01s`), and leaves that as its model."""
+    """Between rounds of counting the shell asks the kernel what it has used: `0m0.98s 0m0.01s`. That is its model, too."""
     rounds = "i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done"
     minutes = "|".join(f"0m{second}.*" for second in range(cpu_s))
     told = f"while times > {file}; read -r used _ < {file}; do case $used in {minutes}) {rounds};; *) exit;; esac; done"
