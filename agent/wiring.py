@@ -348,6 +348,7 @@ def _wired(
     from agent.ports.peers_https import HttpsPeers
     from agent.ports.progress_files import FileProgress
     from agent.ports.storage_https import HttpsStorage
+    from agent.ports.together_threads import ThreadsTogether
 
     key = SigningKey.load(settings.identity.key)
     in_force = InForce(read_trusted(settings, key.keyid))
@@ -373,8 +374,20 @@ def _wired(
         runtime = open_runtime(settings, key.keyid)
         hands = FlockHands(settings.paths.hands)
         progress = FileProgress(settings.workspace.root / "progress", clock)
+        together = ThreadsTogether()
+        doors.callback(together.close)
         ports = Ports(
-            ledger, broker, storage, orchestrators, peers, runtime, TarImages(), clock, hands, progress
+            ledger,
+            broker,
+            storage,
+            orchestrators,
+            peers,
+            runtime,
+            TarImages(),
+            clock,
+            hands,
+            progress,
+            together,
         )
         if faults is not None:
             ports = faults.ports(ports)

@@ -139,11 +139,18 @@ CLOCK_CALLS = {"now", "utcnow", "today"}
 KEY_FILES = "agent/trust/keys.py"  # the one file of trust/ that reads and writes files: keys
 
 # The two outermost doors may catch everything: they log it and go on.
-MAY_CATCH_EVERYTHING = {"agent/worker.py", "agent/api/problems.py"}
+MAY_CATCH_EVERYTHING = {
+    "agent/worker.py",
+    "agent/api/problems.py",
+    "agent/ports/ledger_sqlalchemy_group.py",  # who writes for others: what ends one of them is raised to that one
+}
 
 MAX_FUNCTION_LINES = 50  # in pipeline/: a page
 MAX_MODULE_LINES = 400
-LONG_BY_NATURE = {"agent/errors.py": 600}  # one tree, one class after the other
+LONG_BY_NATURE = {
+    "agent/errors.py": 600,  # one tree, one class after the other
+    "agent/ports/user_namespace_inner.py": 450,  # a program of one file, which can import nothing of ours
+}
 
 
 # ------------------------------------------------------------------ reading the house

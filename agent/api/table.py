@@ -48,6 +48,7 @@ class Row:
     limit_bytes: int = 0
     query: type[Struct] | None = None
     signs_answer: bool = False
+    keeps_nonce: bool = False  # with what it records, in one transaction
     media_type: str | None = None  # of a success that is no JSON document
 
     @property
@@ -94,6 +95,7 @@ def post(
     gives: Any,
     *,
     signs_answer: bool = False,
+    keeps_nonce: bool = False,
 ) -> Row:
     """A route that takes something in: 202 the first time, 200 for the same again."""
     return Row(
@@ -105,4 +107,5 @@ def post(
         takes=takes,
         limit_bytes=limit_bytes,
         signs_answer=signs_answer,
+        keeps_nonce=keeps_nonce,
     )

@@ -18,7 +18,7 @@ def measure(bench: Bench) -> Measured:
         engine = "runc" if "runc" in known else "podman"
         with town(bench, known[engine]) as made:
             for name in NAMES:
-                made.seal(name, 1 + LONG // len(NAMES) - len(made.datasets[name]))
+                made.keep(name, 1 + LONG // len(NAMES))
             hops, chains = [], []
             for number in range(bench.rounds + 1):
                 hop_ms, chain_ms = one_hop(made), one_chain(made)

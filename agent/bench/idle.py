@@ -20,8 +20,9 @@ from msgspec import Struct
 from agent.bench.engines import engines, podman_engine
 from agent.bench.figures import Bench, Measured, Row
 from agent.bench.processes import MIB, Memory, Watched, descendants, with_word, woken
+from agent.config import load_settings
 from agent.devkit.consortium import Consortium, Party, found
-from agent.ports.ledger_sqlalchemy_file import migrate
+from agent.wiring import open_api
 
 PART = "idle"
 SERVICES: Mapping[str, int] = {"serve": 60, "work": 180}  # and WatchdogSec of their units, in seconds
@@ -142,8 +143,8 @@ def idle_agent(bench: Bench, engine: Mapping[str, str]) -> Iterator[dict[str, li
     """
     consortium = found(bench.folder / "town", ("A",), runtime=engine, memory=bench.memory / "town")
     agent = consortium.hospitals[0].agent
-    (agent.folder / "data").mkdir(mode=0o700)
-    migrate(agent.folder / "data" / "ledger.sqlite")
+    with open_api(load_settings(agent.folder, {}, [])):
+        pass
     with ExitStack() as stack:
         others = [party for party in consortium.parties if party is not agent]
         for party in others:

@@ -82,8 +82,7 @@ def per_minute(tasks: int, took_s: float) -> float:
 
 def agent_batch(made: Town, digest: Digest, tasks: int) -> float:
     """Seconds from the first accepted order of so many to the last acknowledged report of an end."""
-    made.seal("A", tasks)
-    sent = [made.order(["A"], digest) for _ in range(tasks)]
+    sent = [made.order(["A"], image=digest) for _ in range(tasks)]
     left = list(sent)
     while left:  # the times stand in the logs: who looks seldom takes little from those who work
         time.sleep(LOOK_EVERY_S)

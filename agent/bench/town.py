@@ -25,12 +25,14 @@ from agent.devkit.issuing import send
 from agent.devkit.server import now
 from agent.domain.ids import Digest, OrderId, job_id, wire_time
 from agent.domain.orders import DatasetRef, ImageRef, Learnuplet
+from agent.domain.receipts import MAX_RECEIPT_BYTES, parse_receipt
+from agent.trust.envelope import parse_envelope
 from agent.trust.signed import sign_order
 
 NAMES = ("A", "B", "C")
 # What rootless engines cannot enforce on some hosts (cgroup v1); receipts name what was really absent.
 ACCEPTED_GAPS = ("memory_bytes", "cpu_millis", "pids")
-DATASET_BYTES = 4096
+NOTHING = bytes(4096)  # what lies in a dataset that nobody reads
 DEFAULTS: Sections = {}
 LOOK_EVERY_S = 0.002  # at the logs' ends; the times themselves stand in the lines
 PATIENCE_S = 120.0
@@ -65,46 +67,46 @@ class Town:
 
     consortium: Consortium
     image: Digest
+    book: Book  # of the orchestrator that issues the orders
+    client: Client  # its calls, on connections that are kept
     datasets: dict[str, list[DatasetRef]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     _read: dict[str, int] = field(default_factory=dict)  # bytes of each agent's log
-    _book: Book | None = None
-    _client: Client | None = None
 
     # ---- data and orders
 
-    def seal(self, name: str, count: int, size_bytes: int = DATASET_BYTES) -> None:
-        """Bring so many fresh datasets to this hospital."""
-        for _ in range(count):
-            ref = DatasetRef(str(uuid4()), "1")
-            plain = self.consortium.folder / ref.id
-            plain.write_bytes(bytes(size_bytes))
-            self.consortium.seal(plain, ref, self.consortium.hospital(name), ["train"])
-            plain.unlink()
-            self.datasets.setdefault(name, []).append(ref)
+    def seal(self, name: str, content: bytes = NOTHING) -> DatasetRef:
+        """Bring a fresh dataset to this hospital."""
+        ref = DatasetRef(str(uuid4()), "1")
+        plain = self.consortium.folder / ref.id
+        plain.write_bytes(content)
+        self.consortium.seal(plain, ref, self.consortium.hospital(name), ["train"])
+        plain.unlink()
+        return ref
 
-    def order(self, names: Sequence[str], image: Digest | None = None) -> Sent:
+    def keep(self, name: str, count: int) -> None:
+        """See to it that so many datasets are at this hospital to order work on."""
+        kept = self.datasets.setdefault(name, [])
+        kept += [self.seal(name) for _ in range(count - len(kept))]
+
+    def order(
+        self, names: Sequence[str], *, image: Digest | None = None, data: Sequence[DatasetRef] | None = None
+    ) -> Sent:
         """Issue a training that goes over these hospitals, one task each, and return when it is accepted.
 
-        Everything that the orchestrator does before (signing, writing it down) is done before the clock starts.
+        `data`: where it is not the datasets that are kept there. Everything that the orchestrator does before (signing, writing
+        it down) is done before the clock starts.
         """
-        queues = {name: iter(refs) for name, refs in self.datasets.items()}
-        data = tuple(next(queues[name]) for name in names)
-        book, client = self._orchestrator()
-        signed = sign_order(self._learnuplet(data, image or self.image), client.key)
-        book.record_order(signed, now())
+        kept = {name: iter(refs) for name, refs in self.datasets.items()}
+        data = [next(kept[name]) for name in names] if data is None else data
+        signed = sign_order(self._learnuplet(data, image or self.image), self.client.key)
+        self.book.record_order(signed, now())
         first = self.consortium.hospital(names[0]).agent.key.keyid
         sent_s = time.time()
-        send(signed, book, client, to=first)
+        send(signed, self.book, self.client, to=first)
         return Sent(signed.order.id, sent_s, time.time(), tuple(names))
 
-    def _orchestrator(self) -> tuple[Book, Client]:
-        if self._book is None or self._client is None:
-            self._book = self.consortium.book()
-            self._client = self.consortium.client(self.consortium.orchestrators[0])
-        return self._book, self._client
-
-    def _learnuplet(self, data: tuple[DatasetRef, ...], digest: Digest) -> Learnuplet:
+    def _learnuplet(self, data: Sequence[DatasetRef], digest: Digest) -> Learnuplet:
         image = ImageRef(str(uuid4()), digest)
         return Learnuplet(
             id=OrderId(str(uuid4())),
@@ -115,7 +117,7 @@ class Town:
             model_start=None,
             model_end=str(uuid4()),
             rank=0,
-            train_data=data,
+            train_data=tuple(data),
             test_data=(),
             max_attempts=1,
             not_before=wire_time(now()),
@@ -151,6 +153,11 @@ class Town:
     def accepted_s(self, sent: Sent) -> float:
         """When its first agent had recorded it; the 202 goes out after that. Raises: StopIteration."""
         return self.moment(sent, "order.received")
+
+    def phases(self, sent: Sent, position: int = 0) -> dict[str, float]:
+        """Seconds by phase, as the task's receipt tells them. Raises: IndexError when it is not at the orchestrator yet."""
+        envelope = parse_envelope(self.book.receipts(sent.id)[position], limit_bytes=MAX_RECEIPT_BYTES)
+        return dict(parse_receipt(envelope.payload).usage.phases)
 
     def reported_s(self, sent: Sent, position: int = 0) -> float:
         """When the report of this task's end was acknowledged. Raises: StopIteration."""
@@ -222,12 +229,12 @@ def town(
     consortium.admit(
         [digest for _, digest in archives], accept_missing=ACCEPTED_GAPS, output_bytes=output_bytes
     )
-    with running(consortium):
+    with running(consortium), consortium.client(consortium.orchestrators[0]).keeping() as client:
         for archive, _ in archives:
             consortium.publish_image(archive)
-        made = Town(consortium, archives[0][1])
+        made = Town(consortium, archives[0][1], consortium.book(), client)
         for each in hosts:
-            made.seal(each, 1)
+            made.keep(each, 1)
         for each in hosts:  # loads the image there, and waits until its cage is proved
             made.wait(made.order([each]))
         yield made

@@ -42,8 +42,7 @@ def asked_for(arguments: Sequence[str]) -> Asked | None:
 def run_lean(asked: Asked) -> int:
     """Run this service until it ends; its exit code. For a process that does nothing else: libraries for terminals are
     hidden from it."""
-    for name in FOR_TERMINALS:
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # how Python writes that there is none
+    hide_terminals()
     from agent.cli import services
     from agent.cli.ending import ended
     from agent.cli.home import Here
@@ -51,6 +50,12 @@ def run_lean(asked: Asked) -> int:
     here = Here(asked.home, flags=asked.flags)
     act = {"serve": services.serve, "work": services.work, "run": services.run}[asked.service]
     return ended(lambda: act(here))
+
+
+def hide_terminals() -> None:
+    """No library of this process finds these from here on."""
+    for name in FOR_TERMINALS:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # how Python writes that there is none
 
 
 def _values(words: Iterator[str], option: str) -> tuple[str, ...] | None:

@@ -6,7 +6,7 @@ from agent.errors import OutsideError
 from agent.log import get_logger
 from agent.pipeline.host import Context, Host
 from agent.ports.broker import PLACE_QUEUES, TASK_QUEUES, Queue
-from agent.ports.ledger import DeliveryState
+from agent.ports.ledger import DeliveryKind, DeliveryState
 
 log = get_logger(__name__)
 
@@ -26,11 +26,12 @@ def ring_job(job: Job, host: Host, *, delay_s: float = 0.0) -> None:
 
 
 def ring_deliveries(job: Job, host: Host) -> None:
-    """Ring every pending delivery of this job's order that is not resting."""
+    """Ring every pending delivery of this job's order that is not resting: first what others go on with, then what is told."""
     now = host.ports.now()
-    for delivery in host.ports.ledger.deliveries(order_id=job.order_id, state=DeliveryState.PENDING):
-        if delivery.job == job.id and delivery.next_try_at <= now:
-            ring(Queue.DELIVERIES, delivery.id, host)
+    pending = host.ports.ledger.deliveries(order_id=job.order_id, state=DeliveryState.PENDING)
+    due = [delivery for delivery in pending if delivery.job == job.id and delivery.next_try_at <= now]
+    for delivery in sorted(due, key=lambda delivery: delivery.kind is not DeliveryKind.HANDOFF):
+        ring(Queue.DELIVERIES, delivery.id, host)
 
 
 def ring_successor(context: Context, job: Job, host: Host) -> None:

@@ -175,9 +175,11 @@ def _from_the_start(attempt: _Attempt) -> Job:
         _clear(attempt)
     with phase("ask"):
         require_admitted(context, host)  # a key revoked since intake runs nothing
-        info, header = dataset_for(context, host)
-        next_agent = None if context.next_task is None else holder_of(context.next_task, host)
-        model = model_for(context, host)
+        (info, header), next_agent, model = host.ports.together(
+            lambda: dataset_for(context, host),
+            lambda: None if context.next_task is None else holder_of(context.next_task, host),
+            lambda: model_for(context, host),
+        )
     reserve = bytes_needed(
         context.task.kind,
         dataset_bytes=header.header.size,

@@ -6,7 +6,9 @@ orchestrator for a task that could not have run.
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +31,7 @@ from agent.trust.seal import Opener, SignedHeader, check_use, parse_header
 from agent.trust.shares import ShareKeyPair, ShareRequest, share_info, unwrap_data_key
 
 DATA, MODEL = "data", "model"  # folders of the workspace
+JUST_NOW_S = 1.0  # where an order was placed a moment ago, storage is not asked the same thing again
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ def dataset_for(context: Context, host: Host) -> tuple[DatasetInfo, SignedHeader
     Raises: DatasetMissing, StorageUnavailable, BadSeal, TrustError, ShareRefused.
     """
     ref = context.task.dataset
-    info = host.ports.storage.dataset(ref)
+    info = host.ports.storage.dataset(ref, within_s=JUST_NOW_S)
     signed = parse_header(info.header, host.roster, at=host.ports.now())
     also = host.roster.valid_keys_of(host.me, host.ports.now())
     check_use(signed, dataset=ref, agent=host.me, kind=context.task.kind, also=also)
@@ -84,6 +87,7 @@ def fetch(
 ) -> Inputs:
     """Everything the task's runs need, in the workspace. Its phases: fetch (images and model), shares, open (the dataset).
 
+    The sealed dataset is on its way while the shares are asked for: it waits for the key at its first piece.
     Raises: OutsideError by the ports; TrustError for a header, share or dataset that does not hold; BadImage; BadOutput for a
     model that is no plain archive.
     """
@@ -94,13 +98,27 @@ def fetch(
         }
         model_folder = _model(context, model, space, meter, host)
     require_admitted(context, host)  # images and a model may have taken hours
-    with phase("shares"):
-        meter.begin("fetch", "shares")
-        data_key = _data_key(context, header, host)
-    with phase("open"):
+    key: Future[bytes] = Future()
+
+    def ask_shares() -> None:
+        with phase("shares"):
+            try:
+                key.set_result(_data_key(context, header, host))
+            finally:
+                key.cancel()  # where it did not come, whoever waits for it goes
+
+    def key_is_here() -> bytes:
+        data_key = key.result()
         meter.begin("open", "dataset", total=info.size)
+        return data_key
+
+    with phase("open"):
+        meter.begin("fetch", "shares")
         data = space.readable(DATA)
-        _open_dataset(info, header, data_key, data / task.dataset.id, space, meter, host)
+        opener = LateOpener(header, key_is_here)
+        host.ports.together(
+            ask_shares, lambda: _open_dataset(info, opener, data / task.dataset.id, space, meter, host)
+        )
         add_pred(data)
     holders = [holder.keyid for holder in header.header.orchestrators]
     return Inputs(images, data, model_folder, audit.shares("received", context, holders))
@@ -147,7 +165,7 @@ def _model(context: Context, model: BlobInfo | None, space: Workspace, meter: Me
         near = _maker_of(model.digest, context)
         meter.begin("fetch", "model", total=model.size)
         meter.grows(archive)
-        host.ports.storage.fetch_blob(model.digest, archive, limit_bytes=model.size, near=near)
+        host.ports.storage.fetch_blob(model.digest, archive, limit_bytes=model.size, near=near, known=model)
         # The host's own ceilings: an order limits what its tasks leave, not what they start from.
         unpack(archive, folder, replace(host.policy.ceilings, output_bytes=max(1, model.size)))
         space.drop(archive)
@@ -180,12 +198,15 @@ def _data_key(context: Context, header: SignedHeader, host: Host) -> bytes:
     shares: dict[KeyId, bytes] = {}
     ledger, asked = host.ports.ledger, audit.shares("asked", context, holders, len(request))
     ledger.record_events(asked, host.ports.now())
+
+    def ask(holder: KeyId) -> None:
+        sealed = host.ports.orchestrators.share(holder, request)
+        info = share_info(signed.digest, task.position, task.dataset.id, host.me, holder)
+        shares[holder] = pair.open(sealed, info)
+
     try:
-        for holder in holders:
-            sealed = host.ports.orchestrators.share(holder, request)
-            info = share_info(signed.digest, task.position, task.dataset.id, host.me, holder)
-            shares[holder] = pair.open(sealed, info)
-    except AgentError:  # those that came were released, whatever the next one says
+        host.ports.together(*(partial(ask, holder) for holder in holders))
+    except AgentError:  # those that came were released, whatever another one says
         ledger.record_events(audit.shares("received", context, shares), host.ports.now())
         raise
     return unwrap_data_key(header, shares)
@@ -193,8 +214,7 @@ def _data_key(context: Context, header: SignedHeader, host: Host) -> bytes:
 
 def _open_dataset(
     info: DatasetInfo,
-    header: SignedHeader,
-    data_key: bytes,
+    opener: "LateOpener",
     target: Path,
     space: Workspace,
     meter: Meter,
@@ -203,17 +223,37 @@ def _open_dataset(
     """The dataset's plaintext at `target`, which appears only after its last chunk was verified."""
     partial = space.private("dataset.partial")
     with partial.open("xb") as plain:
-        opener = Opener(header, data_key)
         host.ports.storage.open_dataset(info, OpeningSink(opener, plain, meter.moved))
         plain.write(opener.finish())
     partial.chmod(0o644)
     partial.rename(target)
 
 
+class LateOpener:
+    """An opener whose key is still on its way: `key` waits for it, at the first piece."""
+
+    def __init__(self, header: SignedHeader, key: Callable[[], bytes]) -> None:
+        self._header, self._key = header, key
+        self._opener: Opener | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """As of `Opener`. Raises too: CancelledError when no key comes."""
+        return self._opened().feed(data)
+
+    def finish(self) -> bytes:
+        """As of `Opener`. Raises too: CancelledError when no key comes."""
+        return self._opened().finish()
+
+    def _opened(self) -> Opener:
+        if self._opener is None:
+            self._opener = Opener(self._header, self._key())
+        return self._opener
+
+
 class OpeningSink:
     """Takes the sealed file as it is downloaded and writes what opens."""
 
-    def __init__(self, opener: Opener, plain: BinaryIO, moved: Callable[[int], None]) -> None:
+    def __init__(self, opener: Opener | LateOpener, plain: BinaryIO, moved: Callable[[int], None]) -> None:
         self._opener, self._plain, self._moved = opener, plain, moved
 
     def write(self, data: bytes) -> int:

@@ -7,9 +7,9 @@ Here are the transactions, one method each; their parts are in `ledger_sqlalchem
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import delete, insert, or_, select, text, update
+from sqlalchemy import bindparam, delete, or_, select, text, update
 
 from agent.domain.audit import NewEvent
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
@@ -18,8 +18,6 @@ from agent.domain.receipts import SignedReceipt
 from agent.errors import LostRace, NotFound
 from agent.ports import ledger_sqlalchemy_writes as writes
 from agent.ports.ledger import (
-    Admission,
-    Arrival,
     Delivery,
     DeliveryState,
     JobQuery,
@@ -43,13 +41,15 @@ from agent.ports.ledger_schema import (
 from agent.ports.ledger_sqlalchemy_attempts import AttemptRecords, require_may_start
 from agent.ports.ledger_sqlalchemy_audit import AuditRecords
 from agent.ports.ledger_sqlalchemy_cancellations import CancellationRecords
-from agent.ports.ledger_sqlalchemy_disk import Keeping, known_digest, require_not_past
+from agent.ports.ledger_sqlalchemy_disk import Keeping
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
+from agent.ports.ledger_sqlalchemy_intake import IntakeRecords
 from agent.ports.ledger_sqlalchemy_live import LiveRecords, before, merged, page_of
 from agent.ports.ledger_sqlalchemy_measures import MeasureRecords
 from agent.ports.ledger_sqlalchemy_outbox import OutboxRecords, full_deliveries, send_by
 from agent.ports.ledger_sqlalchemy_page import PageRecords
+from agent.ports.ledger_sqlalchemy_prepared import Prepared
 from agent.ports.ledger_sqlalchemy_restores import RestoreRecords
 from agent.ports.ledger_sqlalchemy_rows import delivery_of, job_of, order_of, receipt_of
 from agent.ports.ledger_sqlalchemy_tallies import put_phases
@@ -62,7 +62,11 @@ def open_ledger(path: Path, *, before_commit: Callable[[], None] | None = None) 
     return SqlAlchemyLedger(open_file(path, before_commit))
 
 
+_ORDER: Final = Prepared(select(orders).where(orders.c.id == bindparam("id")))
+
+
 class SqlAlchemyLedger(
+    IntakeRecords,
     ImageRecords,
     AttemptRecords,
     AuditRecords,
@@ -76,55 +80,11 @@ class SqlAlchemyLedger(
 ):
     """See `ledger.Ledger`. Threads and processes share it freely."""
 
-    # ---- intake
-
-    def admit(self, arrival: Arrival, now: datetime, *, max_attempts: int, queue_limit: int) -> Admission:
-        signed = arrival.order
-        with self._file.writing() as tx:
-            known = writes.find_repeat(tx, arrival)
-            if known is not None:
-                return Admission(known, is_repeat=True)
-            require_not_past(tx, arrival)
-            writes.require_open_place(tx, arrival)
-            writes.require_room(tx, queue_limit)
-            writes.put_order(tx, arrival, now)
-            writes.put_receipts(tx, signed.digest, arrival.receipts, first=0, now=now)
-            job = writes.put_job(
-                tx,
-                signed=signed,
-                position=arrival.position,
-                kind=arrival.kind,
-                state=JobState.RECEIVED,
-                max_attempts=max_attempts,
-                last_receipt=arrival.last_receipt,
-                now=now,
-                sender=arrival.sender,
-            )
-            writes.count_on(tx, job, arrival.told, now)
-            return Admission(job, is_repeat=False)
-
-    def digest_of_order(self, order_id: OrderId) -> Digest | None:
-        with self._file.reading() as tx:
-            return known_digest(tx, order_id)
-
-    def recorded_last_receipt(self, order: Digest, position: int) -> tuple[JobId, Digest | None] | None:
-        with self._file.reading() as tx:
-            return writes.place_of(tx, order, position)
-
-    def remember_nonce(self, keyid: KeyId, nonce: str, keep_until: datetime, now: datetime) -> bool:
-        here = (nonces.c.keyid == keyid, nonces.c.nonce == nonce)
-        with self._file.writing() as tx:
-            tx.execute(delete(nonces).where(*here, nonces.c.keep_until < now))
-            if tx.execute(select(nonces.c.nonce).where(*here)).first() is not None:
-                return False
-            tx.execute(insert(nonces), {"keyid": keyid, "nonce": nonce, "keep_until": keep_until})
-            return True
-
     # ---- reading
 
     def job(self, job: JobId) -> Job:
-        with self._file.reading() as tx:
-            return writes.read_job(tx, job)
+        with self._file.looking() as driver:
+            return writes.look_at_job(driver, job)
 
     def jobs(self, query: JobQuery) -> tuple[Job, ...]:
         with self._file.reading() as tx:
@@ -132,8 +92,8 @@ class SqlAlchemyLedger(
             return tuple(job_of(row) for row in tx.execute(page).mappings())
 
     def order(self, order_id: OrderId) -> OrderRecord:
-        with self._file.reading() as tx:
-            row = tx.execute(select(orders).where(orders.c.id == order_id)).mappings().one_or_none()
+        with self._file.looking() as driver:
+            row = _ORDER.named(driver, {"id": order_id})
         if row is None:
             raise NotFound(f"no order {order_id}")
         return order_of(row)

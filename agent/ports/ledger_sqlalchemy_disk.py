@@ -6,11 +6,9 @@ from typing import Any
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Table, delete, func, insert, or_, select, text
 
-from agent.domain.ids import Digest, OrderId
 from agent.domain.jobs import FINAL, Job
 from agent.domain.retention import Garbage, LedgerSizes, Retention
-from agent.errors import OrderConflict, OrderExpired
-from agent.ports.ledger import ATTEMPT_FAILED, Arrival, DeliveryState
+from agent.ports.ledger import ATTEMPT_FAILED, DeliveryState
 from agent.ports.ledger_schema import (
     IS_FINAL,
     bodies,
@@ -102,28 +100,6 @@ class Keeping:
 
     def give_back(self) -> int:
         return self._file.give_back()
-
-
-def known_digest(tx: Connection, order_id: OrderId) -> Digest | None:
-    """The digest recorded under this order id, also of an order that is past."""
-    for table in (orders, past_orders):
-        found: Digest | None = tx.execute(select(table.c.digest).where(table.c.id == order_id)).scalar()
-        if found is not None:
-            return found
-    return None
-
-
-def require_not_past(tx: Connection, arrival: Arrival) -> None:
-    """Raises: OrderExpired for an order that was here and was forgotten; OrderConflict for another one under its id."""
-    signed = arrival.order
-    row = tx.execute(select(past_orders).where(past_orders.c.id == signed.order.id)).mappings().one_or_none()
-    if row is None:
-        return
-    if row["digest"] != signed.digest:
-        raise OrderConflict(f"order {signed.order.id} was recorded with other content ({row['digest']})")
-    raise OrderExpired(
-        f"order {signed.order.id} ended here and expired {row['expires'].isoformat()}; it never runs again"
-    )
 
 
 # ------------------------------------------------------------------ which

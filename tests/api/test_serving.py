@@ -1,5 +1,6 @@
 """How applications are served: TLS 1.3 only, dawdlers cut off, a graceful stop."""
 
+import asyncio
 import socket
 import ssl
 import stat
@@ -130,6 +131,24 @@ def test_a_server_that_is_told_to_stop_before_anybody_called_stops(files: TlsFil
             pass
 
     assert threading.active_count() == before
+
+
+def test_an_answer_does_not_wait_until_its_head_is_acknowledged(
+    files: TlsFiles, authority: CertificateAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepted: list[int] = []
+    made = module._ImpatientProtocol.connection_made
+
+    def note(protocol: module._ImpatientProtocol, transport: asyncio.Transport) -> None:
+        accepted.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        made(protocol, transport)
+
+    monkeypatch.setattr(module._ImpatientProtocol, "connection_made", note)
+
+    with served(files) as url:
+        httpx.get(url, verify=trusting(authority), trust_env=False)
+
+    assert accepted == [1]
 
 
 def test_tls_1_2_is_refused(files: TlsFiles, authority: CertificateAuthority) -> None:

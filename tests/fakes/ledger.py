@@ -29,6 +29,7 @@ from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
 from agent.domain.images import PAGE_ENTRIES, ImageDescription, ImageEntry
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
 from agent.domain.measures import delivered, not_delivered, tallies_of
+from agent.domain.nonces import Nonce
 from agent.domain.orders import MAX_ORDER_BYTES, SignedOrder, parse_order
 from agent.domain.receipts import SignedReceipt
 from agent.domain.retention import Garbage, LedgerSizes, Retention, is_over
@@ -41,6 +42,7 @@ from agent.errors import (
     OrderConflict,
     OrderExpired,
     QueueFull,
+    ReplayedRequest,
 )
 from agent.ports.ledger import (
     ATTEMPT_FAILED,
@@ -109,8 +111,14 @@ class MemoryLedger(MemoryMeasures, MemoryOutbox, MemoryPage):
     # ---- intake
 
     def admit(self, arrival: Arrival, now: datetime, *, max_attempts: int, queue_limit: int) -> Admission:
-        signed, order_id = arrival.order, arrival.order.order.id
+        signed, order_id, nonce = arrival.order, arrival.order.order.id, arrival.nonce
+        said = {
+            "is_cancelled": any(order == signed.digest for order, _ in self._books.cancellations),
+            "keeps_nonce": nonce is not None,
+        }
         with self._writing() as books:
+            if nonce is not None and not _put_nonce(books, nonce, now):
+                raise ReplayedRequest("this signed request was received before")
             known = books.orders.get(order_id)
             if known is not None and known.digest != signed.digest:
                 raise OrderConflict(f"order {order_id} is recorded with other content")
@@ -118,7 +126,7 @@ class MemoryLedger(MemoryMeasures, MemoryOutbox, MemoryPage):
             if job is not None:
                 if books.arrived_with[job.id] != arrival.last_receipt:
                     raise HandoffConflict(f"{job.id} follows another receipt")
-                return Admission(job, is_repeat=True)
+                return Admission(job, is_repeat=True, **said)
             if order_id in books.past:
                 digest, expires = books.past[order_id]
                 if digest != signed.digest:
@@ -143,7 +151,9 @@ class MemoryLedger(MemoryMeasures, MemoryOutbox, MemoryPage):
                 sender=arrival.sender,
             )
             count_on(books, job, arrival.told, now, _tell)
-            return Admission(job, is_repeat=False)
+            if arrival.is_placed:
+                job = _transit(books, job, JobEvent.ENQUEUE, now)
+            return Admission(job, is_repeat=False, **said)
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
         with self._reading() as books:
@@ -159,11 +169,12 @@ class MemoryLedger(MemoryMeasures, MemoryOutbox, MemoryPage):
 
     def remember_nonce(self, keyid: KeyId, nonce: str, keep_until: datetime, now: datetime) -> bool:
         with self._writing() as books:
+            return _put_nonce(books, Nonce(keyid=keyid, text=nonce, keep_until=keep_until), now)
+
+    def knows_nonce(self, keyid: KeyId, nonce: str, now: datetime) -> bool:
+        with self._reading() as books:
             kept = books.nonces.get((keyid, nonce))
-            if kept is not None and kept >= now:
-                return False
-            books.nonces[keyid, nonce] = keep_until
-            return True
+            return kept is not None and kept >= now
 
     # ---- reading
 
@@ -1080,3 +1091,11 @@ def _told_of(job: Job) -> dict[str, Plain]:
 MemoryLedger._parts = SimpleNamespace(
     put_deliveries=_put_deliveries, transit=_transit, settle=_settle, tell=_tell
 )
+
+
+def _put_nonce(books: _Books, nonce: Nonce, now: datetime) -> bool:
+    kept = books.nonces.get((nonce.keyid, nonce.text))
+    if kept is not None and kept >= now:
+        return False
+    books.nonces[nonce.keyid, nonce.text] = nonce.keep_until
+    return True

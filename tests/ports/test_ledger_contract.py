@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from agent.domain.approvals import Ruling, Verdict
 from agent.domain.chain import TaskKind
@@ -114,6 +115,19 @@ def test_a_hand_off_brings_its_receipts(ledger: Ledger) -> None:
     assert ledger.receipts(order.digest) == receipts
     assert ledger.recorded_last_receipt(order.digest, 2) == (job.id, receipts[-1].digest)
     assert ledger.recorded_last_receipt(order.digest, 1) is None
+
+
+def test_what_storage_placed_here_already_is_queued_at_once_and_both_moves_are_told(ledger: Ledger) -> None:
+    order = order_named("order")
+    placed = replace(arrival(order, chain_of(order, 1), sender=PEER), is_placed=True)
+
+    job = ledger.admit(placed, NOW, max_attempts=3, queue_limit=10).job
+    again = ledger.admit(placed, at(1), max_attempts=3, queue_limit=10)
+
+    assert (job.state, job.position) == (JobState.QUEUED, 1)
+    assert ledger.job(job.id) == job
+    assert (again.job, again.is_repeat) == (job, True)
+    assert event_names(ledger) == ["job.received", "job.queued"]
 
 
 def test_a_later_hand_off_of_the_same_order_adds_what_is_new(ledger: Ledger) -> None:

@@ -124,8 +124,8 @@ class StoragePort:
         self._net = Network(host, world)
         self._real = MemoryStorage(world.storages, host.keyid)
 
-    def dataset(self, ref: DatasetRef) -> DatasetInfo:
-        return self._ask(lambda: self._real.dataset(ref))
+    def dataset(self, ref: DatasetRef, *, within_s: float = 0.0) -> DatasetInfo:
+        return self._ask(lambda: self._real.dataset(ref, within_s=within_s))
 
     def open_dataset(self, info: DatasetInfo, sink: ByteSink) -> None:
         self._host.require_disk()
@@ -142,9 +142,12 @@ class StoragePort:
         limit_bytes: int,
         near: KeyId | None = None,
         within_s: float | None = None,
+        known: BlobInfo | None = None,
     ) -> int:
         self._host.require_disk()
-        return self._ask(lambda: self._real.fetch_blob(digest, target, limit_bytes=limit_bytes, near=near))
+        return self._ask(
+            lambda: self._real.fetch_blob(digest, target, limit_bytes=limit_bytes, near=near, known=known)
+        )
 
     def put_blob(
         self, digest: Digest, kind: BlobKind, source: Path, *, moved: Callable[[int], None] | None = None
