@@ -7,24 +7,21 @@ and matches its digest. So nothing of a body is taken from somebody unknown.
 Source: docs/contracts/http.md, "Signed requests" and "Signed answers".
 """
 
-import asyncio
-import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from agent.api.bodies import arrived, judged_body, read, spool
 from agent.api.claims import Claim, Claims, RememberNonce
 from agent.api.problems import problem
-from agent.api.serving import ARRIVED
 from agent.api.threads import in_thread
 from agent.domain.ids import Digest, KeyId, digest_from_hex
 from agent.domain.nonces import Nonce
@@ -32,20 +29,16 @@ from agent.errors import (
     AgentError,
     BadRequestSignature,
     JustRestored,
-    NoSpace,
     ReplayedRequest,
-    SlowBody,
     TooLarge,
     WrongMediaType,
     WrongRole,
 )
 from agent.log import bound, get_logger
 from agent.trust.http_signatures import (
-    ContentDigest,
     HttpAnswer,
     HttpRequest,
     VerifiedRequest,
-    check_body,
     content_digest,
     sign_answer,
     verify_request,
@@ -54,11 +47,6 @@ from agent.trust.keys import SigningKey
 from agent.trust.roster import Role, Roster
 
 log = get_logger(__name__)
-
-BODY_S = 60.0  # for a body that is held in memory to arrive
-PIECE_S = 60.0  # for the next piece of a body that is streamed to a file
-WRITE_BYTES = 1 << 20  # handed to a thread at once
-FLUSH_BYTES = 64 << 20  # so that the last flush of a big file is short, and its sender need not wait for it
 
 # Pasted into one URL, for that is what is signed: neither may hold what begins the next part of a URL.
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
@@ -144,12 +132,12 @@ def signed(
             return handler(Call(caller, request, body, claim=claim))
 
         async def serve(caller: VerifiedRequest, claim: Claim | None) -> Response:
-            body = await _read(request, caller, limit_bytes)
+            body = await read(request, caller, limit_bytes)
             return await in_thread(_settled, partial(handled, body, caller, claim), claim, guard)
 
         def serve_at_once(pieces: Sequence[bytes], caller: VerifiedRequest, claim: Claim | None) -> Response:
             def judged() -> Response:
-                return handled(_judged(pieces, caller, limit_bytes), caller, claim)
+                return handled(judged_body(pieces, caller, limit_bytes), caller, claim)
 
             return _settled(judged, claim, guard)
 
@@ -184,7 +172,7 @@ def uploaded(
         async def serve(caller: VerifiedRequest, _claim: Claim | None) -> Response:
             file = folder / f".upload-{secrets.token_hex(8)}"
             try:
-                seen = await _spool(request, caller, file, limit_bytes)
+                seen = await spool(request, caller, file, limit_bytes)
                 upload = Upload(caller, request, b"", file, seen.length, digest_from_hex(seen.hex_digest))
                 return await run_in_threadpool(handler, upload)
             finally:
@@ -254,7 +242,7 @@ async def _guarded(
     guard, caller = gate.guard, None
     try:
         _check_announced(request, gate.limit_bytes, gate.media_type)
-        pieces = await _arrived(request)
+        pieces = await arrived(request)
         at_once = None if pieces is None or serve_at_once is None else partial(serve_at_once, pieces)
         met = await in_thread(_meet, request, gate, at_once)
         caller = met.caller
@@ -368,92 +356,3 @@ def _sign(answer: Response, request: Request, guard: Guard) -> None:
     answer.headers["Content-Digest"] = content_digest(bytes(answer.body))
     told = HttpAnswer(answer.status_code, tuple(answer.headers.items()))
     answer.headers.update(sign_answer(told, http_request_of(request), guard.key, now=guard.now()))
-
-
-# ------------------------------------------------------------------ bodies
-
-
-async def _arrived(request: Request) -> list[bytes] | None:
-    """The body in its pieces, where all of it lies here already; None where it must be waited for."""
-    has_arrived = request.scope.get("state", {}).get(ARRIVED)
-    if has_arrived is None or not has_arrived():
-        return None
-    return [piece async for piece in request.stream()]
-
-
-def _judged(pieces: Sequence[bytes], caller: VerifiedRequest, limit_bytes: int) -> bytes:
-    """The body. Raises: TooLarge, DigestMismatch."""
-    body, seen = b"".join(pieces), ContentDigest()
-    if len(body) > limit_bytes:
-        raise TooLarge(f"the body has more than {limit_bytes} bytes")
-    seen.update(body)
-    check_body(caller, seen)
-    return body
-
-
-async def _read(request: Request, caller: VerifiedRequest, limit_bytes: int) -> bytes:
-    """The body, held in memory. Raises: TooLarge, SlowBody, DigestMismatch."""
-    seen, pieces = ContentDigest(), []
-    try:
-        async with asyncio.timeout(BODY_S):
-            async for piece in request.stream():
-                seen.update(piece)
-                pieces.append(piece)
-                if seen.length > limit_bytes:
-                    raise TooLarge(f"the body has more than {limit_bytes} bytes")
-    except TimeoutError as cause:
-        raise SlowBody(f"the body did not arrive within {BODY_S:.0f} s") from cause
-    check_body(caller, seen)
-    return b"".join(pieces)
-
-
-async def _spool(request: Request, caller: VerifiedRequest, file: Path, limit_bytes: int) -> ContentDigest:
-    """Stream the body to a new file, durable when this returns. Raises: TooLarge, SlowBody, DigestMismatch, NoSpace."""
-    seen = ContentDigest()
-    try:
-        with await run_in_threadpool(_new_file, file) as sink:
-            async for piece in _gathered(request):
-                if seen.length + len(piece) > limit_bytes:
-                    raise TooLarge(f"the body has more than {limit_bytes} bytes")
-                await run_in_threadpool(_take, sink, seen, piece)
-            check_body(caller, seen)
-            await run_in_threadpool(os.fsync, sink.fileno())
-    except OSError as cause:
-        raise NoSpace(f"cannot store the body: {cause.strerror}") from cause
-    return seen
-
-
-async def _gathered(request: Request) -> AsyncIterator[bytes]:
-    """The body in pieces of about WRITE_BYTES. Raises: SlowBody when the next one does not come."""
-    pieces = aiter(request.stream())
-    gathered = bytearray()
-    while True:
-        try:
-            async with asyncio.timeout(PIECE_S):
-                piece = await anext(pieces, None)
-        except TimeoutError as cause:
-            raise SlowBody(f"the body stopped arriving for {PIECE_S:.0f} s") from cause
-        if piece is None:
-            break
-        gathered += piece
-        if len(gathered) >= WRITE_BYTES:
-            yield bytes(gathered)
-            gathered.clear()
-    if gathered:
-        yield bytes(gathered)
-
-
-def _new_file(path: Path) -> BinaryIO:
-    return os.fdopen(
-        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb", buffering=0
-    )
-
-
-def _take(sink: BinaryIO, seen: ContentDigest, piece: bytes) -> None:
-    begun = seen.length // FLUSH_BYTES
-    seen.update(piece)
-    view = memoryview(piece)
-    while view:
-        view = view[sink.write(view) :]
-    if seen.length // FLUSH_BYTES > begun:
-        os.fdatasync(sink.fileno())
