@@ -132,6 +132,11 @@ class Town:
         wanted = {f"{job}.report.2" for job in last} | {f"{last[-1]}.result.1"}
         self._wait(lambda: wanted <= self.acknowledged(sent), f"the result of {sent.id}")
 
+    def is_over(self, sent: Sent) -> bool:
+        """Whether the reports of all its tasks' ends arrived, as far as the logs were read."""
+        ends = {f"{job_id(sent.id, position)}.report.2" for position in range(len(sent.agents))}
+        return ends <= self.acknowledged(sent)
+
     def acknowledged(self, sent: Sent) -> set[str]:
         """The ids of the order's deliveries that arrived."""
         return {one.told["delivery"] for one in self.about(sent, "delivery.acknowledged")}
