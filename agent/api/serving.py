@@ -46,6 +46,7 @@ PEER = struct.Struct("3i")  # pid, uid, gid: the kernel's struct ucred
 PEER_UID = "peer_uid"
 PEER_NAME = "peer_name"
 CUT = "dc_compute.cut"  # key of the state under which an application finds what cuts its connection
+ARRIVED = "dc_compute.arrived"  # … and what tells whether the body of the request is here whole
 
 
 def server_tls(certificate: Path, private_key: Path) -> ssl.SSLContext:
@@ -262,6 +263,7 @@ class _ImpatientProtocol(H11Protocol):
             PEER_UID: peer_uid(transport.get_extra_info("socket")),
             PEER_NAME: peer_name(transport.get_extra_info("peercert")),
             CUT: self._cut,
+            ARRIVED: self._has_arrived,
         }
         self._head_timer = self.loop.call_later(HEAD_S, transport.abort)
 
@@ -317,6 +319,9 @@ class _ImpatientProtocol(H11Protocol):
         if self.conn.their_state is h11.SEND_BODY:
             log.info("request.abandoned", advice="Its body had not arrived when the service stopped.")
             self._cut()
+
+    def _has_arrived(self) -> bool:
+        return self.cycle is not None and not self.cycle.more_body
 
     def _cut(self) -> None:
         with suppress(AttributeError):  # Python 3.11 cannot abort a TLS transport that was closed twice

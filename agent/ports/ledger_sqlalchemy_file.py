@@ -62,6 +62,7 @@ class LedgerFile:
         self._turn = threading.Lock()
         self._looking = threading.Lock()
         self._look: sqlite3.Connection | None = None
+        self._writer: Connection | None = None  # kept: whoever has the turn writes through it
         self._group = Group(self._begun)
         self._readers: list[sqlite3.Connection] = []  # at rest, the one used last at the end
 
@@ -109,12 +110,20 @@ class LedgerFile:
 
     @contextmanager
     def _begun(self) -> Iterator[Connection]:
-        with self._turn, self._engine.connect() as plain:
-            connection = plain.execution_options(begin="BEGIN IMMEDIATE")
-            with connection.begin():
-                yield connection
+        with self._turn, ExitStack() as failed:
+            if self._writer is None:
+                self._writer = self._engine.connect().execution_options(begin="BEGIN IMMEDIATE")
+            failed.callback(self._drop_writer)  # whatever it was: the next one begins with another connection
+            with self._writer.begin():
+                yield self._writer
                 if self._before_commit is not None:
                     self._before_commit()
+            failed.pop_all()
+
+    def _drop_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
     def give_back(self) -> int:
         """Give free pages and the log's end back to the file system; how many bytes the file is smaller.
@@ -162,6 +171,7 @@ class LedgerFile:
             if self._look is not None:
                 self._look.close()
                 self._look = None
+        self._drop_writer()
         while self._readers:
             self._readers.pop().close()
         self._engine.dispose()

@@ -5,7 +5,7 @@ first of those who came meanwhile the next leader. So nobody waits for company, 
 There is no thread of its own, and nothing is done later: a write that has returned is durable, one that has not may be lost
 with its whole transaction, and then nobody was told of it.
 
-Each part stands in a savepoint: what one part raises undoes that part alone. What undoes the transaction is raised to all.
+Each of several parts stands in a savepoint: what one raises undoes that part alone. What undoes all is raised to all.
 """
 
 import copy
@@ -34,8 +34,11 @@ class _Part(Generic[T]):
         self.told: Final = threading.Lock()  # released when it has ended, or is to lead
         self.told.acquire()
 
-    def write(self, tx: Connection) -> None:
-        """Write it, or undo it. Raises: what undid the whole transaction with it."""
+    def write(self, tx: Connection, *, is_alone: bool) -> None:
+        """Write it, or undo it. Raises: what undoes the whole transaction; of one that is alone, whatever it raises."""
+        if is_alone:
+            self._written.append(self._act(tx))
+            return
         driver = driver_of(tx)
         driver.execute("SAVEPOINT part")
         try:
@@ -48,8 +51,8 @@ class _Part(Generic[T]):
         driver.execute("RELEASE part")
 
     def fail(self, cause: BaseException) -> None:
-        """Nothing of the transaction is left. Everybody raises an error of their own: a handler may add to it."""
-        self._raised = copy.copy(cause)
+        """Nothing of the transaction is left."""
+        self._raised = cause
 
     def outcome(self) -> T:
         """What was written. Raises: what the part raised, or what undid it."""
@@ -86,11 +89,11 @@ class Group:
             with self._begin() as tx:
                 taken = self._take()  # here, for more may have come while another process wrote
                 for part in taken:
-                    part.write(tx)
+                    part.write(tx, is_alone=len(taken) == 1)
         except BaseException as cause:
             taken = taken or self._take()  # they all waited for the same transaction, which did not begin
-            for part in taken:
-                part.fail(cause)
+            for part in taken:  # each with an error of its own: a handler may add to it
+                part.fail(cause if len(taken) == 1 else copy.copy(cause))
         finally:
             self._let_go(taken)
 

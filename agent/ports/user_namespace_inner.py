@@ -301,7 +301,9 @@ class Sealed:
             self.copy(program)
             target = f"/proc/self/fd/{SEALED_FD}"
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), SEALED_FD, inheritable=False)
+            nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            os.dup2(nothing, SEALED_FD, inheritable=False)
+            os.close(nothing)
             target = program
         os.symlink(target, f"{link}.new")
         os.rename(f"{link}.new", link)
@@ -319,6 +321,8 @@ class Sealed:
                 left = os.fstat(source.fileno()).st_size
                 while left > 0 and (sent := os.sendfile(copy, source.fileno(), None, left)):
                     left -= sent
+            if left > 0:
+                raise OSError(errno.EIO, f"{program} became shorter while it was copied")
             os.fchmod(copy, 0o555)
             fcntl.fcntl(copy, fcntl.F_ADD_SEALS, EVERY_SEAL)
             os.dup2(copy, SEALED_FD, inheritable=False)
