@@ -163,6 +163,9 @@ class Town:
             self.read()
             if is_there():
                 return
+            for one in self.events:
+                if one.name == "task.attempt_failed":
+                    raise NotFinished(f"{what}: {one.told.get('code')}: {one.told.get('detail')}")
             if time.monotonic() > deadline_s:
                 words = [f"{one.agent} {one.name} {dict(one.told)}" for one in self.events[-5:]]
                 raise NotFinished(f"{what} was not seen within {PATIENCE_S:.0f} s: " + " / ".join(words))
