@@ -5,10 +5,8 @@ first: what the dataset's owner allows, then images and model, and the orchestra
 orchestrator for a task that could not have run.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from msgspec.structs import replace
 
@@ -20,6 +18,7 @@ from agent.errors import AgentError, TooLarge
 from agent.pipeline import audit
 from agent.pipeline.admit import require_admitted
 from agent.pipeline.host import Context, Host
+from agent.pipeline.opening import open_into
 from agent.pipeline.outputs import unpack
 from agent.pipeline.phases import Phases
 from agent.pipeline.workspace import Workspace, add_pred, set_modes, workspace
@@ -200,23 +199,6 @@ def _open_dataset(
     meter: Meter,
     host: Host,
 ) -> None:
-    """The dataset's plaintext at `target`, which appears only after its last chunk was verified."""
+    """The dataset's plaintext at `target`, by a file that no guest sees."""
     partial = space.private("dataset.partial")
-    with partial.open("xb") as plain:
-        opener = Opener(header, data_key)
-        host.ports.storage.open_dataset(info, OpeningSink(opener, plain, meter.moved))
-        plain.write(opener.finish())
-    partial.chmod(0o644)
-    partial.rename(target)
-
-
-class OpeningSink:
-    """Takes the sealed file as it is downloaded and writes what opens."""
-
-    def __init__(self, opener: Opener, plain: BinaryIO, moved: Callable[[int], None]) -> None:
-        self._opener, self._plain, self._moved = opener, plain, moved
-
-    def write(self, data: bytes) -> int:
-        self._plain.write(self._opener.feed(data))
-        self._moved(len(data))
-        return len(data)
+    open_into(target, partial, Opener(header, data_key), info, host.ports.storage, meter.moved)
