@@ -30,9 +30,8 @@ def open_into(
             sink.finish()
             partial.chmod(READABLE)
             partial.rename(target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        finally:
+            partial.unlink(missing_ok=True)  # renamed by now, or not to be kept
 
 
 class OpeningSink:

@@ -8,6 +8,7 @@ have, however long the stream.
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import SimpleQueue
 
@@ -25,16 +26,16 @@ Taker = Callable[[memoryview], object]
 
 @contextmanager
 def relay(takers: Sequence[Taker]) -> Iterator["Relay"]:
-    """Threads for these takers while the block runs; none is left after it. What a taker raised, the block raises."""
-    passed = Relay(takers)
+    """Threads for these takers while the block runs, which ends when all that was passed on is taken; none is left after it.
+
+    What a taker raises, the block raises.
+    """
+    passing = Relay(takers)
     try:
-        yield passed
-    except BaseException:
-        passed.give_up()
-        raise
+        yield passing
+        passing.settle()
     finally:
-        passed.end()
-    passed.check()
+        passing.end()
 
 
 class Inline:
@@ -52,35 +53,30 @@ class Inline:
                 taker(self._room[:count].toreadonly())
         return count
 
-    def settle(self) -> None:
-        """Every taker is done."""
-
 
 class Relay:
-    """Between who receives and the takers."""
+    """Between who receives and the takers. Who receives is one thread."""
 
     def __init__(self, takers: Sequence[Taker]) -> None:
-        self._free: SimpleQueue[_Buffer] = SimpleQueue()
+        self._free: SimpleQueue[_Buffer | None] = SimpleQueue()  # None: a taker has ended
         self._waiting: list[SimpleQueue[_Buffer | None]] = [SimpleQueue() for _ in takers]
-        self._failure: BaseException | None = None
-        self._is_over = False  # what waits is passed by
-        self._threads = [
-            threading.Thread(target=self._take, args=pair, name="relay", daemon=True)
-            for pair in zip(takers, self._waiting, strict=True)
-        ]
+        self._is_over = False  # what waits is not wanted any more
+        self._threads = ThreadPoolExecutor(len(takers), thread_name_prefix="relay")
         for _ in range(BUFFERS):
             self._free.put(_Buffer(len(takers)))
-        for thread in self._threads:
-            thread.start()
+        self._ends = [
+            self._threads.submit(self._take, *pair) for pair in zip(takers, self._waiting, strict=True)
+        ]
+        for end in self._ends:
+            end.add_done_callback(lambda _: self._free.put(None))
 
     def pass_on(self, fill: Fill) -> int:
         """Have the next free buffer filled and give it to every taker; how much `fill` put there.
 
         Waits for the slowest taker. Raises: what a taker raised; what `fill` raises.
         """
-        buffer, count = self._free.get(), 0
+        buffer, count = self._next(), 0
         try:
-            self.check()
             count = buffer.length = fill(buffer.whole)
         finally:
             if not count:
@@ -93,34 +89,30 @@ class Relay:
 
     def settle(self) -> None:
         """Wait until every taker is done with all that was passed on. Raises: what a taker raised."""
-        held = [self._free.get() for _ in range(BUFFERS)]
-        for buffer in held:
+        for buffer in [self._next() for _ in range(BUFFERS)]:
             self._free.put(buffer)
-        self.check()
-
-    def check(self) -> None:
-        """Raises: what a taker raised."""
-        if self._failure is not None:
-            raise self._failure
-
-    def give_up(self) -> None:
-        """What was passed on and not taken yet is not wanted any more."""
-        self._is_over = True
 
     def end(self) -> None:
-        """Wait for the threads to end."""
+        """Let the takers end with the piece that they have in hand, and wait for that."""
+        self._is_over = True
         for waiting in self._waiting:
             waiting.put(None)
-        for thread in self._threads:
-            thread.join()
+        self._threads.shutdown()
+
+    def _next(self) -> "_Buffer":
+        """A buffer that nobody has. Raises: what a taker raised."""
+        buffer = self._free.get()
+        if buffer is None:
+            self._free.put(None)  # it stays true
+            for end in self._ends:
+                if end.done():
+                    end.result()
+            raise RuntimeError("a relay that has ended was given more")
+        return buffer
 
     def _take(self, taker: Taker, waiting: "SimpleQueue[_Buffer | None]") -> None:
-        while (buffer := waiting.get()) is not None:
-            try:
-                if not self._is_over:
-                    taker(buffer.filled)
-            except BaseException as failure:  # raised where the receiver waits
-                self._failure, self._is_over = failure, True
+        while (buffer := waiting.get()) is not None and not self._is_over:
+            taker(buffer.filled)
             if buffer.is_done():
                 self._free.put(buffer)
 

@@ -67,7 +67,6 @@ class Download:
         """Raises: StorageUnavailable when it cannot begin, or breaks too often; BlobMissing; DigestMismatch; NoSpace."""
         with self._passing() as passing:
             self._receive(passing)
-            passing.settle()
         if digest_from_hex(self._seen.hex_digest) != self._wanted.digest:
             raise DigestMismatch(f"{self._peer} sends other bytes as {self._wanted.what}")
         if self._refusal is not None:
