@@ -3,16 +3,18 @@
     python -m agent.bench.stream_stages < STAGES > TOLD
 
 The whole is what `pipeline/fetch.py` does with a dataset once its key is there, by the storage that an agent of these settings
-has. Alone are: the same way of receiving with nothing done to what comes; SHA-256 of a piece in memory; the cipher over sealed
+has. Alone are: the standard library's HTTPS with nothing done to what comes; SHA-256 of a piece in memory; the cipher over sealed
 bytes in memory.
 """
 
 import hashlib
 import io
 import os
+import ssl
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from http.client import HTTPSConnection
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,17 +26,16 @@ from agent.config import load_settings
 from agent.domain.orders import DatasetRef
 from agent.errors import StorageUnavailable
 from agent.pipeline.opening import open_into
-from agent.ports.https import HttpsClient, Peer
-from agent.ports.relay import PIECE_BYTES
 from agent.ports.storage import DatasetInfo, Storage
+from agent.trust.http_signatures import HttpRequest, sign_request
 from agent.trust.keys import SigningKey
 from agent.trust.seal import Opener, SignedHeader, parse_header, read_preamble
 from agent.wiring import now, open_storage, read_roster
-from agent.wiring_values import identity_of, timeouts_of
 
 WHOLE = "whole"
 ALONE = ("download", "SHA-256", "opening")
 MIB, GIB = 1 << 20, 1 << 30
+PIECE_BYTES = MIB
 TICKS_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -82,13 +83,14 @@ class Stage:
         roster = read_roster(settings)
         self._told = told
         self._storage: Storage = stack.enter_context(open_storage(settings, key))
-        self._https = HttpsClient(identity_of(settings, key, lambda: roster, now), timeouts_of(settings))
-        stack.callback(self._https.close)
         self.info: DatasetInfo = self._storage.dataset(told.dataset)
         self._header: SignedHeader = parse_header(self.info.header, roster, at=now())
         entry = roster.storage_of(key.keyid)
-        assert entry is not None  # noqa: S101 - the bench's own roster
-        self._peer = Peer.of(entry, entry.storage_url, StorageUnavailable)
+        if entry is None or entry.storage_url is None:
+            raise StorageUnavailable("the roster names no storage")
+        self._key = key
+        self._authority = entry.storage_url.removeprefix("https://")
+        self._tls = ssl.create_default_context(cadata=entry.tls_ca)
         self.target = Path(told.memory) / "opened"
         self._sample = memoryview(Path(told.sample).read_bytes())
         self._sample_header = parse_header(read_preamble(io.BytesIO(self._sample)), roster, at=now())
@@ -100,11 +102,15 @@ class Stage:
         open_into(self.target, partial, opener, self.info, self._storage, lambda _: None)
 
     def download(self) -> None:
-        """Received into one buffer, and nothing done to it."""
+        """Received into one buffer by the standard library's client, and nothing done to it."""
         ref, room = self._told.dataset, memoryview(bytearray(PIECE_BYTES))
         target = f"/v1/datasets/{ref.id}/content?version={quote(ref.version)}"
-        with self._https.stream(self._peer, target, {}) as stream:
-            while stream.read_into(room):
+        url = f"https://{self._authority}{target}"
+        request = HttpRequest("GET", url, (("host", self._authority),))
+        line = HTTPSConnection(self._authority, context=self._tls)
+        line.request("GET", target, headers=sign_request(request, self._key, now=now(), has_body=False))
+        with closing(line), line.getresponse() as answer:
+            while answer.readinto(room):
                 pass
 
     def hash(self) -> None:
