@@ -3,8 +3,8 @@
     python -m agent.bench.stream_stages < STAGES > TOLD
 
 The whole is what `pipeline/fetch.py` does with a dataset once its key is there, by the storage that an agent of these settings
-has. Alone are: the standard library's HTTPS with nothing done to what comes; SHA-256 of a piece in memory; the cipher over sealed
-bytes in memory.
+has. Alone are: the standard library's HTTPS with nothing done to what comes; SHA-256 of a piece in memory; the cipher over
+sealed bytes in memory.
 """
 
 import hashlib

@@ -34,7 +34,7 @@ from agent.trust.seal import SignedHeader, parse_header, read_preamble
 
 log = get_logger(__name__)
 
-CHUNK_BYTES = 4 << 20  # of content, read and sent at once
+CHUNK_BYTES = 2 << 20  # of content, read and sent at once
 WRITERS = (Role.AGENT, Role.OWNER, Role.ORCHESTRATOR)
 
 

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import SimpleQueue
 
-PIECE_BYTES = 1 << 20
-BUFFERS = 6  # what is being filled, what each taker has in hand, and one to wait for each of them
+PIECE_BYTES = 2 << 20
+BUFFERS = 5  # what is being filled, what each taker has in hand, and one to wait for each of them
 
 INLINE_BYTES = 1 << 16
 
