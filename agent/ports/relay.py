@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 
 PIECE_BYTES = 2 << 20
-BUFFERS = 5  # what is being filled, what each taker has in hand, and one to wait for each of them
+BUFFERS = 4
 
 INLINE_BYTES = 1 << 16
 
@@ -25,12 +25,12 @@ Taker = Callable[[memoryview], object]
 
 
 @contextmanager
-def relay(takers: Sequence[Taker]) -> Iterator["Relay"]:
+def relay(takers: Sequence[Taker], own: Taker) -> Iterator["Relay"]:
     """Threads for these takers while the block runs, which ends when all that was passed on is taken; none is left after it.
 
-    What a taker raises, the block raises.
+    `own` takes in the thread of who receives. What a taker raises, the block raises.
     """
-    passing = Relay(takers)
+    passing = Relay(takers, own)
     try:
         yield passing
         passing.settle()
@@ -41,8 +41,8 @@ def relay(takers: Sequence[Taker]) -> Iterator["Relay"]:
 class Inline:
     """The same interface with no thread and one small buffer, for what is too short to be worth threads."""
 
-    def __init__(self, takers: Sequence[Taker]) -> None:
-        self._takers = takers
+    def __init__(self, takers: Sequence[Taker], own: Taker) -> None:
+        self._takers = (*takers, own)
         self._room = memoryview(bytearray(INLINE_BYTES))
 
     def pass_on(self, fill: Fill) -> int:
@@ -57,13 +57,14 @@ class Inline:
 class Relay:
     """Between who receives and the takers. Who receives is one thread."""
 
-    def __init__(self, takers: Sequence[Taker]) -> None:
+    def __init__(self, takers: Sequence[Taker], own: Taker) -> None:
+        self._own = own
         self._free: SimpleQueue[_Buffer | None] = SimpleQueue()  # None: a taker has ended
         self._waiting: list[SimpleQueue[_Buffer | None]] = [SimpleQueue() for _ in takers]
         self._is_over = False  # what waits is not wanted any more
         self._threads = ThreadPoolExecutor(len(takers), thread_name_prefix="relay")
         for _ in range(BUFFERS):
-            self._free.put(_Buffer(len(takers)))
+            self._free.put(_Buffer())
         self._ends = [
             self._threads.submit(self._take, *pair) for pair in zip(takers, self._waiting, strict=True)
         ]
@@ -82,9 +83,11 @@ class Relay:
             if not count:
                 self._free.put(buffer)
         if count:
-            buffer.left = len(self._waiting)
+            buffer.left = len(self._waiting) + 1
             for waiting in self._waiting:
                 waiting.put(buffer)
+            self._own(buffer.filled)
+            self._done_with(buffer)
         return count
 
     def settle(self) -> None:
@@ -113,17 +116,19 @@ class Relay:
     def _take(self, taker: Taker, waiting: "SimpleQueue[_Buffer | None]") -> None:
         while (buffer := waiting.get()) is not None and not self._is_over:
             taker(buffer.filled)
-            if buffer.is_done():
-                self._free.put(buffer)
+            self._done_with(buffer)
+
+    def _done_with(self, buffer: "_Buffer") -> None:
+        if buffer.is_done():
+            self._free.put(buffer)
 
 
 class _Buffer:
     """Room for one piece. `left`: how many takers are not done with it."""
 
-    def __init__(self, takers: int) -> None:
+    def __init__(self) -> None:
         self.whole = memoryview(bytearray(PIECE_BYTES))
-        self.length = 0
-        self.left = takers
+        self.length = self.left = 0
         self._lock = threading.Lock()
 
     @property

@@ -75,11 +75,11 @@ class Download:
     @contextmanager
     def _passing(self) -> Iterator[Passing]:
         """What hands each piece to the hash and to the sink."""
-        takers = (self._seen.update, self._write)
+        hashing = (self._seen.update,)
         if self._wanted.size_bytes < RELAYED_BYTES:
-            yield Inline(takers)
+            yield Inline(hashing, self._write)
         else:
-            with relay(takers) as relayed:
+            with relay(hashing, self._write) as relayed:
                 yield relayed
 
     def _receive(self, passing: Passing) -> None:
