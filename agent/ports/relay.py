@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import SimpleQueue
 
-PIECE_BYTES = 2 << 20
+PIECE_BYTES = 512 << 10  # from TLS into the cipher while it lies in the nearest cache
 BUFFERS = 4
 
 INLINE_BYTES = 1 << 16

@@ -40,7 +40,7 @@ from agent.ports.storage import (
 from agent.ports.storage_https_download import Download, Wanted
 from agent.trust.roster import Role, RosterEntry
 
-PIECE_BYTES = 1 << 16  # of a file that is sent
+PIECE_BYTES = 1 << 20  # of a file that is sent
 
 
 class HttpsStorage:
