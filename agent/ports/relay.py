@@ -1,9 +1,12 @@
-"""One stream handed to several takers at once, each in a thread of its own, through a few buffers that are used again.
+"""One stream handed to several takers at once through a few buffers that are used again. One takes in the thread of who receives,
+each other one in a thread of its own.
 
-Who receives fills a buffer while the takers are at work on those before it: receiving, hashing and opening go on side by side
-(OpenSSL and the cipher let go of Python's lock for each piece), and the slowest of them sets the pace. Every taker gets every
-piece, whole and in order, and a buffer is filled anew only after the last taker is done with it. Memory is what the buffers
-have, however long the stream.
+Receiving, hashing and opening go on side by side; the slowest sets the pace. Every taker gets every piece, whole and in order,
+and a buffer is filled anew only after the last taker is done with it. Memory is what the buffers have, however long the stream.
+
+Python gives one thread at a time its lock. Who receives lets go of it for each TLS record and has it back before anybody woke
+up, so a thread with much to ask of Python starves beside it; SHA-256 needs it once a piece. That is why not everything here has
+a thread, though everything could.
 """
 
 import threading

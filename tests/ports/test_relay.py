@@ -3,6 +3,7 @@
 import hashlib
 import os
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 
 import pytest
@@ -24,9 +25,9 @@ def feeding(stream: bytes, at_once: int = PIECE_BYTES) -> Fill:
     return fill
 
 
-def send(takers: list[Taker], fills: list[Fill]) -> None:
-    """Pass on a piece of each."""
-    with relay(takers) as passing:
+def send(takers: Sequence[Taker], fills: list[Fill]) -> None:
+    """Pass on a piece of each; the first taker is the sender's own."""
+    with relay(takers[1:], takers[0]) as passing:
         for fill in fills:
             passing.pass_on(fill)
 
@@ -39,7 +40,7 @@ def relays() -> list[threading.Thread]:
 def test_every_taker_gets_the_whole_stream_in_order(at_once: int) -> None:
     kept, hashed, fill = bytearray(), hashlib.sha256(), feeding(STREAM, at_once)
 
-    with relay([kept.extend, hashed.update]) as passing:
+    with relay([hashed.update], kept.extend) as passing:
         while passing.pass_on(fill):
             pass
 
@@ -50,7 +51,7 @@ def test_every_taker_gets_the_whole_stream_in_order(at_once: int) -> None:
 
 def test_without_threads_it_is_the_same() -> None:
     kept, hashed, fill = bytearray(), hashlib.sha256(), feeding(STREAM)
-    passing = Inline([kept.extend, hashed.update])
+    passing = Inline([hashed.update], kept.extend)
 
     while passing.pass_on(fill):
         pass
@@ -66,7 +67,7 @@ def test_the_block_ends_when_the_slowest_taker_has_everything() -> None:
         may_take.wait()
         taken.append(len(piece))
 
-    with relay([slow, len]) as passing:
+    with relay([slow], len) as passing:
         passing.pass_on(feeding(b"a piece"))
         assert not taken
         may_take.set()
@@ -87,7 +88,7 @@ def test_a_fast_sender_waits_for_the_slowest_taker() -> None:
             filled.append(count)
         may_take.release(len(STREAM))
 
-    with relay([slow, len]) as passing:
+    with relay([slow], len) as passing:
         sender = threading.Thread(target=send_all)
         sender.start()
         for taken in range(3):
@@ -104,8 +105,9 @@ def test_what_a_taker_raises_the_block_raises() -> None:
     def refuse(_piece: memoryview) -> None:
         raise OSError("no room")
 
-    with pytest.raises(OSError, match="no room"):
-        send([hashlib.sha256().update, refuse], [feeding(STREAM)] * 100)
+    for takers in ([hashlib.sha256().update, refuse], [refuse, hashlib.sha256().update]):
+        with pytest.raises(OSError, match="no room"):
+            send(takers, [feeding(STREAM)] * 100)
 
     assert not relays()
 
@@ -115,7 +117,7 @@ def test_what_a_taker_raises_at_the_last_piece_is_not_lost() -> None:
         raise OSError("no room")
 
     with pytest.raises(OSError, match="no room"):
-        send([refuse], [feeding(b"the only piece")])
+        send([len, refuse], [feeding(b"the only piece")])
 
 
 def test_a_sender_that_fails_leaves_no_thread_and_no_taker_at_work() -> None:
@@ -125,7 +127,7 @@ def test_a_sender_that_fails_leaves_no_thread_and_no_taker_at_work() -> None:
         raise ValueError("the connection broke")
 
     with pytest.raises(ValueError, match="broke"):
-        send([lambda piece: taken.append(len(piece))], [feeding(b"a piece"), fail])
+        send([len, lambda piece: taken.append(len(piece))], [feeding(b"a piece"), fail])
 
     assert not relays()
     assert len(taken) <= 1
@@ -138,7 +140,7 @@ def test_a_sender_that_fails_may_go_on() -> None:
     def fail(_view: memoryview) -> int:
         raise ValueError("the connection broke")
 
-    with relay([kept.extend]) as passing:
+    with relay([kept.extend], len) as passing:
         for _ in range(2 * BUFFERS):
             with suppress(ValueError):
                 passing.pass_on(fail)
