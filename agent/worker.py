@@ -278,6 +278,7 @@ def _guarded(queue: Queue, handle: Handler) -> Handler:
     """The handler as the consumer calls it: it never raises."""
 
     def handler(item: str) -> None:
+        log.debug("bell.heard", queue=queue, item=item)
         try:
             handle(item)
         except AgentError as error:

@@ -9,16 +9,19 @@ from agent.selftest.images import (
     ENV,
     PROGRAM_ROOT,
     PYTHON,
-    binaries_layer,
+    Entry,
     build_image,
+    command_layer,
     packages_layer,
     program_layer,
     python_layer,
 )
 
-SHELL = Path("/bin/sh")
-MODEL = "/data/model"  # where the no-op leaves its empty file: mount something there that it may write
+SHELL = Path("/bin/sh").resolve()
+MODEL = "/data/model"  # where the no-op leaves its empty file: writable in the image too, for who mounts nothing there
 NOOP = f": > {MODEL}/noop"
+NOOP_WORDS = (str(SHELL), "-c", NOOP)
+BARE_WORDS = (str(SHELL), "-c", ": > /dev/shm/noop")  # the same where the image's root cannot be written
 
 
 @cache
@@ -27,12 +30,9 @@ def noop_image() -> tuple[Path, Digest]:
 
     Whatever arguments it is given are ignored.
     """
-    archive = cache_folder() / "noop.tar"
-    shell = SHELL.resolve()
-    layers = [binaries_layer(cache_folder(), [shell])]
-    return archive, build_image(
-        archive, layers=layers, entrypoint=[str(shell), "-c", NOOP], env={"PATH": "/usr/bin"}
-    )
+    archive, folder = cache_folder() / "learns-nothing.tar", cache_folder()
+    layers = [command_layer(folder, SHELL), program_layer(folder, {MODEL: Entry(is_open=True)})]
+    return archive, build_image(archive, layers=layers, entrypoint=NOOP_WORDS, env={"PATH": "/usr/bin"})
 
 
 @cache

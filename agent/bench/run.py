@@ -61,12 +61,12 @@ def run_parts(asked: Asked, say: Callable[[str], None]) -> dict[str, Measured]:
             continue
         say(f"{part}: begins")
         began = time.monotonic()
-        found[part] = _in_scratch(part, measure, asked, say)
+        found[part] = in_scratch(part, measure, asked, say)
         say(f"{part}: {time.monotonic() - began:.0f} s")
     return found
 
 
-def _in_scratch(part: str, measure: Measure, asked: Asked, say: Callable[[str], None]) -> Measured:
+def in_scratch(part: str, measure: Measure, asked: Asked, say: Callable[[str], None]) -> Measured:
     """`folder` on the disk that an agent's data lie on, `memory` where its workspaces lie: both gone afterwards."""
     cache = cache_folder()
     folder = Path(mkdtemp(prefix=f"{part}-", dir=cache))

@@ -39,7 +39,8 @@ HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
 OUTPUT_BYTES = 64 << 20  # each task reserves a few times as much memory
-SECCOMP = Path(__file__).resolve().parents[2] / "seccomp"
+Sections = Mapping[str, Mapping[str, object]]
+SMALL: Sections = {"limits": {"max_model_bytes": 64 << 20, "low_disk_bytes": 256 << 20, "lease_s": 15}}
 
 
 class NotStarted(Exception):
@@ -111,7 +112,14 @@ class Consortium:
         """Calls signed with this key."""
         return Client(key, lambda: self.roster, now)
 
-    def admit(self, images: Sequence[Digest], *, accept_missing: Sequence[str], wall_s: int = 120) -> None:
+    def admit(
+        self,
+        images: Sequence[Digest],
+        *,
+        accept_missing: Sequence[str],
+        wall_s: int = 120,
+        output_bytes: int = OUTPUT_BYTES,
+    ) -> None:
         """Write every hospital's policy: these images, all datasets, every kind of work. Takes effect at a start."""
         text = msgspec.toml.encode(
             {
@@ -120,7 +128,7 @@ class Consortium:
                 "datasets": "*",
                 "kinds": ["learn", "test", "predict"],
                 "accept_missing": list(accept_missing),
-                "ceilings": {"wall_s": wall_s, "output_bytes": OUTPUT_BYTES},
+                "ceilings": {"wall_s": wall_s, "output_bytes": output_bytes},
             }
         )
         for hospital in self.hospitals:
@@ -201,14 +209,15 @@ def found(
     orchestrators: int = 2,
     hosts: Mapping[str, str] | None = None,
     installed: Mapping[str, tuple[SigningKey, int]] | None = None,
+    settings: Sections = SMALL,
 ) -> Consortium:
     """Make a consortium's keys, certificates, roster and settings below `folder`, which is emptied first.
 
     `runtime`: the section of the agents' settings, see `on_podman` and `on_runc`. `memory`: a folder on tmpfs, where the agents
     keep workspaces and sockets. `hosts`: addresses by hospital, and of the orchestrators under "desk", where others call them;
     something that listens there passes calls on to their port on loopback. `installed`: by hospital the key and the port of an
-    agent that runs here already; it is not to be started, and what lies in its folder is for it to take. The policies admit
-    nothing yet.
+    agent that runs here already; it is not to be started, and what lies in its folder is for it to take. `settings`:
+    further ones of the agents, by section, where the defaults do not do. The policies admit nothing yet.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, parents=True)
@@ -255,7 +264,7 @@ def found(
     for server in (*desks, *(hospital.storage for hospital in hospitals)):
         _write_server(server, roster)
     for hospital in hospitals:
-        _write_agent(hospital, roster, runtime, memory)
+        _write_agent(hospital, roster, runtime, memory, settings)
     return made
 
 
@@ -309,10 +318,16 @@ def _write_server(party: Party, roster: Roster) -> None:
     (party.folder / "server.toml").write_bytes(msgspec.toml.encode(settings))
 
 
-def _write_agent(hospital: Hospital, roster: Roster, runtime: Mapping[str, str], memory: Path) -> None:
+def _write_agent(
+    hospital: Hospital,
+    roster: Roster,
+    runtime: Mapping[str, str],
+    memory: Path,
+    further: Sections,
+) -> None:
     party = hospital.agent
     run = memory / hospital.name
-    settings = {
+    settings: dict[str, dict[str, object]] = {
         "identity": {"key": "identity.pem"},
         "listen": {
             "host": HOST,
@@ -323,11 +338,11 @@ def _write_agent(hospital: Hospital, roster: Roster, runtime: Mapping[str, str],
         },
         "paths": {"data": "data", "spool": "data/spool"},
         "workspace": {"root": str(run / "work")},
-        "runtime": {**runtime, "seccomp_dir": str(SECCOMP)},
-        "limits": {"max_model_bytes": 64 << 20, "low_disk_bytes": 256 << 20, "lease_s": 15},
+        "runtime": dict(runtime),
         "log": {"format": "json"},
     }
-    (party.folder / "agent.toml").write_bytes(msgspec.toml.encode(settings))
+    sections = {name: {**settings.get(name, {}), **further.get(name, {})} for name in {**settings, **further}}
+    (party.folder / "agent.toml").write_bytes(msgspec.toml.encode(sections))
     (party.folder / "roster.toml").write_text(roster.to_toml())
     (party.folder / "policy.toml").write_text("")
 

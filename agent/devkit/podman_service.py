@@ -129,7 +129,7 @@ def _remove_containers(root: Path, runtime_dir: Path) -> None:
     """What a killed run of another boot left takes id maps from those of this one. Nobody else is here yet."""
     if why_not():
         return
-    command = [*_podman(root, runtime_dir), "rm", "--all", "--force", "--time", "0"]
+    command = [*podman_words(root, runtime_dir), "rm", "--all", "--force", "--time", "0"]
     subprocess.run(command, env=service_environment(), cwd="/", capture_output=True, check=False)
 
 
@@ -150,10 +150,11 @@ def _is_ours(lock: IO[str], boot: str, on_first: Callable[[], None]) -> bool:
 
 def service_command(path: Path, runtime_dir: Path, root: Path | None) -> list[str]:
     """What is started to serve at this socket."""
-    return [*_podman(root, runtime_dir), "system", "service", "--time=0", f"unix://{path}"]
+    return [*podman_words(root, runtime_dir), "system", "service", "--time=0", f"unix://{path}"]
 
 
-def _podman(root: Path | None, runtime_dir: Path) -> list[str]:
+def podman_words(root: Path | None, runtime_dir: Path) -> list[str]:
+    """The program and what names its storage: whoever says the same words has the same images and containers."""
     command = ["podman", "--runtime", oci_runtime(), "--storage-driver", "overlay"]
     if root is None:
         return command

@@ -4,6 +4,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from agent.log import get_logger
+
+log = get_logger(__name__)
+
 
 class Phases:
     """Seconds by name of phase, in the order they ran."""
@@ -21,7 +25,9 @@ class Phases:
         try:
             yield
         finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - began, 4)
+            took_s = time.monotonic() - began
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + took_s, 4)
+            log.debug("phase.ended", phase=name, took_s=round(took_s, 6))
 
     def at_least(self, name: str, seconds: float) -> None:
         """The phase took so long, whoever measured it: a worker before this one may have waited for most of it."""

@@ -123,9 +123,11 @@ def _outcome(work: _Work, name: str, role: str, spec: RunSpec) -> RunOutcome:
     try:
         with _open(work, name, role, spec) as run:
             work.runs.start_s += until_it_runs.total_s
+            _LOG.debug("run.began", run=name)
             is_for_the_next = False
             try:
                 outcome = run.wait()
+                _LOG.debug("run.ended", run=name, wall_s=outcome.wall_s)
                 log = seal_log(outcome.log, work.host.key, job=job.id, attempt=job.attempt, run=name)
                 outcome = replace(outcome, log=b"")
                 told = audit.run_ended(job, name, spec.image, outcome)

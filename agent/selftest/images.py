@@ -72,12 +72,6 @@ class Entry(Struct, frozen=True):
     is_set_id: bool = False  # a program that would run as its owner, root
 
 
-# What every image has beside its programs: where the contract's folders and the kernel's are mounted.
-_FOLDERS = {
-    name: Entry(is_open=name == "tmp")
-    for name in ("data", "dev", "etc", "hidden_data", "proc", "run", "submission_data", "sys", "tmp")
-}
-
 # ------------------------------------------------------------------ layers
 
 
@@ -97,14 +91,6 @@ def packages_layer(
     return _cached_layer(cache, _package_entries(distributions, site), has_sources=has_sources)
 
 
-def binaries_layer(cache: Path, programs: Sequence[Path]) -> Layer:
-    """These programs of this host with the shared libraries they need, and the folders that a container has; nothing else."""
-    files = {_inside(path.resolve()): Entry(path.resolve(), is_executable=True) for path in programs}
-    return _cached_layer(
-        cache, files | _shared_libraries(programs, below=Path("/nowhere")) | _FOLDERS | _usr_merge()
-    )
-
-
 def program_layer(cache: Path, files: Mapping[str, bytes | Entry]) -> Layer:
     """Small files by absolute path, or whatever else an Entry is."""
     return _cached_layer(
@@ -114,6 +100,13 @@ def program_layer(cache: Path, files: Mapping[str, bytes | Entry]) -> Layer:
             for path, content in files.items()
         },
     )
+
+
+def command_layer(cache: Path, program: Path) -> Layer:
+    """One program of this host and every shared library it needs, at the paths they have here, and no more."""
+    entries = {_inside(program): Entry(program.resolve(), is_executable=True)}
+    entries |= _shared_libraries([program], below=program)
+    return _cached_layer(cache, entries | _empty_folders() | _usr_merge())
 
 
 def interpreter() -> Path:
@@ -130,7 +123,14 @@ def _python_entries() -> dict[str, Entry]:
     for path in _files_below(stdlib, NOT_IN_STDLIB):
         entries[_inside(path)] = Entry(path.resolve())
     binaries = [executable, *(e.content for e in entries.values() if _is_library(e.content))]
-    return entries | _shared_libraries(binaries, below=stdlib) | _FOLDERS | _usr_merge()
+    entries |= _shared_libraries(binaries, below=stdlib)
+    return entries | _empty_folders() | _usr_merge()
+
+
+def _empty_folders() -> dict[str, Entry]:
+    """What runs are mounted on."""
+    closed = ("data", "dev", "etc", "hidden_data", "proc", "run", "submission_data", "sys")
+    return {name: Entry() for name in closed} | {"tmp": Entry(is_open=True)}
 
 
 def _package_entries(distributions: Sequence[str], site: Path | None = None) -> dict[str, Entry]:

@@ -14,7 +14,6 @@ import httpx
 import hypothesis
 import pytest
 import schemathesis
-from schemathesis.checks import not_a_server_error
 
 from agent.api import events
 from agent.api.openapi import describe
@@ -303,12 +302,18 @@ def resident_bytes() -> int:
 SCHEMA = schemathesis.openapi.from_dict(describe(TABLE))
 
 
+def assert_no_fault(case: schemathesis.Case[Any], answer: schemathesis.Response) -> None:
+    """No answer but one that the document foresees: /ready says 503 once chance has called a drain."""
+    assert answer.status_code < 500 or str(answer.status_code) in case.operation.definition.raw["responses"]
+    assert answer.status_code != 500
+
+
 @SCHEMA.parametrize()
 @hypothesis.settings(max_examples=8, suppress_health_check=list(hypothesis.HealthCheck))
 def test_nothing_that_a_stranger_sends_is_a_server_error(agent: Open, case: schemathesis.Case[Any]) -> None:
     answer = case.call(base_url=agent.plain, timeout=PATIENCE_S)
 
-    case.validate_response(answer, checks=[not_a_server_error])
+    assert_no_fault(case, answer)
 
 
 @SCHEMA.parametrize()
@@ -316,4 +321,4 @@ def test_nothing_that_a_stranger_sends_is_a_server_error(agent: Open, case: sche
 def test_nothing_that_the_operator_sends_is_a_server_error(agent: Open, case: schemathesis.Case[Any]) -> None:
     answer = case.call(base_url=agent.operator, timeout=PATIENCE_S)
 
-    case.validate_response(answer, checks=[not_a_server_error])
+    assert_no_fault(case, answer)

@@ -4,7 +4,6 @@ The first tests share one scratch root and go on from one another in the order i
 a whole story left that was played under systemd.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -290,8 +289,6 @@ def story() -> Iterator[Mapping[str, str]]:
     lacking = why_not()
     if lacking:
         pytest.skip(f"a scratch root needs {lacking}")
-    if os.environ.get("DC_COMPUTE_VM") != "all":
-        pytest.skip("minutes of upgrades under systemd, for which `make test-host` needs DC_COMPUTE_VM=all")
     with Scratch.made() as made:
         head = re.search(
             r'^HEAD: Final = "(\d+)"', (made.root / "src/agent/ports/ledger_schema.py").read_text(), re.M
