@@ -1,4 +1,4 @@
-"""One stream handed to several takers at once through a few buffers that are used again. One takes in the thread of who receives,
+"""One stream handed to several takers at once through a few buffers, used again. One takes in the thread of who receives,
 each other one in a thread of its own.
 
 Receiving, hashing and opening go on side by side; the slowest sets the pace. Every taker gets every piece, whole and in order,
