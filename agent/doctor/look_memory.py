@@ -9,7 +9,6 @@ from agent.doctor.look import attempt, read_text
 from agent.doctor.memory import Memory, Swap, Workspace
 
 BLOCK = Path("/sys/block")
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 MAX_DEPTH = 8  # of devices that lie on devices
 
 
@@ -22,7 +21,6 @@ def look_at_memory(root: Path, uid: int, gid: int, *, runs: Path | None = None) 
         swaps=look_at_swaps(),
         workspace=attempt(lambda: look_at_workspace(root)),
         runs=None if runs is None else attempt(lambda: look_at_workspace(runs)),
-        has_huge_pages=HUGE_PAGES.exists(),
     )
 
 

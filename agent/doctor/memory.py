@@ -37,7 +37,7 @@ class Workspace(Struct, frozen=True, kw_only=True):
 
 class Memory(Struct, frozen=True, kw_only=True):
     """What is there. `total_bytes`: of the host; `uid`, `gid`: of the agent's user. `runs`: where the engine keeps what guests
-    say while they run, None where it keeps that nowhere. `has_huge_pages`: whether the kernel knows them, and tmpfs its option.
+    say while they run, None where it keeps that nowhere.
     """
 
     uid: int
@@ -46,7 +46,6 @@ class Memory(Struct, frozen=True, kw_only=True):
     swaps: tuple[Swap, ...] | Unknown
     workspace: Workspace | Unknown
     runs: Workspace | Unknown | None = None
-    has_huge_pages: bool = False
 
 
 def judge(facts: Memory, ceilings: Ceilings | None, max_model_bytes: int) -> list[Check]:
@@ -120,8 +119,6 @@ def _mount(workspace: Workspace, facts: Memory, size: str) -> str:
         return f"mount -o remount,size={size} {workspace.root}"
     made = "" if workspace.exists else f"mkdir -p {workspace.root} && "
     options = f"nosuid,nodev,mode=0700,uid={facts.uid},gid={facts.gid},size={size}"
-    if facts.has_huge_pages:
-        options += ",huge=within_size"  # large files in large pages: an eighth of the CPU to write them, and to free them
     return f"{made}mount -t tmpfs -o {options} tmpfs {workspace.root}  # and its line in /etc/fstab"
 
 

@@ -119,7 +119,7 @@ def strip_attributes(path: str | Path) -> None:
 def pack(folder: Path, names: tuple[str, ...], target: Path) -> Digest:
     """A tar of these files, the same bytes for the same content; its digest. `folder` is the agent's own."""
     with tarfile.open(target, mode="x:", format=tarfile.PAX_FORMAT) as archive:
-        archive.copybufsize = COPY_BYTES
+        archive.copybufsize = COPY_BYTES  # type: ignore[attr-defined]  # typeshed lacks it
         for name in names:
             entry = tarfile.TarInfo(name)
             entry.size = (folder / name).stat().st_size

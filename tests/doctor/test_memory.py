@@ -88,13 +88,6 @@ def test_the_mend_of_a_workspace_on_a_disk_mounts_a_memory_for_the_agent() -> No
     )
 
 
-@pytest.mark.parametrize("has_huge_pages", [True, False])
-def test_the_mend_asks_for_large_pages_where_the_kernel_has_them(has_huge_pages: bool) -> None:
-    facts = replace(with_workspace(file_system="ext4"), has_huge_pages=has_huge_pages)
-
-    assert ("huge=within_size" in (line(facts, "workspace").mend or "")) is has_huge_pages
-
-
 @pytest.mark.parametrize(
     ("change", "state"),
     [
