@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -53,7 +53,7 @@ def ledger(tmp_path: Path, commits: Commits) -> Iterator[SqlAlchemyLedger]:
 
 @contextmanager
 def at_one_moment(
-    ledger: SqlAlchemyLedger, acts: list[Callable[[], object]]
+    ledger: SqlAlchemyLedger, acts: Sequence[Callable[[], object]]
 ) -> Iterator[list[Future[object]]]:
     """All of these wait for the ledger at the same time; what came of each, once nobody keeps it from them any more."""
     group = ledger._file._group
