@@ -125,6 +125,7 @@ def _measured(raw: Sequence[float], bursts: dict[int, list[Burst]]) -> Measured:
 
 def _notes(bursts: dict[int, list[Burst]]) -> Iterator[str]:
     yield f"server and load share {os.cpu_count()} cores; orders and requests are signed before the clock starts"
+    yield "no worker runs; `queue_limit` alone is not the default, for nobody works the orders off"
     for connections, seen in bursts.items():
         orders, wall_s = sum(one.orders for one in seen), sum(one.load["wall_s"] for one in seen)
         server_s, load_s = sum(one.server_cpu_s for one in seen), sum(one.load["cpu_s"] for one in seen)
@@ -250,7 +251,7 @@ def serving(home: Path) -> Iterator[Agent]:
 
 
 def _settings(home: Path, port: int) -> dict[str, dict[str, object]]:
-    """An agent's, with room for every order of the bench in its queue: nobody works them off."""
+    """The shipped ones, but for room for every order in the queue: nobody works them off."""
     return {
         "identity": {"key": "identity.pem"},
         "listen": {
@@ -261,7 +262,7 @@ def _settings(home: Path, port: int) -> dict[str, dict[str, object]]:
             "operator_socket": str(home / "run" / "operator.sock"),
         },
         "paths": {"data": "data", "spool": "data/spool"},
-        "limits": {"queue_limit": 1_000_000, "low_disk_bytes": 64 << 20},
+        "limits": {"queue_limit": 1_000_000},
         "log": {"format": "json"},
     }
 
