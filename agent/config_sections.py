@@ -147,9 +147,11 @@ class RuntimeSection(Struct, frozen=True, kw_only=True):
         ),
     ] = ""
     pool_size: Annotated[
-        Threads,
+        int,
         Meta(
-            description="How many containers may run at once on this host; each runs under user ids of its own."
+            ge=2,  # the self-test holds two against each other
+            le=64,
+            description="How many containers may run at once on this host; each runs under user ids of its own.",
         ),
     ] = 4
 

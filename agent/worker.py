@@ -33,6 +33,7 @@ from agent.pipeline.run import JOB_LABEL
 from agent.pipeline.space import require_memory
 from agent.ports.broker import Consumer, Handler, Queue
 from agent.ports.ledger import DeliveryId, JobQuery
+from agent.process import give_memory_back
 from agent.repeating import repeating
 from agent.sd_notify import Rounds, Systemd
 
@@ -152,6 +153,7 @@ def work(
                 ringing.begin_anew()  # every job that waited for it
                 run_sweep(host, ringing)
             rounds.turn("sweep")
+            give_memory_back()
             systemd.status(told_of(gate, leases))
             stop.asked.wait(SWEEP_EVERY_S * secrets.SystemRandom().uniform(0.8, 1.2))
         systemd.stopping("takes no task any more")

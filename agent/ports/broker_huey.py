@@ -26,14 +26,12 @@ from huey.storage import SqliteStorage
 from agent.errors import OutsideError
 from agent.ports.broker import Handler, Queue
 from agent.ports.broker_huey_bell import Bells, Listener
+from agent.ports.broker_huey_clock import CLOCK, Clock
 
 TASK: Final = "ring"  # the one Huey task there is; its argument is the id
-LOOK_EVERY_S: Final = 5.0  # a consumer looks by itself this often, for bells that were lost
-SCHEDULE_EVERY_S: Final = 1  # how exact delays are
+LOOK_EVERY_S: Final = 5.0  # a consumer's clock looks this often, for bells that were lost
+TURN_EVERY_S: Final = 20.0  # a thread that waits comes round this often, to show that it lives
 BUSY_S: Final = 5.0
-DUE_AT_ONCE: Final = (
-    1000  # rings that leave the schedule each second: what is due after a long stop is no list in memory
-)
 
 # How many rings wait, kept by triggers: whoever asks whether this host is ready does not count a million of them.
 _COUNT: Final = """
@@ -57,10 +55,6 @@ _ENQUEUE: Final = """
 INSERT INTO task (queue, data) SELECT :queue, :data
 WHERE NOT EXISTS (SELECT 1 FROM task WHERE queue = :queue AND data = :data)
 """
-_DUE: Final = (
-    "SELECT id, data FROM schedule WHERE queue = ? AND timestamp <= ? ORDER BY timestamp, id LIMIT ?"
-)
-_IS_DUE: Final = "SELECT 1 FROM schedule WHERE queue = ? AND timestamp <= ? LIMIT 1"
 
 
 class HueyBroker:
@@ -122,11 +116,12 @@ class HueyConsumer:
         self._workers = workers
         self._listener: Listener | None = None
         self._threads: list[_Threads] = []
+        self._clock: Clock | None = None
         self._turns = _Turns()
 
     def start(self) -> None:
         with translated(self._path), ExitStack() as undo:
-            listener = self._bells.listen(self._handlers)
+            listener = self._bells.listen([*self._handlers, CLOCK])
             undo.callback(listener.close)
             for queue, handler in self._handlers.items():
                 huey = _open_queue(
@@ -139,6 +134,16 @@ class HueyConsumer:
         self._turns.begin(self._workers)
         for threads in self._threads:
             threads.start()
+        if self._threads:
+            self._clock = Clock(
+                self._threads[0].huey.storage,
+                list(self._handlers),
+                listener,
+                enqueue=_ENQUEUE,
+                every_s=LOOK_EVERY_S,
+                note=lambda: self._turns.note(CLOCK),
+            )
+            self._clock.start()
 
     def stop(self) -> None:
         if self._listener is None:
@@ -146,10 +151,12 @@ class HueyConsumer:
         for threads in self._threads:
             threads.stop_flag.set()
         self._listener.close()
+        if self._clock is not None:
+            self._clock.join()
         for threads in self._threads:
             threads.stop(graceful=True)
             threads.huey.storage.close()
-        self._listener, self._threads = None, []
+        self._listener, self._threads, self._clock = None, [], None
 
     def stalled(self, limit_s: float) -> tuple[str, ...]:
         return () if self._listener is None else self._turns.late(limit_s)
@@ -158,8 +165,6 @@ class HueyConsumer:
 class _Turns:
     """When each thread of a consumer last came round: looked for a ring, or for one that is due. In a handler it need not."""
 
-    SCHEDULER: Final = "schedule of "
-
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._began_at = 0.0
@@ -167,11 +172,12 @@ class _Turns:
         self._last: dict[tuple[str, int], float | None] = {}  # None: in a handler
 
     def begin(self, workers: Mapping[Queue, int]) -> None:
-        """So many threads are to come round from now on, and one scheduler for each queue."""
+        """So many threads are to come round from now on, and the clock."""
         with self._lock:
             self._began_at = time.monotonic()
             self._expected = {queue.value: count for queue, count in workers.items()}
-            self._expected |= {f"{self.SCHEDULER}{queue.value}": 1 for queue in workers}
+            if workers:
+                self._expected[CLOCK] = 1
             self._last.clear()
 
     def note(self, name: str) -> None:
@@ -289,24 +295,15 @@ class _BellStorage(SqliteStorage):  # type: ignore[misc]
         heard = listener.heard(self.name)
         data: bytes | None = super().dequeue()
         if data is None:
-            listener.wait(self.name, heard, LOOK_EVERY_S)
+            listener.wait(self.name, heard, TURN_EVERY_S)
             data = super().dequeue() if listener.is_open else None
         if data is not None:
             listener.pass_on(self.name)
         return data
 
-    def read_schedule(self, ts: datetime) -> list[bytes]:
-        """What is due. Huey's moment is UTC without saying so. Asked every second, it looks before it takes the write lock."""
-        now = ts.replace(tzinfo=UTC)
-        if self.turns is not None:
-            self.turns.note(f"{_Turns.SCHEDULER}{self.name}")
-        if not self.sql(_IS_DUE, (self.name, now.timestamp()), results=True):
-            return []
-        with self.db(commit=True) as cursor:
-            cursor.execute(_DUE, (self.name, now.timestamp(), DUE_AT_ONCE))
-            found = cursor.fetchall()
-            cursor.executemany("DELETE FROM schedule WHERE id = ?", [(name,) for name, _ in found])
-        return [data for _, data in found]
+    def add_to_schedule(self, data: bytes, ts: datetime) -> None:
+        super().add_to_schedule(data, ts)
+        self._bells.ring(CLOCK)
 
     def peek_many(self, keys: object) -> dict[str, bytes]:
         """No ring is ever revoked: Huey need not look before each."""
@@ -318,16 +315,19 @@ class _BellStorage(SqliteStorage):  # type: ignore[misc]
 
 
 class _Threads(HueyThreads):  # type: ignore[misc]
-    """Huey's threads for one queue: workers, and one that moves due rings from the schedule to the queue."""
+    """Huey's threads for one queue. Its scheduler, which would look every second, is never started: the clock does its work."""
 
     def __init__(self, huey: Any, workers: int) -> None:
-        super().__init__(
-            huey,
-            workers=workers,
-            periodic=False,
-            check_worker_health=False,
-            scheduler_interval=SCHEDULE_EVERY_S,
-        )
+        super().__init__(huey, workers=workers, periodic=False, check_worker_health=False)
+
+    def start(self) -> None:
+        for _, worker in self.worker_threads:
+            worker.start()
+
+    def _join_workers(self) -> bool:
+        for _, worker in self.worker_threads:
+            worker.join()
+        return True
 
     def _set_signal_handlers(self) -> None:
         """The process's signals are not Huey's."""

@@ -15,7 +15,8 @@ from agent.domain.control import Control, Mode
 from agent.domain.ids import Digest, JobId, OrderId, digest_of, job_id
 from agent.domain.images import PAGE_ENTRIES, ImageAbout, ImageDescription, ImageEntry, ImageLayer
 from agent.domain.jobs import FINAL, TRANSITIONS, IllegalMove, Job, JobEvent, JobState
-from agent.errors import HandoffConflict, LostRace, NotFound, OrderConflict, QueueFull
+from agent.domain.nonces import Nonce
+from agent.errors import HandoffConflict, LostRace, NotFound, OrderConflict, QueueFull, ReplayedRequest
 from agent.ports.ledger import DeliveryId, DeliveryKind, DeliveryState, JobQuery, Ledger, Successor
 from tests.builders import NOW, failed, receipt_for, uuid_of
 from tests.fakes.ledger import MemoryLedger
@@ -212,6 +213,40 @@ def test_a_nonce_is_new_once_until_its_time_is_over(ledger: Ledger) -> None:
     assert not ledger.remember_nonce(PEER, "n1", at(200), at(100))
     assert ledger.remember_nonce(PEER, "n1", at(300), at(100.000001))
     assert not ledger.remember_nonce(PEER, "n1", at(300), at(200))
+
+
+def test_the_nonce_of_a_request_is_kept_with_the_order_it_brought(ledger: Ledger) -> None:
+    nonce = Nonce(keyid=PEER, text="n1", keep_until=at(100))
+    came = replace(arrival(order_named("order")), nonce=nonce)
+    assert not ledger.knows_nonce(PEER, "n1", NOW)
+
+    admission = ledger.admit(came, NOW, max_attempts=3, queue_limit=10)
+
+    assert admission.keeps_nonce
+    assert ledger.knows_nonce(PEER, "n1", at(100))
+    assert not ledger.knows_nonce(PEER, "n1", at(100.000001))
+    assert not ledger.remember_nonce(PEER, "n1", at(200), at(1))
+
+
+def test_an_order_with_a_nonce_that_was_used_leaves_nothing(ledger: Ledger) -> None:
+    ledger.remember_nonce(PEER, "n1", at(100), NOW)
+    came = replace(arrival(order_named("order")), nonce=Nonce(keyid=PEER, text="n1", keep_until=at(100)))
+
+    with pytest.raises(ReplayedRequest):
+        ledger.admit(came, at(1), max_attempts=3, queue_limit=10)
+
+    assert ledger.digest_of_order(order_named("order").order.id) is None
+    assert ledger.events() == ()
+
+
+def test_an_order_that_is_refused_leaves_its_nonce_unused(ledger: Ledger) -> None:
+    received(ledger, "first")
+    came = replace(arrival(order_named("second")), nonce=Nonce(keyid=PEER, text="n1", keep_until=at(100)))
+
+    with pytest.raises(QueueFull):
+        ledger.admit(came, NOW, max_attempts=3, queue_limit=1)
+
+    assert not ledger.knows_nonce(PEER, "n1", NOW)
 
 
 def test_nonces_of_two_keys_do_not_meet(ledger: Ledger) -> None:
