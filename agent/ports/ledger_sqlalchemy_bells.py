@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, or_, select, text, tuple_
+from sqlalchemy import Connection, literal, or_, select, text, tuple_
 
 from agent.domain.chain import TaskKind
 from agent.domain.ids import JobId, KeyId
@@ -71,7 +71,10 @@ class BellRecords:
         place = (d.target, d.next_try_at, d.seq)
         query = select(*place, d.id, d.lease_until).where(text(IS_PENDING))
         if after is not None:
-            query = query.where(tuple_(*place) > tuple_(after.target, after.next_try_at, after.seq))
+            moment = literal(
+                after.next_try_at, d.next_try_at.type
+            )  # a tuple does not tell its parts what they are
+            query = query.where(tuple_(*place) > tuple_(after.target, moment, after.seq))
         with self._file.reading() as tx:
             rows = tx.execute(query.order_by(*place).limit(limit)).all()
             in_trouble = set(tx.execute(select(targets.c.target)).scalars())

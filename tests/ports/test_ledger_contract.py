@@ -1104,7 +1104,7 @@ def test_what_is_to_be_sent_comes_in_pages_by_target(ledger: Ledger) -> None:
 
     found, after = list[DeliveryId](), None
     while True:
-        page = ledger.unsent(at(10), after=after, limit=2)
+        page = ledger.unsent(at(10), after=after, limit=1)
         found += page.deliveries
         after = page.next
         if after is None:
