@@ -242,7 +242,9 @@ async def _guarded(
     guard, caller = gate.guard, None
     try:
         _check_announced(request, gate.limit_bytes, gate.media_type)
-        pieces = None if serve_at_once is None else await arrived(request)  # an upload streams its body itself
+        pieces = (
+            None if serve_at_once is None else await arrived(request)
+        )  # an upload streams its body itself
         at_once = None if pieces is None or serve_at_once is None else partial(serve_at_once, pieces)
         met = await in_thread(_meet, request, gate, at_once)
         caller = met.caller
