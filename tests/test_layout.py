@@ -153,7 +153,7 @@ MAX_FUNCTION_LINES = 50  # in pipeline/: a page
 MAX_MODULE_LINES = 400
 LONG_BY_NATURE = {
     "agent/errors.py": 600,  # one tree, one class after the other
-    "agent/ports/user_namespace_inner.py": 450,  # a program of one file, which can import nothing of ours
+    "agent/ports/user_namespace_inner.py": 480,  # a program of one file, which can import nothing of ours
 }
 
 
