@@ -14,8 +14,11 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from email.utils import formatdate
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +168,7 @@ def serving(
             raise BadSettings(f"the service at {url} did not start; its log says why")
         yield url
     finally:
-        server.should_exit = True
+        server.tell_to_stop()
         thread.join()
         listener.close()
         if url.startswith("unix:") and not stays:
@@ -225,11 +228,28 @@ def peer_uid(connection: socket.socket | None) -> int | None:
 
 
 class _Server(uvicorn.Server):
-    """A server that tells when it has begun, or that it will not."""
+    """A server that tells when it has begun, or that it will not, and that sleeps until somebody calls or tells it to stop."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.has_begun = threading.Event()
+        self._told: Callable[[], object] | None = None  # until there is a loop that can be told
+
+    def tell_to_stop(self) -> None:
+        """Callable from any thread."""
+        self.should_exit = True
+        if self._told is not None:
+            self._told()
+
+    async def main_loop(self) -> None:
+        """Until told. uvicorn's own looks ten times a second, to date its answers too: see `handle_events` below."""
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        self._told = lambda: loop.call_soon_threadsafe(stop.set)
+        try:
+            if not self.should_exit:  # what is told from here on sets the event
+                await stop.wait()
+        finally:
+            self._told = None
 
     def run_until_told(self, listener: socket.socket) -> None:
         try:
@@ -266,6 +286,11 @@ class _ImpatientProtocol(H11Protocol):
             ARRIVED: self._has_arrived,
         }
         self._head_timer = self.loop.call_later(HEAD_S, transport.abort)
+
+    def handle_events(self) -> None:
+        """Answers bear the time at which their request was read."""
+        self.server_state.default_headers = _dated(int(time.time()))
+        super().handle_events()
 
     def data_received(self, data: bytes) -> None:
         before = self.cycle
@@ -326,6 +351,12 @@ class _ImpatientProtocol(H11Protocol):
     def _cut(self) -> None:
         with suppress(AttributeError):  # Python 3.11 cannot abort a TLS transport that was closed twice
             self.transport.abort()
+
+
+@lru_cache(maxsize=1)
+def _dated(second: int) -> list[tuple[bytes, bytes]]:
+    """The headers of every answer in this second since 1970."""
+    return [(b"date", formatdate(second, usegmt=True).encode())]
 
 
 def _stopped(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:

@@ -247,7 +247,8 @@ async def _guarded(
     guard, caller = gate.guard, None
     try:
         _check_announced(request, gate.limit_bytes, gate.media_type)
-        pieces = await arrived(request)
+        # Looking takes the body out of the request: only for who takes it so.
+        pieces = None if serve_at_once is None else await arrived(request)
         at_once = None if pieces is None or serve_at_once is None else partial(serve_at_once, pieces)
         met = await in_thread(_meet, request, gate, at_once, pool=gate.pool)
         caller = met.caller
