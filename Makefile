@@ -66,6 +66,11 @@ bench: deps ## what the agent costs beside bare containers: a table, and build/b
 	    --commit "$$(git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null)" $(ARGS) >build/bench.json.part
 	@mv build/bench.json.part build/bench.json
 
+.PHONY: waterfall
+waterfall: deps ## docs/images/task.svg: where the milliseconds of a no-op task go, drawn of a real run (ARGS='--rounds 15')
+	@mkdir -p build && .ci/rootless $(PYTHON) -m agent.bench.phases --waterfall $(ARGS) >build/task.svg
+	@mv build/task.svg docs/images/task.svg
+
 .PHONY: package
 package: deps ## wheel, sdist, the list of their parts (CycloneDX) and digests, in dist/: the same bytes every time
 	@$(PYTHON) -m agent.devkit.package

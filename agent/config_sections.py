@@ -147,9 +147,11 @@ class RuntimeSection(Struct, frozen=True, kw_only=True):
         ),
     ] = ""
     pool_size: Annotated[
-        Threads,
+        int,
         Meta(
-            description="How many containers may run at once on this host; each runs under user ids of its own."
+            ge=2,  # the self-test holds two against each other
+            le=64,
+            description="How many containers may run at once on this host; each runs under user ids of its own.",
         ),
     ] = 4
 
@@ -158,7 +160,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     """How much it takes on."""
 
     queue_limit: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="Jobs that wait; above it orders are refused.")
+        int, Meta(ge=1, le=100_000_000, description="Jobs that wait; above it orders are refused.")
     ] = 1000
     low_disk_bytes: Annotated[
         Bytes, Meta(description="Free room on disk below which no order is accepted.")

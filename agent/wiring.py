@@ -51,11 +51,20 @@ def now() -> datetime:
 
 @contextmanager
 def open_host(settings: Settings) -> Iterator[Host]:
-    """The agent of these settings with every door open, for the API. Podman is not asked before a container is.
+    """The agent of these settings with every door open. Podman is not asked before a container is.
 
     Raises: BadSettings, LedgerUnavailable.
     """
-    with _wired(settings) as (host, _):
+    with _wired(settings, make_runtime) as (host, _):
+        yield host
+
+
+@contextmanager
+def open_api(settings: Settings) -> Iterator[Host]:
+    """The same for the API, which has no container engine. Raises: BadSettings, LedgerUnavailable."""
+    from agent.ports.runtime_none import NoRuntime
+
+    with _wired(settings, lambda _settings, _me: NoRuntime()) as (host, _):
         yield host
 
 
@@ -70,7 +79,7 @@ def open_worker(settings: Settings) -> Iterator[tuple[Host, MakeConsumer]]:
         Queue.PREDUPLETS: workers.preduplets,
         Queue.DELIVERIES: workers.deliveries,
     }
-    with _wired(settings) as (host, broker):
+    with _wired(settings, make_runtime) as (host, broker):
         yield host, lambda handlers: broker.consumer(handlers, threads)
 
 
@@ -328,7 +337,9 @@ def make_folders(settings: Settings) -> None:
 
 
 @contextmanager
-def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
+def _wired(
+    settings: Settings, open_runtime: Callable[[Settings, KeyId], Runtime]
+) -> Iterator[tuple[Host, "HueyBroker"]]:
     from agent.ports.broker_huey import HueyBroker
     from agent.ports.hands_flock import FlockHands
     from agent.ports.images_tar import TarImages
@@ -337,6 +348,7 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
     from agent.ports.peers_https import HttpsPeers
     from agent.ports.progress_files import FileProgress
     from agent.ports.storage_https import HttpsStorage
+    from agent.ports.together_threads import ThreadsTogether
 
     key = SigningKey.load(settings.identity.key)
     in_force = InForce(read_trusted(settings, key.keyid))
@@ -359,11 +371,23 @@ def _wired(settings: Settings) -> Iterator[tuple[Host, "HueyBroker"]]:
         doors.callback(orchestrators.close)
         peers = HttpsPeers(identity, timeouts)
         doors.callback(peers.close)
-        runtime = make_runtime(settings, key.keyid)
+        runtime = open_runtime(settings, key.keyid)
         hands = FlockHands(settings.paths.hands)
         progress = FileProgress(settings.workspace.root / "progress", clock)
+        together = ThreadsTogether()
+        doors.callback(together.close)
         ports = Ports(
-            ledger, broker, storage, orchestrators, peers, runtime, TarImages(), clock, hands, progress
+            ledger,
+            broker,
+            storage,
+            orchestrators,
+            peers,
+            runtime,
+            TarImages(),
+            clock,
+            hands,
+            progress,
+            together,
         )
         if faults is not None:
             ports = faults.ports(ports)

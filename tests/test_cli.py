@@ -758,6 +758,32 @@ def test_orders_are_listed_and_one_is_shown_with_its_chain(
     assert command("orders", "--state", "failed", "--json").json["jobs"] == []
 
 
+def test_where_the_time_of_each_task_went_is_told_phase_by_phase(
+    command: Command, house: House, order_file: Path
+) -> None:
+    command("submit", order_file)
+    receipt = house.world.chain(house.world.order(), 1)[0]
+    house.ledger.move(house.ledger.job(job_id(ORDER, 0)), JobEvent.FAIL, NOW, receipt=receipt)
+
+    shown, told = command("orders", ORDER, "--timings"), command("orders", ORDER, "--timings", "--json").json
+
+    assert [word for word in ("fetch", "1500", "run", "58000") if word not in shown.out] == []
+    first = told["tasks"][0]
+    assert (told["order"], first["position"], first["kind"], first["attempt"]) == (ORDER, 0, "learn", 1)
+    assert (first["took_s"], first["phases"]) == (60.0, {"fetch": 1.5, "run": 58.0})
+    jobs = command("orders", "--timings", "--json").json["jobs"]
+    assert [(one["order"], one["took_s"], one["phases"]) for one in jobs] == [
+        (ORDER, 59.5, {"fetch": 1.5, "run": 58.0})
+    ]
+
+
+def test_an_order_that_did_not_run_has_no_timings(command: Command, house: House, order_file: Path) -> None:
+    command("submit", order_file)
+
+    assert command("orders", ORDER, "--timings", "--json").json["tasks"] == []
+    assert command("orders", "--timings", "--json").json["jobs"] == []
+
+
 def test_an_unknown_order_is_1(command: Command, house: House) -> None:
     for name in ("orders", "log", "receipts", "watch"):
         said = command(name, ORDER)

@@ -8,7 +8,9 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import Request
 
+from agent.api.claims import Claim
 from agent.domain.ids import Digest, OrderId, parse_digest, parse_order_id
+from agent.domain.nonces import Nonce
 from agent.domain.traces import HEADER, TraceId, parse_traceparent
 from agent.errors import BadQuery, NotFound, UnsignedRequest
 from agent.trust.http_signatures import VerifiedRequest
@@ -31,7 +33,8 @@ class Ask:
 
     `uid`: the user at the other end of the operator's socket; None where the kernel does not tell. `trace`: the one that
     the caller gave and signed; the operator signs nothing. `last_event_id`: of the stream that this request takes up again;
-    nobody signs it, and it only says where to begin.
+    nobody signs it, and it only says where to begin. `claim`: the request's nonce, for a handler that keeps it with what it
+    records.
     """
 
     caller: VerifiedRequest | Unsigned
@@ -41,15 +44,27 @@ class Ask:
     uid: int | None = None
     trace: TraceId | None = None
     last_event_id: str | None = None
+    claim: Claim | None = None
 
     @classmethod
-    def of(cls, caller: VerifiedRequest | Unsigned, request: Request, body: bytes = b"") -> "Ask":
+    def of(
+        cls,
+        caller: VerifiedRequest | Unsigned,
+        request: Request,
+        body: bytes = b"",
+        claim: Claim | None = None,
+    ) -> "Ask":
         """The request as its handler sees it."""
         path = {name: str(value) for name, value in request.path_params.items()}
         uid = request.scope.get("state", {}).get("peer_uid")
         query = tuple(request.query_params.multi_items())
         last = request.headers.get("last-event-id")
-        return cls(caller, path, query, body, uid, _trace(caller, request), last)
+        return cls(caller, path, query, body, uid, _trace(caller, request), last, claim)
+
+    @property
+    def nonce(self) -> Nonce | None:
+        """What is to be recorded with what the handler records; None where it is kept already."""
+        return None if self.claim is None else self.claim.nonce
 
     @property
     def is_operator(self) -> bool:

@@ -56,16 +56,14 @@ def post_learnuplet(ask: Ask, desk: Desk) -> Response:
     """Take a training order."""
     no_query(ask)
     with about(order_in, ask.body):
-        return _taken(
-            take_order(ask.body, LEARNUPLET_TYPE, _sender_of_order(ask), desk.host, trace=ask.trace)
-        )
+        return _order_taken(ask, LEARNUPLET_TYPE, desk.host)
 
 
 def post_preduplet(ask: Ask, desk: Desk) -> Response:
     """Take a prediction order."""
     no_query(ask)
     with about(order_in, ask.body):
-        return _taken(take_order(ask.body, PREDUPLET_TYPE, _sender_of_order(ask), desk.host, trace=ask.trace))
+        return _order_taken(ask, PREDUPLET_TYPE, desk.host)
 
 
 def post_handoff(ask: Ask, desk: Desk) -> Response:
@@ -74,7 +72,13 @@ def post_handoff(ask: Ask, desk: Desk) -> Response:
     if ask.signer is None:
         raise WrongRole("a hand-off comes from an agent, not from the operator")
     with about(handoff_in, ask.body):
-        return _taken(take_handoff(ask.body, ask.signer.keyid, desk.host, trace=ask.trace))
+        admission = take_handoff(ask.body, ask.signer.keyid, desk.host, trace=ask.trace, nonce=ask.nonce)
+        return _taken(admission, ask)
+
+
+def _order_taken(ask: Ask, payload_type: str, host: Host) -> Response:
+    sender = _sender_of_order(ask)
+    return _taken(take_order(ask.body, payload_type, sender, host, trace=ask.trace, nonce=ask.nonce), ask)
 
 
 def _sender_of_order(ask: Ask) -> KeyId:
@@ -87,8 +91,10 @@ def _sender_of_order(ask: Ask) -> KeyId:
     return parse_envelope(ask.body, limit_bytes=MAX_ORDER_BYTES).keyid
 
 
-def _taken(admission: Admission) -> Response:
+def _taken(admission: Admission, ask: Ask) -> Response:
     job = admission.job
+    if ask.claim is not None:
+        ask.claim.is_kept = admission.keeps_nonce
     status = 200 if admission.is_repeat else 202
     return json_answer(view_job(job, ()), status, {"Location": f"/v1/orders/{job.order_id}"})
 

@@ -16,9 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from agent.api.ask import Ask, Unsigned
+from agent.api.bodies import BODY_S
 from agent.api.problems import problem
 from agent.api.serving import listen_unix
-from agent.api.signed_requests import BODY_S, JSON_TYPE, Endpoint, NoteRefusal
+from agent.api.signed_requests import JSON_TYPE, Endpoint, NoteRefusal
 from agent.errors import AgentError, BadSettings, DigestMismatch, NotYours, TooLarge, WrongMediaType
 from agent.log import get_logger
 

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from agent.api import cancelling, controlling, deliveries, events, handlers, rulings, services
 from agent.api.ask import Ask, Unsigned
+from agent.api.claims import Claims
 from agent.api.desk import Desk
 from agent.api.metrics import ROUTE, Metered
 from agent.api.openapi import openapi_document
@@ -50,9 +51,12 @@ ORDER_BODY = 4 * -(-MAX_ORDER_BYTES // 3) + MAX_FRAME_BYTES  # the envelope of t
 CANCELLATION_BODY = 4 * -(-MAX_CANCELLATION_BYTES // 3) + MAX_FRAME_BYTES
 
 TABLE: tuple[Row, ...] = (
-    post("/v1/learnuplets", handlers.post_learnuplet, Who.ORCHESTRATORS, WireEnvelope, ORDER_BODY, JobView),
-    post("/v1/preduplets", handlers.post_preduplet, Who.ORCHESTRATORS, WireEnvelope, ORDER_BODY, JobView),
-    post("/v1/handoffs", handlers.post_handoff, Who.AGENTS, HandoffBody, MAX_HANDOFF_BYTES, JobView, signs_answer=True),
+    post("/v1/learnuplets", handlers.post_learnuplet, Who.ORCHESTRATORS, WireEnvelope, ORDER_BODY, JobView, keeps_nonce=True,
+         is_local=True),
+    post("/v1/preduplets", handlers.post_preduplet, Who.ORCHESTRATORS, WireEnvelope, ORDER_BODY, JobView, keeps_nonce=True,
+         is_local=True),
+    post("/v1/handoffs", handlers.post_handoff, Who.AGENTS, HandoffBody, MAX_HANDOFF_BYTES, JobView, signs_answer=True,
+         keeps_nonce=True),
     get("/v1/orders", handlers.get_orders, Who.READERS, JobPage, query=handlers.OrdersQuery),
     get("/v1/orders/{id}", handlers.get_order, Who.READERS, OrderView, signs_answer=True),
     get("/v1/orders/{id}/receipts", handlers.get_receipts, Who.READERS, HandoffBody, signs_answer=True),
@@ -102,6 +106,7 @@ def network_app(desk: Desk, authorities: Callable[[], Collection[str]]) -> ASGIA
         remember_nonce=host.ports.ledger.remember_nonce,
         note_refusal=desk.refusals.note,
         signed_after=restores[0].signed_after if restores else None,
+        claims=Claims(host.ports.ledger.knows_nonce, host.ports.ledger.remember_nonce),
     )
     endpoints = [_signed(row, desk, guard) if row.is_signed else _open(row, desk) for row in TABLE]
     return _app(desk, endpoints, "network")
@@ -126,10 +131,16 @@ def _signed(row: Row, desk: Desk, guard: Guard) -> Endpoint:
     def handler(call: Call) -> Response:
         if row.who is Who.OPERATOR:  # here and not in each handler, so that none can forget it
             raise NotYours(f"{row.path} is answered on the operator's socket only")
-        return row.handle(Ask.of(call.caller, call.request, call.body), desk)
+        return row.handle(Ask.of(call.caller, call.request, call.body, call.claim), desk)
 
     return signed(
-        handler, guard, roles=row.who.roles, limit_bytes=row.limit_bytes, signs_answer=row.signs_answer
+        handler,
+        guard,
+        roles=row.who.roles,
+        limit_bytes=row.limit_bytes,
+        signs_answer=row.signs_answer,
+        keeps_nonce=row.keeps_nonce,
+        is_local=row.is_local,
     )
 
 

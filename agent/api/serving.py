@@ -14,8 +14,11 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from email.utils import formatdate
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,7 @@ PEER = struct.Struct("3i")  # pid, uid, gid: the kernel's struct ucred
 PEER_UID = "peer_uid"
 PEER_NAME = "peer_name"
 CUT = "dc_compute.cut"  # key of the state under which an application finds what cuts its connection
+ARRIVED = "dc_compute.arrived"  # … and what tells whether the body of the request is here whole
 
 
 def server_tls(certificate: Path, private_key: Path) -> ssl.SSLContext:
@@ -124,6 +128,16 @@ def listen_unix(path: Path, mode: int) -> socket.socket:
     return listener
 
 
+def send_at_once(listener: socket.socket) -> None:
+    """Connections that this socket accepts send each part of an answer when it is written.
+
+    Otherwise an answer's body waits until its head is acknowledged, which the peer puts off for 40 ms. asyncio would see to it,
+    but not on sockets that Python's `socket` module made or systemd handed over: they do not name their protocol.
+    """
+    if listener.family in {socket.AF_INET, socket.AF_INET6}:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 def url_of(listener: socket.socket, *, tls: bool) -> str:
     """The base URL at which this socket is reached from where it listens; for a Unix socket its path."""
     name = listener.getsockname()
@@ -144,6 +158,7 @@ def serving(
     Raises: BadSettings when it does not start.
     """
     url = url_of(listener, tls=tls is not None)
+    send_at_once(listener)
     server = _Server(_config(app, tls))
     thread = threading.Thread(target=server.run_until_told, args=(listener,), name=f"serving {url}")
     thread.start()
@@ -153,7 +168,7 @@ def serving(
             raise BadSettings(f"the service at {url} did not start; its log says why")
         yield url
     finally:
-        server.should_exit = True
+        server.tell_to_stop()
         thread.join()
         listener.close()
         if url.startswith("unix:") and not stays:
@@ -213,11 +228,28 @@ def peer_uid(connection: socket.socket | None) -> int | None:
 
 
 class _Server(uvicorn.Server):
-    """A server that tells when it has begun, or that it will not."""
+    """A server that tells when it has begun, or that it will not, and that sleeps until somebody calls or tells it to stop."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.has_begun = threading.Event()
+        self._told: Callable[[], object] | None = None  # until there is a loop that can be told
+
+    def tell_to_stop(self) -> None:
+        """Callable from any thread."""
+        self.should_exit = True
+        if self._told is not None:
+            self._told()
+
+    async def main_loop(self) -> None:
+        """Until told. uvicorn's own looks ten times a second, to date its answers too: see `handle_events` below."""
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        self._told = lambda: loop.call_soon_threadsafe(stop.set)
+        try:
+            if not self.should_exit:  # what is told from here on sets the event
+                await stop.wait()
+        finally:
+            self._told = None
 
     def run_until_told(self, listener: socket.socket) -> None:
         try:
@@ -251,8 +283,14 @@ class _ImpatientProtocol(H11Protocol):
             PEER_UID: peer_uid(transport.get_extra_info("socket")),
             PEER_NAME: peer_name(transport.get_extra_info("peercert")),
             CUT: self._cut,
+            ARRIVED: self._has_arrived,
         }
         self._head_timer = self.loop.call_later(HEAD_S, transport.abort)
+
+    def handle_events(self) -> None:
+        """Answers bear the time at which their request was read."""
+        self.server_state.default_headers = _dated(int(time.time()))
+        super().handle_events()
 
     def data_received(self, data: bytes) -> None:
         before = self.cycle
@@ -307,9 +345,18 @@ class _ImpatientProtocol(H11Protocol):
             log.info("request.abandoned", advice="Its body had not arrived when the service stopped.")
             self._cut()
 
+    def _has_arrived(self) -> bool:
+        return self.cycle is not None and not self.cycle.more_body
+
     def _cut(self) -> None:
         with suppress(AttributeError):  # Python 3.11 cannot abort a TLS transport that was closed twice
             self.transport.abort()
+
+
+@lru_cache(maxsize=1)
+def _dated(second: int) -> list[tuple[bytes, bytes]]:
+    """The headers of every answer in this second since 1970."""
+    return [(b"date", formatdate(second, usegmt=True).encode())]
 
 
 def _stopped(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:

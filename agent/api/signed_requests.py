@@ -7,41 +7,39 @@ and matches its digest. So nothing of a body is taken from somebody unknown.
 Source: docs/contracts/http.md, "Signed requests" and "Signed answers".
 """
 
-import asyncio
-import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from agent.api.bodies import arrived, judged_body, read, spool
+from agent.api.claims import Claim, Claims, RememberNonce
 from agent.api.problems import problem
+from agent.api.threads import ANY, OF_DISK, in_thread
 from agent.domain.ids import Digest, KeyId, digest_from_hex
+from agent.domain.nonces import Nonce
 from agent.errors import (
     AgentError,
     BadRequestSignature,
     JustRestored,
-    NoSpace,
     ReplayedRequest,
-    SlowBody,
     TooLarge,
     WrongMediaType,
     WrongRole,
 )
 from agent.log import bound, get_logger
 from agent.trust.http_signatures import (
-    ContentDigest,
     HttpAnswer,
     HttpRequest,
     VerifiedRequest,
-    check_body,
     content_digest,
     sign_answer,
     verify_request,
@@ -51,20 +49,12 @@ from agent.trust.roster import Role, Roster
 
 log = get_logger(__name__)
 
-BODY_S = 60.0  # for a body that is held in memory to arrive
-PIECE_S = 60.0  # for the next piece of a body that is streamed to a file
-WRITE_BYTES = 1 << 20  # handed to a thread at once
-FLUSH_BYTES = 64 << 20  # so that the last flush of a big file is short, and its sender need not wait for it
-
 # Pasted into one URL, for that is what is signed: neither may hold what begins the next part of a URL.
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _TARGET = re.compile(r"/[!-\"$-~]*")  # visible ASCII without '#'
 
 JSON_TYPE = "application/json"
 BYTES_TYPE = "application/octet-stream"
-
-RememberNonce = Callable[[KeyId, str, datetime, datetime], bool]
-"""(keyid, nonce, keep until, now): whether it is new; from then on it is not, also after a restart."""
 
 NoteRefusal = Callable[[AgentError, str, str, KeyId | None], None]
 """(error, method, path, who): is told of each refusal; `who` is None while nobody's signature was verified."""
@@ -77,7 +67,7 @@ class Guard:
     `roster` and `authorities` are asked for each request, so that a reload is seen. `authorities`: host[:port] under which
     this server is called, as `authority_of` writes them. `key`: signs the answers that the contract wants signed.
     `signed_after`: what was signed at this moment or before is refused, for the memory of nonces begins after it; None: it
-    never was lost.
+    never was lost. `claims`: for routes that keep their nonce with what they record; without it every nonce is kept first.
     """
 
     roster: Callable[[], Roster]
@@ -88,15 +78,17 @@ class Guard:
     remember_nonce: RememberNonce
     note_refusal: NoteRefusal = lambda *_: None
     signed_after: datetime | None = None
+    claims: Claims | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request whose sender, digest and freshness were verified."""
+    """A request whose sender, digest and freshness were verified. `claim`: its nonce, where the handler may keep it."""
 
     caller: VerifiedRequest
     request: Request
     body: bytes
+    claim: Claim | None = field(default=None, kw_only=True)
 
     def path(self, name: str) -> str:
         """A parameter of the path, as text."""
@@ -127,20 +119,45 @@ def signed(
     limit_bytes: int = 0,
     media_type: str = JSON_TYPE,
     signs_answer: bool = False,
+    keeps_nonce: bool = False,
+    is_local: bool = False,
 ) -> Endpoint:
     """An endpoint for requests with a body of at most `limit_bytes` held in memory; 0: a body is refused.
 
-    `roles`: who may call. `signs_answer`: sign what is answered to a known caller, refusals too.
+    `roles`: who may call. `signs_answer`: sign what is answered to a known caller, refusals too. `keeps_nonce`: the handler
+    records the nonce with what it records, and says so in the call's claim. `is_local`: it waits for nothing but this host's
+    disk.
     """
+    claims, pool = guard.claims if keeps_nonce else None, OF_DISK if is_local else ANY
+    gate = _Gate(guard, claims, roles, limit_bytes, media_type, signs_answer, pool)
 
     async def endpoint(request: Request) -> Response:
-        async def serve(caller: VerifiedRequest) -> Response:
-            body = await _read(request, caller, limit_bytes)
-            return await run_in_threadpool(handler, Call(caller, request, body))
+        def handled(body: bytes, caller: VerifiedRequest, claim: Claim | None) -> Response:
+            return handler(Call(caller, request, body, claim=claim))
 
-        return await _guarded(request, guard, roles, limit_bytes, media_type, signs_answer, serve)
+        async def serve(caller: VerifiedRequest, claim: Claim | None) -> Response:
+            body = await read(request, caller, limit_bytes)
+            handle = partial(handled, body, caller, claim)
+            return await in_thread(_settled, handle, claim, guard, pool=gate.pool)
+
+        def serve_at_once(pieces: Sequence[bytes], caller: VerifiedRequest, claim: Claim | None) -> Response:
+            def judged() -> Response:
+                return handled(judged_body(pieces, caller, limit_bytes), caller, claim)
+
+            return _settled(judged, claim, guard)
+
+        return await _guarded(request, gate, serve, serve_at_once)
 
     return endpoint
+
+
+def _settled(handle: Callable[[], Response], claim: Claim | None, guard: Guard) -> Response:
+    """What is answered, once the nonce is kept."""
+    try:
+        return handle()
+    finally:
+        if claim is not None and guard.claims is not None:
+            guard.claims.settle(claim, guard.now())
 
 
 def uploaded(
@@ -156,16 +173,17 @@ def uploaded(
     """An endpoint for big bodies: streamed to a file in `folder`, hashed on the way, handled once the digest matched."""
 
     async def endpoint(request: Request) -> Response:
-        async def serve(caller: VerifiedRequest) -> Response:
+        async def serve(caller: VerifiedRequest, _claim: Claim | None) -> Response:
             file = folder / f".upload-{secrets.token_hex(8)}"
             try:
-                seen = await _spool(request, caller, file, limit_bytes)
+                seen = await spool(request, caller, file, limit_bytes)
                 upload = Upload(caller, request, b"", file, seen.length, digest_from_hex(seen.hex_digest))
                 return await run_in_threadpool(handler, upload)
             finally:
                 await run_in_threadpool(partial(file.unlink, missing_ok=True))
 
-        return await _guarded(request, guard, roles, limit_bytes, media_type, signs_answer, serve)
+        gate = _Gate(guard, None, roles, limit_bytes, media_type, signs_answer, ANY)
+        return await _guarded(request, gate, serve)
 
     return endpoint
 
@@ -191,24 +209,53 @@ def http_request_of(request: Request) -> HttpRequest:
 # ------------------------------------------------------------------ the order of the checks
 
 
+@dataclass(frozen=True, slots=True)
+class _Gate:
+    """What one route asks of a request. `claims`: where its nonce is kept with what it records."""
+
+    guard: Guard
+    claims: Claims | None
+    roles: Collection[Role]
+    limit_bytes: int
+    media_type: str
+    signs_answer: bool
+    pool: ThreadPoolExecutor
+
+
+Serve = Callable[[VerifiedRequest, Claim | None], Awaitable[Response]]
+ServeAtOnce = Callable[[Sequence[bytes], VerifiedRequest, Claim | None], Response]
+
+
+@dataclass(slots=True)
+class _Met:
+    """A known caller, and how far the request came: to a claim, to an answer, or to why it is refused."""
+
+    caller: VerifiedRequest
+    claim: Claim | None = None
+    answer: Response | None = None
+    refusal: AgentError | None = None
+
+
 async def _guarded(
-    request: Request,
-    guard: Guard,
-    roles: Collection[Role],
-    limit_bytes: int,
-    media_type: str,
-    signs_answer: bool,
-    serve: Callable[[VerifiedRequest], Awaitable[Response]],
+    request: Request, gate: _Gate, serve: Serve, serve_at_once: ServeAtOnce | None = None
 ) -> Response:
-    """Serve a request that passes; answer a refusal of a known caller signed, where answers are."""
-    caller: VerifiedRequest | None = None
+    """Serve a request that passes; answer a refusal of a known caller signed, where answers are.
+
+    A body that lies here already is judged and handled in the same trip into a thread as the signature: by the same checks in
+    the same order, and nothing waits for a stranger's body.
+    """
+    guard, caller = gate.guard, None
     try:
-        _check_announced(request, limit_bytes, media_type)
-        caller = await run_in_threadpool(admit, request, guard)
-        _check_role(caller, roles)
-        await run_in_threadpool(_check_nonce, caller, guard)
-        with bound(trace=caller.trace):
-            answer = await serve(caller)
+        _check_announced(request, gate.limit_bytes, gate.media_type)
+        pieces = (
+            None if serve_at_once is None else await arrived(request)
+        )  # an upload streams its body itself
+        at_once = None if pieces is None or serve_at_once is None else partial(serve_at_once, pieces)
+        met = await in_thread(_meet, request, gate, at_once, pool=gate.pool)
+        caller = met.caller
+        if met.refusal is not None:
+            raise met.refusal
+        answer = met.answer or await _served(met, gate, serve)
     except AgentError as error:
         who, trace = (None, None) if caller is None else (caller.keyid, caller.trace)
         method, path = request.method, request.scope["path"]
@@ -216,11 +263,40 @@ async def _guarded(
             log.warning(
                 "request.refused", method=method, path=path, who=who, code=error.code, detail=error.detail
             )
-        await run_in_threadpool(guard.note_refusal, error, method, path, who)
+        await in_thread(guard.note_refusal, error, method, path, who)
         answer = problem(error)
-    if signs_answer and (caller is not None or await run_in_threadpool(_is_known, request, guard)):
+    if gate.signs_answer and (caller is not None or await in_thread(_is_known, request, guard)):
         _sign(answer, request, guard)
     return answer
+
+
+def _meet(
+    request: Request, gate: _Gate, at_once: Callable[[VerifiedRequest, Claim | None], Response] | None
+) -> _Met:
+    """Who sent this request, and how far it comes in this trip.
+
+    Raises: what `admit` raises, of a caller whom nobody knows.
+    """
+    met = _Met(admit(request, gate.guard))
+    try:
+        _check_role(met.caller, gate.roles)
+        met.claim = _check_nonce(met.caller, gate.guard, gate.claims)
+        if at_once is not None:
+            with bound(trace=met.caller.trace):
+                met.answer = at_once(met.caller, met.claim)
+    except AgentError as refusal:
+        met.refusal = refusal
+    return met
+
+
+async def _served(met: _Met, gate: _Gate, serve: Serve) -> Response:
+    """The answer to a request whose body is still to come."""
+    try:
+        with bound(trace=met.caller.trace):
+            return await serve(met.caller, met.claim)
+    finally:  # where the body did not come to its handler
+        if met.claim is not None and gate.claims is not None and not met.claim.is_settled:
+            await in_thread(gate.claims.settle, met.claim, gate.guard.now())
 
 
 def admit(request: Request, guard: Guard) -> VerifiedRequest:
@@ -269,89 +345,21 @@ def _check_role(caller: VerifiedRequest, roles: Collection[Role]) -> None:
         raise WrongRole(f"{caller.keyid} is no {' or '.join(sorted(roles))}, but {caller.role}")
 
 
-def _check_nonce(caller: VerifiedRequest, guard: Guard) -> None:
+def _check_nonce(caller: VerifiedRequest, guard: Guard, claims: Claims | None) -> Claim | None:
     if guard.signed_after is not None and caller.created <= guard.signed_after:
         raise JustRestored(
             f"signed at {caller.created.isoformat()}; this agent was restored and takes what is signed after "
             f"{guard.signed_after.isoformat(timespec='seconds')}"
         )
     keep_until = caller.expires + guard.skew
+    if claims is not None:
+        return claims.take(Nonce(keyid=caller.keyid, text=caller.nonce, keep_until=keep_until), guard.now())
     if not guard.remember_nonce(caller.keyid, caller.nonce, keep_until, guard.now()):
         raise ReplayedRequest("this signed request was received before")
+    return None
 
 
 def _sign(answer: Response, request: Request, guard: Guard) -> None:
     answer.headers["Content-Digest"] = content_digest(bytes(answer.body))
     told = HttpAnswer(answer.status_code, tuple(answer.headers.items()))
     answer.headers.update(sign_answer(told, http_request_of(request), guard.key, now=guard.now()))
-
-
-# ------------------------------------------------------------------ bodies
-
-
-async def _read(request: Request, caller: VerifiedRequest, limit_bytes: int) -> bytes:
-    """The body, held in memory. Raises: TooLarge, SlowBody, DigestMismatch."""
-    seen, pieces = ContentDigest(), []
-    try:
-        async with asyncio.timeout(BODY_S):
-            async for piece in request.stream():
-                seen.update(piece)
-                pieces.append(piece)
-                if seen.length > limit_bytes:
-                    raise TooLarge(f"the body has more than {limit_bytes} bytes")
-    except TimeoutError as cause:
-        raise SlowBody(f"the body did not arrive within {BODY_S:.0f} s") from cause
-    check_body(caller, seen)
-    return b"".join(pieces)
-
-
-async def _spool(request: Request, caller: VerifiedRequest, file: Path, limit_bytes: int) -> ContentDigest:
-    """Stream the body to a new file, durable when this returns. Raises: TooLarge, SlowBody, DigestMismatch, NoSpace."""
-    seen = ContentDigest()
-    try:
-        with await run_in_threadpool(_new_file, file) as sink:
-            async for piece in _gathered(request):
-                if seen.length + len(piece) > limit_bytes:
-                    raise TooLarge(f"the body has more than {limit_bytes} bytes")
-                await run_in_threadpool(_take, sink, seen, piece)
-            check_body(caller, seen)
-            await run_in_threadpool(os.fsync, sink.fileno())
-    except OSError as cause:
-        raise NoSpace(f"cannot store the body: {cause.strerror}") from cause
-    return seen
-
-
-async def _gathered(request: Request) -> AsyncIterator[bytes]:
-    """The body in pieces of about WRITE_BYTES. Raises: SlowBody when the next one does not come."""
-    pieces = aiter(request.stream())
-    gathered = bytearray()
-    while True:
-        try:
-            async with asyncio.timeout(PIECE_S):
-                piece = await anext(pieces, None)
-        except TimeoutError as cause:
-            raise SlowBody(f"the body stopped arriving for {PIECE_S:.0f} s") from cause
-        if piece is None:
-            break
-        gathered += piece
-        if len(gathered) >= WRITE_BYTES:
-            yield bytes(gathered)
-            gathered.clear()
-    if gathered:
-        yield bytes(gathered)
-
-
-def _new_file(path: Path) -> BinaryIO:
-    return os.fdopen(
-        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb", buffering=0
-    )
-
-
-def _take(sink: BinaryIO, seen: ContentDigest, piece: bytes) -> None:
-    begun = seen.length // FLUSH_BYTES
-    seen.update(piece)
-    view = memoryview(piece)
-    while view:
-        view = view[sink.write(view) :]
-    if seen.length // FLUSH_BYTES > begun:
-        os.fdatasync(sink.fileno())

@@ -48,6 +48,8 @@ class Row:
     limit_bytes: int = 0
     query: type[Struct] | None = None
     signs_answer: bool = False
+    keeps_nonce: bool = False  # with what it records, in one transaction
+    is_local: bool = False  # waits for nothing but this host's disk
     media_type: str | None = None  # of a success that is no JSON document
 
     @property
@@ -94,6 +96,8 @@ def post(
     gives: Any,
     *,
     signs_answer: bool = False,
+    keeps_nonce: bool = False,
+    is_local: bool = False,
 ) -> Row:
     """A route that takes something in: 202 the first time, 200 for the same again."""
     return Row(
@@ -105,4 +109,6 @@ def post(
         takes=takes,
         limit_bytes=limit_bytes,
         signs_answer=signs_answer,
+        keeps_nonce=keeps_nonce,
+        is_local=is_local,
     )

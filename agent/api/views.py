@@ -59,7 +59,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
     """One task of the chain, as far as this host knows.
 
     `state` is that of the job here; "done" or "failed" when only a receipt tells of it; null when nothing is known
-    here yet. `agent`: who ran it, or was to. `wall_s`: seconds it took.
+    here yet. `agent`: who ran it, or was to. `wall_s`: seconds it took, `phases`: where they went, by its receipt.
     """
 
     position: int
@@ -73,6 +73,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
     started: datetime | None
     finished: datetime | None
     wall_s: float | None
+    phases: dict[str, float] = {}
 
 
 class OrderView(Struct, frozen=True, kw_only=True):
@@ -386,4 +387,5 @@ def _view_task(task: Task, job: Job | None, receipt: Receipt | None, agent: KeyI
         started=receipt.started,
         finished=receipt.finished,
         wall_s=receipt.usage.wall_s,
+        phases=dict(receipt.usage.phases),
     )

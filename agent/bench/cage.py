@@ -20,6 +20,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from agent.bench.cage_alone import measure_alone
 from agent.bench.engines import engines, podman_engine, runtime_of
 from agent.bench.figures import Bench, Measured, Row, order_of, over
 from agent.bench.images import TRAINING, training_image
@@ -69,14 +70,17 @@ def measure(bench: Bench) -> Measured:
     works = {"noop": data(0), "fit": data(trees)}
     rounds = min(bench.rounds, MOST_ROUNDS)
     samples: list[Sample] = []
-    with podman_engine() as socket, open_sides(socket, has_packages=trees > 0) as sides:
+    with podman_engine() as socket, open_sides(socket, has_packages=trees > 0) as (sides, settle):
         pairs = {f"{work} {side}": (side, work) for work in works for side in sides}
         for number in range(-1, rounds):
             for name in order_of(number, list(pairs)):
                 side, work = pairs[name]
                 one = sample(side, sides[side], work, works[work], bench.memory)
                 samples.extend([one] if number >= 0 else [])
-    return measured(samples, trees > 0)
+                settle()
+        alone = measure_alone(bench, socket, CEILINGS)
+    told = measured(samples, trees > 0)
+    return Measured(rows=told.rows + alone.rows, figures=told.figures | alone.figures, notes=told.notes)
 
 
 def measured(samples: list[Sample], has_trained: bool) -> Measured:
@@ -94,11 +98,12 @@ def measured(samples: list[Sample], has_trained: bool) -> Measured:
                 engine = side.removeprefix(f"{PART} (").removesuffix(")")
                 figures[f"cage_{work}_{engine}_ratio"] = over(mine, base)
     notes = [f"`podman run` had {' '.join(network())}: this user cannot have Podman's default network"]
+    meanwhile = "under podman an ended container is removed while its caller goes on: in no figure, nor in the next run's"
     untrained = ["nothing was trained: scikit-learn is not installed here, or the bench is a short one"]
     return Measured(
         rows=tuple(rows),
         figures=figures,
-        notes=(*(notes if network() else ()), *(() if has_trained else untrained)),
+        notes=(meanwhile, *(notes if network() else ()), *(() if has_trained else untrained)),
     )
 
 
@@ -126,17 +131,29 @@ def data(trees: int) -> bytes:
 
 
 @contextmanager
-def open_sides(socket: Path, *, has_packages: bool) -> Iterator[Mapping[str, Side]]:
-    """Every side by name, the baseline first. `has_packages`: whether the image has scikit-learn."""
+def open_sides(
+    socket: Path, *, has_packages: bool
+) -> Iterator[tuple[Mapping[str, Side], Callable[[], None]]]:
+    """Every side by name, the baseline first, and how to wait for what goes on after a run: Podman's removals.
+
+    `has_packages`: whether the image has scikit-learn.
+    """
     archive, digest = training_image(has_packages)
+    runtimes: list[Runtime] = []
     with ExitStack() as stack:
         sides: dict[str, Side] = {}
         for name, engine in engines(socket).items():
             runtime = runtime_of(engine)
             runtime.load(archive, digest)
             stack.callback(remove_all, runtime)
+            runtimes.append(runtime)
             sides[f"{PART} ({name})"] = caged(runtime, digest)
-        yield {PLAIN: plain(socket, digest), **sides, BARE: bare}
+
+        def settle() -> None:
+            for runtime in runtimes:
+                runtime.leftovers()
+
+        yield {PLAIN: plain(socket, digest), **sides, BARE: bare}, settle
 
 
 @contextmanager

@@ -20,8 +20,14 @@ from agent.selftest.images import (
 SHELL = Path("/bin/sh").resolve()
 MODEL = "/data/model"  # where the no-op leaves its empty file: writable in the image too, for who mounts nothing there
 NOOP = f": > {MODEL}/noop"
+DD = Path("/usr/bin/dd").resolve()
+GROW = f"""set -e
+for file in /data/train/*; do [ ! -f "$file" ] || read mib < "$file"; done
+[ -e {MODEL}/weights ] || {DD} if=/dev/zero of={MODEL}/weights bs=1048576 count="$mib" status=none
+{DD} if=/dev/urandom of={MODEL}/mark bs=16 count=1 status=none"""
 NOOP_WORDS = (str(SHELL), "-c", NOOP)
-BARE_WORDS = (str(SHELL), "-c", ": > /dev/shm/noop")  # the same where the image's root cannot be written
+ELSEWHERE = "/dev/shm/noop"  # noqa: S108 - in the container: where the image's root cannot be written
+BARE_WORDS = (str(SHELL), "-c", f": > {ELSEWHERE}")
 
 
 @cache
@@ -33,6 +39,41 @@ def noop_image() -> tuple[Path, Digest]:
     archive, folder = cache_folder() / "learns-nothing.tar", cache_folder()
     layers = [command_layer(folder, SHELL), program_layer(folder, {MODEL: Entry(is_open=True)})]
     return archive, build_image(archive, layers=layers, entrypoint=NOOP_WORDS, env={"PATH": "/usr/bin"})
+
+
+@cache
+def busy_image(cpu_s: int) -> tuple[Path, Digest]:
+    """(archive, digest) of the image that does the same after so many seconds of CPU time of its own."""
+    archive, folder = cache_folder() / f"busy-{cpu_s}.tar", cache_folder()
+    layers = [command_layer(folder, SHELL), program_layer(folder, {MODEL: Entry(is_open=True)})]
+    words = _busy_words(cpu_s, f"{MODEL}/noop")
+    return archive, build_image(archive, layers=layers, entrypoint=words, env={"PATH": "/usr/bin"})
+
+
+def bare_busy_words(cpu_s: int) -> tuple[str, ...]:
+    """Its program where the image's root cannot be written."""
+    return _busy_words(cpu_s, ELSEWHERE)
+
+
+def _busy_words(cpu_s: int, file: str) -> tuple[str, ...]:
+    """Between rounds of counting the shell asks the kernel what it has used: `0m0.98s 0m0.01s`. That is its model, too."""
+    rounds = "i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done"
+    minutes = "|".join(f"0m{second}.*" for second in range(cpu_s))
+    told = f"while times > {file}; read -r used _ < {file}; do case $used in {minutes}) {rounds};; *) exit;; esac; done"
+    return (str(SHELL), "-c", told)
+
+
+@cache
+def model_image() -> tuple[Path, Digest]:
+    """(archive, digest) of an image that leaves a model of as many MiB as its dataset says; an earlier model goes on as it is.
+
+    No two trainings leave the same bytes.
+    """
+    archive, folder = cache_folder() / "model.tar", cache_folder()
+    layers = [command_layer(folder, SHELL), command_layer(folder, DD)]
+    return archive, build_image(
+        archive, layers=layers, entrypoint=[str(SHELL), "-c", GROW], env={"PATH": "/usr/bin"}
+    )
 
 
 @cache

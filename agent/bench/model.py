@@ -1,156 +1,91 @@
-"""Part `model`: a large model through one hop: packed and published beside one agent, fetched and unpacked beside the next.
+"""Part `model`: a model of 1 GiB through one hop: packed and uploaded where it was made, fetched and unpacked by the next host.
 
-Two storages as processes, and the storage ports that the two agents would have. Figures only: no target.
+The hop is from the end of one guest to the start of the next, by the receipts' own phases. Beside it, in the same rounds, what
+no hop can do without: so many bytes written durably to the same disk, and their SHA-256.
 """
 
 import hashlib
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
-from msgspec import Struct
-
-from agent.bench.figures import Bench, Measured, Row
-from agent.config import load_settings
-from agent.devkit.consortium import Hospital, found, on_podman
-from agent.domain.ceilings import Ceilings
-from agent.domain.ids import KeyId
-from agent.pipeline.outputs import pack, unpack
-from agent.pipeline.space import free_bytes, memory_available
-from agent.ports.storage import BlobKind, Storage
-from agent.trust.keys import SigningKey
-from agent.wiring import open_storage
-
-T = TypeVar("T")
+from agent.bench.engines import engines, podman_engine
+from agent.bench.figures import Bench, Measured, Row, median
+from agent.bench.images import model_image
+from agent.bench.town import Sent, Town, town
 
 PART = "model"
 MIB = 1 << 20
-SIZE_BYTES, SHORT_BYTES = 1 << 30, 16 * MIB
-COPIES = 3  # that lie in memory at one time
+SIZE_MIB, SHORT_MIB = 1024, 8
 MOST_ROUNDS = 3
-ALONE, WHOLE = "SHA-256 alone", "whole hop"
-STEPS = ("pack", "publish", "fetch", "unpack")
-
-CEILINGS = Ceilings(
-    wall_s=1,
-    memory_bytes=MIB,
-    cpu_millis=1000,
-    pids=1,
-    open_files=1,
-    output_bytes=2 * SIZE_BYTES,
-    output_files=10,
-    log_bytes=MIB,
-    tmp_bytes=MIB,
-)
-
-
-class Ends(Struct):
-    """Storage as the agent that made the model sees it, that agent, and storage as the next one sees it."""
-
-    here: Storage
-    maker: KeyId
-    there: Storage
+PIECE = bytes(MIB)
+SENT, FETCHED, HOP = "pack and upload", "fetch and unpack", "hop"
+WRITTEN, HASHED = "write and fsync alone", "SHA-256 alone"
 
 
 def measure(bench: Bench) -> Measured:
-    """The part."""
-    size_bytes = SHORT_BYTES if bench.is_short else size_with_room(bench)
-    piece = os.urandom(MIB)
-    seconds: dict[str, list[float]] = {name: [] for name in (ALONE, *STEPS)}
-    with open_ends(bench) as ends:
-        for number in range(min(bench.rounds, MOST_ROUNDS)):
-            model = new_model(bench.memory, piece, size_bytes, number)
-            for name, taken_s in one_hop(
-                model, bench.memory, ends, seconds_of_hash(piece, size_bytes)
-            ).items():
-                seconds[name].append(taken_s)
-    whole = tuple(sum(seconds[name][number] for name in STEPS) for number in range(len(seconds[ALONE])))
-    samples = {name: tuple(taken) for name, taken in seconds.items()} | {WHOLE: whole}
-    rows = [
-        Row(part=PART, name=name, unit="s", samples=taken, baseline=None if name == ALONE else ALONE)
-        for name, taken in samples.items()
-    ]
-    note = f"a model of {size_bytes // MIB} MiB in one file; workspaces in {bench.memory}, storage on {bench.folder}"
-    return Measured(rows=tuple(rows), figures={}, notes=(note,))
-
-
-def size_with_room(bench: Bench) -> int:
-    """SIZE_BYTES, or as much less as disk and memory want."""
-    size_bytes = SIZE_BYTES
-    places = [free_bytes(bench.folder), free_bytes(bench.memory), *(left for _, left in memory_available())]
-    least = min(left for left in places if left is not None)
-    while size_bytes > SHORT_BYTES and size_bytes * (COPIES + 1) > least:
-        size_bytes //= 2
-    return size_bytes
-
-
-@contextmanager
-def open_ends(bench: Bench) -> Iterator[Ends]:
-    """Two hospitals' storages, answering, while the block runs."""
-    runtime = on_podman(bench.folder / "none")
-    town = found(
-        bench.folder / "town", ("A", "B"), runtime=runtime, memory=bench.memory / "m", orchestrators=1
+    """The part; a small model goes before, which loads the image at both hosts."""
+    size_mib = SHORT_MIB if bench.is_short else SIZE_MIB
+    found: dict[str, list[float]] = {name: [] for name in (SENT, FETCHED, HOP, WRITTEN, HASHED)}
+    with podman_engine() as socket:
+        known = engines(socket)
+        engine = known.get("runc", known["podman"])
+        room = (size_mib + 64) * MIB
+        with town(bench, engine, hosts=("A", "B"), images=[model_image()], output_bytes=room) as made:
+            _chain(made, 1)
+            for _ in range(min(bench.rounds, MOST_ROUNDS)):
+                for name, seconds in hop(made, _chain(made, size_mib)).items():
+                    found[name].append(seconds)
+                made.forget()
+                found[WRITTEN].append(seconds_of(lambda: write(bench.folder / "alone", size_mib)))
+                found[HASHED].append(seconds_of(lambda: digest(size_mib)))
+    baselines = {SENT: WRITTEN, FETCHED: HASHED}
+    rows = tuple(
+        Row(part=PART, name=f"{name}, {size_mib} MiB", unit="s", samples=tuple(samples), baseline=base)
+        for name, samples in found.items()
+        for base in [f"{baselines[name]}, {size_mib} MiB" if name in baselines else None]
     )
-    first, second = town.hospitals
-    with ExitStack() as stack:
-        for hospital in town.hospitals:
-            town.start(hospital.storage)
-            stack.callback(town.stop, hospital.storage)
-        town.wait_until_ready([first.storage, second.storage])
-        here, there = (stack.enter_context(storage_of(hospital)) for hospital in town.hospitals)
-        yield Ends(here, first.agent.key.keyid, there)
+    return Measured(rows=rows, figures={"model_hop_s": median(found[HOP])})
 
 
-@contextmanager
-def storage_of(hospital: Hospital) -> Iterator[Storage]:
-    """Storage as this hospital's agent has it."""
-    settings = load_settings(hospital.agent.folder, {})
-    with open_storage(settings, SigningKey.load(settings.identity.key)) as storage:
-        yield storage
+def _chain(made: Town, size_mib: int) -> Sent:
+    """An order over both hosts whose model has this size."""
+    sent = made.order(["A", "B"], image=model_image()[1], content=b"%d\n" % size_mib)
+    made.wait(sent)
+    return sent
 
 
-def new_model(memory: Path, piece: bytes, size_bytes: int, number: int) -> Path:
-    """A folder with one file that no earlier round had."""
-    folder = memory / "trained"
-    folder.mkdir()
-    with (folder / "weights").open("wb") as file:
-        file.write(number.to_bytes(8, "big") + piece[8:])
-        for _ in range(size_bytes // MIB - 1):
-            file.write(piece)
-    return folder
+def hop(made: Town, sent: Sent) -> dict[str, float]:
+    """Seconds by name, of the model that went from the first task of this order to the second."""
+    first, second = made.phases(sent, 0), made.phases(sent, 1)
+    out_s, in_s = first["pack"] + first["publish"], second["fetch"]
+    until_it_runs_s = sum(second[name] for name in ("ask", "fetch", "shares", "open", "start"))
+    runs_s = made.moment(sent, "task.started", 1) + until_it_runs_s
+    ended_s = made.moment(sent, "task.attested", 0) - out_s - first["end"]
+    return {SENT: out_s, FETCHED: in_s, HOP: runs_s - ended_s}
 
 
-def seconds_of_hash(piece: bytes, size_bytes: int) -> float:
-    """The baseline."""
-    began, seen = time.perf_counter(), hashlib.sha256()
-    for _ in range(size_bytes // MIB):
-        seen.update(piece)
-    return time.perf_counter() - began
+def seconds_of(act: Callable[[], object]) -> float:
+    """How long it takes."""
+    began_s = time.perf_counter()
+    act()
+    return time.perf_counter() - began_s
 
 
-def one_hop(model: Path, memory: Path, ends: Ends, alone_s: float) -> Mapping[str, float]:
-    """Seconds of each step. What no later step needs is freed between them, as in a task."""
-    packed, fetched, unpacked = memory / "model_out.tar", memory / "model.tar", memory / "model"
-    taken = {ALONE: alone_s}
+def write(path: Path, size_mib: int) -> None:
+    """So many bytes, on the disk when it returns; then gone again."""
+    with path.open("wb") as file:
+        for _ in range(size_mib):
+            file.write(PIECE)
+        file.flush()
+        os.fsync(file.fileno())
+    path.unlink()
 
-    def timed(step: str, work: Callable[[], T]) -> T:
-        began = time.perf_counter()
-        done = work()
-        taken[step] = time.perf_counter() - began
-        return done
 
-    digest = timed("pack", lambda: pack(model, ("weights",), packed))
-    shutil.rmtree(model)
-    timed("publish", lambda: ends.here.put_blob(digest, BlobKind.MODEL, packed))
-    limit_bytes = packed.stat().st_size
-    packed.unlink()
-    timed("fetch", lambda: ends.there.fetch_blob(digest, fetched, limit_bytes=limit_bytes, near=ends.maker))
-    unpacked.mkdir()
-    timed("unpack", lambda: unpack(fetched, unpacked, CEILINGS))
-    fetched.unlink()
-    shutil.rmtree(unpacked)
-    return taken
+def digest(size_mib: int) -> str:
+    """The SHA-256 of so many bytes."""
+    seen = hashlib.sha256()
+    for _ in range(size_mib):
+        seen.update(PIECE)
+    return seen.hexdigest()

@@ -1,15 +1,16 @@
 """Where the milliseconds of a no-op task go: every span of it, one after the other, as its hosts' logs tell at level debug.
 
-    python -m agent.bench.phases [--engine runc|podman] [--rounds 15] [--chain A,B,C] [--waterfall FILE.svg]
+    python -m agent.bench.phases [--engine runc|podman] [--rounds 15] [--chain A,B,C] [--waterfall]
 
-A table of medians on standard output. `--waterfall` draws the task whose whole time is the median.
+A table of medians on standard error. `--waterfall` draws the task whose whole time is the median: SVG on standard output
+(`make waterfall` keeps it in docs/images).
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from agent.bench.cpu import cpu_s, spent
 from agent.bench.engines import engines, podman_engine
 from agent.bench.figures import Bench, Measured, median, p95
 from agent.bench.run import Asked, in_scratch
@@ -26,9 +27,9 @@ DEBUG = {"log": {"level": "debug"}}  # the one setting that differs: it tells wh
 # ------------------------------------------------------------------ from a log to spans
 
 
-def spans_of(made: Town, sent: Sent, position: int = 0) -> list[Span]:
+def spans_of(events: Sequence[Event], sent: Sent, position: int = 0) -> list[Span]:
     """The spans of the task at this position, in the order in which they began. Raises: StopIteration for a line that lacks."""
-    story = _Story(made, sent, position)
+    story = _Story(events, sent, position)
     job = job_id(sent.id, position)
     begun = story.began_s
     received, spans = begun, []
@@ -63,8 +64,8 @@ def spans_of(made: Town, sent: Sent, position: int = 0) -> list[Span]:
 class _Story:
     """The lines that tell of one task of one order."""
 
-    def __init__(self, made: Town, sent: Sent, position: int) -> None:
-        self._lines = sorted((one for one in made.events if _is_about(one, sent, position)), key=_when)
+    def __init__(self, events: Sequence[Event], sent: Sent, position: int) -> None:
+        self._lines = sorted((one for one in events if _is_about(one, sent, position)), key=_when)
         self.began_s = self.at("order.received")
 
     def span(self, name: str, who: str, from_s: float, to_s: float, *, is_inner: bool = False) -> Span:
@@ -88,7 +89,7 @@ class _Story:
         """What the worker's own clock told, with the parts of each run within it."""
         found = []
         for line in (one for one in self._lines if one.name == "phase.ended"):
-            name, began_s = str(line.told["phase"]), line.at_s - line.told["took_s"]
+            name, began_s = str(line.told["phase"]), line.at_s - line.told["whole_s"]
             found.append(self.span(name, "worker", began_s, line.at_s))
             if name == "run":
                 found += self._runs(began_s, line.at_s)
@@ -122,7 +123,7 @@ def many(made: Town, rounds: int, hosts: Sequence[str]) -> list[list[Span]]:
     for _ in range(rounds):
         sent = made.order(hosts)
         made.wait(sent)
-        found.append(spans_of(made, sent, sent.last))
+        found.append(spans_of(made.events, sent, sent.last))
         made.forget()
     return found
 
@@ -161,29 +162,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--chain", default="A", help="the hosts that the order goes over: its last task is told"
     )
-    parser.add_argument("--waterfall", type=Path, metavar="FILE", help="draw the median task as SVG")
+    parser.add_argument(
+        "--waterfall", action="store_true", help="draw the median task: SVG on standard output"
+    )
     told = parser.parse_args(arguments)
     if lacking := why_not():
         sys.stderr.write(f"the bench needs {lacking}\n")
         return 1
     tasks: list[list[Span]] = []
+    took: dict[str, float] = {}
 
     def measure(bench: Bench) -> Measured:
         hosts = told.chain.split(",")
         with podman_engine() as socket:
             engine = engines(socket)[told.engine]
             with town(bench, engine, hosts=sorted(set(hosts)), settings=DEBUG) as made:
-                for name in set(hosts):
-                    made.seal(name, hosts.count(name) - 1)
                 many(made, 1, hosts)
+                before = cpu_s(made.consortium)
                 tasks.extend(many(made, told.rounds, hosts))
+                took.update(spent(before, cpu_s(made.consortium), told.rounds))
         return Measured(rows=(), figures={})
 
     in_scratch("phases", measure, Asked(rounds=told.rounds), print_nothing)
-    sys.stdout.write("\n".join(lines_of(tasks)) + "\n")
-    if told.waterfall is not None:
+    sys.stderr.write("\n".join(lines_of(tasks)) + "\n")
+    sys.stderr.write(
+        "\n".join(["", "CPU ms an order", *(f"{n:22}{ms:8.1f}" for n, ms in took.items())]) + "\n"
+    )
+    if told.waterfall:
         middle = sorted(tasks, key=whole_ms)[len(tasks) // 2]
-        told.waterfall.write_text(picture(middle))
+        sys.stdout.write(picture(middle))
     return 0
 
 

@@ -24,7 +24,8 @@ def measure(bench: Bench) -> Measured:
     """The part, in rounds after one that does not count."""
     with podman_engine() as socket, ExitStack() as stack:
         sides: dict[str, Callable[[], float]] = {}
-        for engine, told in engines(socket).items():
+        known = list(engines(socket).items())
+        for engine, told in known[-1:] if bench.is_short else known:
             made = stack.enter_context(town(bench, told, name=engine, hosts=("A",)))
             sides[side_of(engine)] = partial(one_task, made)
         sides |= bare(bench, socket)

@@ -25,15 +25,17 @@ from agent.devkit.issuing import send
 from agent.devkit.server import now
 from agent.domain.ids import Digest, OrderId, job_id, wire_time
 from agent.domain.orders import DatasetRef, ImageRef, Learnuplet
+from agent.domain.receipts import MAX_RECEIPT_BYTES, parse_receipt
+from agent.trust.envelope import parse_envelope
 from agent.trust.signed import sign_order
 
 NAMES = ("A", "B", "C")
 # What rootless engines cannot enforce on some hosts (cgroup v1); receipts name what was really absent.
 ACCEPTED_GAPS = ("memory_bytes", "cpu_millis", "pids")
-DATASET_BYTES = 4096
+NOTHING = bytes(4096)  # what lies in a dataset that nobody reads
 DEFAULTS: Sections = {}
 LOOK_EVERY_S = 0.002  # at the logs' ends; the times themselves stand in the lines
-PATIENCE_S = 120.0
+PATIENCE_S = 60.0
 
 
 class Event(Struct, frozen=True):
@@ -61,50 +63,41 @@ class Sent(Struct, frozen=True):
 
 @dataclass
 class Town:
-    """The hosts, alive. `datasets`: sealed and at storage, by hospital."""
+    """The hosts, alive. `events`: what was read of the agents' logs."""
 
     consortium: Consortium
     image: Digest
-    datasets: dict[str, list[DatasetRef]] = field(default_factory=dict)
+    book: Book  # of the orchestrator that issues the orders
+    client: Client  # its calls, on connections that are kept
     events: list[Event] = field(default_factory=list)
     _read: dict[str, int] = field(default_factory=dict)  # bytes of each agent's log
-    _book: Book | None = None
-    _client: Client | None = None
 
     # ---- data and orders
 
-    def seal(self, name: str, count: int, size_bytes: int = DATASET_BYTES) -> None:
-        """Bring so many fresh datasets to this hospital."""
-        for _ in range(count):
-            ref = DatasetRef(str(uuid4()), "1")
-            plain = self.consortium.folder / ref.id
-            plain.write_bytes(bytes(size_bytes))
-            self.consortium.seal(plain, ref, self.consortium.hospital(name), ["train"])
-            plain.unlink()
-            self.datasets.setdefault(name, []).append(ref)
+    def seal(self, name: str, content: bytes = NOTHING) -> DatasetRef:
+        """Bring a fresh dataset to this hospital."""
+        ref = DatasetRef(str(uuid4()), "1")
+        plain = self.consortium.folder / ref.id
+        plain.write_bytes(content)
+        self.consortium.seal(plain, ref, self.consortium.hospital(name), ["train"])
+        plain.unlink()
+        return ref
 
-    def order(self, names: Sequence[str], image: Digest | None = None) -> Sent:
+    def order(self, names: Sequence[str], *, image: Digest | None = None, content: bytes = NOTHING) -> Sent:
         """Issue a training that goes over these hospitals, one task each, and return when it is accepted.
 
-        Everything that the orchestrator does before (signing, writing it down) is done before the clock starts.
+        Its datasets are fresh, so that nobody remembers anything of them from an order before. All that the owner and the
+        orchestrator do first (sealing, signing, writing it down) is done before the clock starts.
         """
-        queues = {name: iter(refs) for name, refs in self.datasets.items()}
-        data = tuple(next(queues[name]) for name in names)
-        book, client = self._orchestrator()
-        signed = sign_order(self._learnuplet(data, image or self.image), client.key)
-        book.record_order(signed, now())
+        data = [self.seal(name, content) for name in names]
+        signed = sign_order(self._learnuplet(data, image or self.image), self.client.key)
+        self.book.record_order(signed, now())
         first = self.consortium.hospital(names[0]).agent.key.keyid
         sent_s = time.time()
-        send(signed, book, client, to=first)
+        send(signed, self.book, self.client, to=first)
         return Sent(signed.order.id, sent_s, time.time(), tuple(names))
 
-    def _orchestrator(self) -> tuple[Book, Client]:
-        if self._book is None or self._client is None:
-            self._book = self.consortium.book()
-            self._client = self.consortium.client(self.consortium.orchestrators[0])
-        return self._book, self._client
-
-    def _learnuplet(self, data: tuple[DatasetRef, ...], digest: Digest) -> Learnuplet:
+    def _learnuplet(self, data: Sequence[DatasetRef], digest: Digest) -> Learnuplet:
         image = ImageRef(str(uuid4()), digest)
         return Learnuplet(
             id=OrderId(str(uuid4())),
@@ -115,7 +108,7 @@ class Town:
             model_start=None,
             model_end=str(uuid4()),
             rank=0,
-            train_data=data,
+            train_data=tuple(data),
             test_data=(),
             max_attempts=1,
             not_before=wire_time(now()),
@@ -129,6 +122,11 @@ class Town:
         last = [job_id(sent.id, position) for position in range(len(sent.agents))]
         wanted = {f"{job}.report.2" for job in last} | {f"{last[-1]}.result.1"}
         self._wait(lambda: wanted <= self.acknowledged(sent), f"the result of {sent.id}")
+
+    def is_over(self, sent: Sent) -> bool:
+        """Whether the reports of all its tasks' ends arrived, as far as the logs were read."""
+        ends = {f"{job_id(sent.id, position)}.report.2" for position in range(len(sent.agents))}
+        return ends <= self.acknowledged(sent)
 
     def acknowledged(self, sent: Sent) -> set[str]:
         """The ids of the order's deliveries that arrived."""
@@ -146,6 +144,11 @@ class Town:
     def accepted_s(self, sent: Sent) -> float:
         """When its first agent had recorded it; the 202 goes out after that. Raises: StopIteration."""
         return self.moment(sent, "order.received")
+
+    def phases(self, sent: Sent, position: int = 0) -> dict[str, float]:
+        """Seconds by phase, as the task's receipt tells them. Raises: IndexError when it is not at the orchestrator yet."""
+        envelope = parse_envelope(self.book.receipts(sent.id)[position], limit_bytes=MAX_RECEIPT_BYTES)
+        return dict(parse_receipt(envelope.payload).usage.phases)
 
     def reported_s(self, sent: Sent, position: int = 0) -> float:
         """When the report of this task's end was acknowledged. Raises: StopIteration."""
@@ -165,6 +168,9 @@ class Town:
             self.read()
             if is_there():
                 return
+            for one in self.events:
+                if one.name == "task.attempt_failed":
+                    raise NotFinished(f"{what}: {one.told.get('code')}: {one.told.get('detail')}")
             if time.monotonic() > deadline_s:
                 words = [f"{one.agent} {one.name} {dict(one.told)}" for one in self.events[-5:]]
                 raise NotFinished(f"{what} was not seen within {PATIENCE_S:.0f} s: " + " / ".join(words))
@@ -217,12 +223,10 @@ def town(
     consortium.admit(
         [digest for _, digest in archives], accept_missing=ACCEPTED_GAPS, output_bytes=output_bytes
     )
-    with running(consortium):
+    with running(consortium), consortium.client(consortium.orchestrators[0]).keeping() as client:
         for archive, _ in archives:
             consortium.publish_image(archive)
-        made = Town(consortium, archives[0][1])
-        for each in hosts:
-            made.seal(each, 1)
+        made = Town(consortium, archives[0][1], consortium.book(), client)
         for each in hosts:  # loads the image there, and waits until its cage is proved
             made.wait(made.order([each]))
         yield made

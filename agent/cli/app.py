@@ -1,8 +1,6 @@
-"""The root of the command: global options, exit codes, and errors as two lines on standard error."""
+"""The root of the command: its pages and its global options. How it ends: `ending.py`."""
 
-import sys
 from collections.abc import Sequence
-from enum import IntEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -32,24 +30,15 @@ from agent.cli import (
     policy,
     reload,
     selftest,
-    services,
+    service_commands,
     setup,
     watch,
 )
-from agent.cli.here import Here, Refused
-from agent.cli.out import complain, say
-from agent.errors import AgentError, AgentUnreachable, BadSettings, PeerUnavailable
+from agent.cli.ending import ExitCode, ended
+from agent.cli.here import Here
+from agent.cli.out import say
 
-
-class ExitCode(IntEnum):
-    """What the exit code says."""
-
-    OK = 0
-    FAILED = 1  # the thing that was asked for failed, or was refused
-    USAGE = 2  # the command line or the settings are wrong
-    UNREACHABLE = 3  # the agent does not answer
-    NOT_VERIFIED = 4  # a chain, an order or a model does not hold
-    NOT_YET = 5  # what was waited for did not come in time; it goes on by itself
+__all__ = ["ExitCode", "app", "run"]
 
 
 EPILOG = (
@@ -68,7 +57,7 @@ app = typer.Typer(
 
 for page in (
     setup,
-    services,
+    service_commands,
     selftest,
     doctor,
     fsck,
@@ -125,27 +114,4 @@ def root(
 
 def run(arguments: Sequence[str]) -> int:
     """The command with these arguments; its exit code. What it prints goes to the process's own streams."""
-    try:
-        app(args=list(arguments), prog_name="dc-compute")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(ExitCode.FAILED if end.code else ExitCode.OK)
-    except Refused as refusal:
-        complain(refusal.code, str(refusal), refusal.advice)
-        return ExitCode.FAILED
-    except AgentError as error:
-        complain(error.code, error.detail, error.advice)
-        return _exit_code(error)
-    except BrokenPipeError:  # who read our output has seen enough
-        sys.stderr.close()
-        return ExitCode.OK
-    return ExitCode.OK
-
-
-def _exit_code(error: AgentError) -> ExitCode:
-    match error:
-        case BadSettings():
-            return ExitCode.USAGE
-        case AgentUnreachable() | PeerUnavailable():
-            return ExitCode.UNREACHABLE
-        case _:
-            return ExitCode.FAILED
+    return ended(lambda: app(args=list(arguments), prog_name="dc-compute"))

@@ -26,6 +26,7 @@ from agent.cli.out import (
     table,
     when,
 )
+from agent.cli.timings import timings_of_chain, timings_of_jobs, timings_table
 from agent.domain.ids import KeyId
 from agent.domain.jobs import JobState
 from agent.domain.orders import LEARNUPLET_TYPE, MAX_ORDER_BYTES, PREDUPLET_TYPE, parse_order
@@ -134,28 +135,36 @@ def orders(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many jobs, newest first.")] = 50,
     after: Annotated[str | None, typer.Option(help="The page after this job.")] = None,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="Where the time of each task went, phase by phase.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """List the jobs of this host, or show one order with its chain."""
     with here_of(context).operator() as desk:
         if order is not None:
-            view = get_order(desk, order)
-            if as_json:
-                print_json(view)
-            else:
-                console().print(chain_table(view))
-                say(f"trace {view.trace}")
+            _show_order(get_order(desk, order), timings=timings, as_json=as_json)
             return
         query: list[tuple[str, Any]] = [("limit", limit), *(("state", each.value) for each in state or ())]
         if after is not None:
             query.append(("after", after))
         page = desk.get(f"/v1/orders?{urlencode(query)}", JobPage)
     if as_json:
-        print_json(page)
+        print_json({"jobs": timings_of_jobs(page.jobs), "next": page.next} if timings else page)
         return
-    console().print(jobs_table(page.jobs))
+    console().print(timings_table(timings_of_jobs(page.jobs)) if timings else jobs_table(page.jobs))
     if page.next is not None:
         say(f"more: dc-compute orders --after {page.next}")
+
+
+def _show_order(view: OrderView, *, timings: bool, as_json: bool) -> None:
+    if timings and as_json:
+        print_json({"order": view.id, "trace": view.trace, "tasks": timings_of_chain(view)})
+    elif as_json:
+        print_json(view)
+    else:
+        console().print(timings_table(timings_of_chain(view)) if timings else chain_table(view))
+        say(f"trace {view.trace}")
 
 
 def get_order(desk: Desk, order: str) -> OrderView:

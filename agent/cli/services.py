@@ -1,4 +1,8 @@
-"""`serve`, `work`, `run`: the processes of an agent."""
+"""`serve`, `work`, `run`: the processes of an agent.
+
+They live for weeks, so nothing here needs the libraries of the command line: see `lean.py`. Their options stand in
+`service_commands.py`.
+"""
 
 import faulthandler
 import os
@@ -10,19 +14,19 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING
-
-import typer
+from typing import TYPE_CHECKING, NoReturn
 
 from agent import __version__
 from agent.cli.hangups import Hangups
-from agent.cli.here import Here, SetOption, here_of, set_log
+from agent.cli.home import Here, set_log
 from agent.config import Settings
 from agent.config_sections import Listen
 from agent.errors import AgentError
 from agent.log import get_logger
 from agent.pipeline.audit import note_start
 from agent.pipeline.host import Host
+from agent.process import give_memory_back
+from agent.repeating import repeating
 from agent.sd_notify import Look, Systemd, forget, handed_sockets
 
 if TYPE_CHECKING:
@@ -32,31 +36,29 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 SERVICES = ("serve", "work")
+MEMORY_EVERY_S = 600.0
 STOP_S = 90.0  # for a child to leave by itself: its own grace is shorter
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands."""
-    app.command()(serve)
-    app.command()(work)
-    app.command()(run)
-
-
-def serve(context: typer.Context, told: SetOption = None) -> None:
+def serve(here: Here) -> None:
     """Serve the API: HTTPS for orchestrators and agents, a Unix socket for the operator."""
     from agent.api.serving import wait_for_signal
-    from agent.wiring import open_host
+    from agent.wiring import open_api
 
     os.umask(0o077)  # whatever a service makes is its user's alone unless it says otherwise
-    here, hangups = here_of(context, told), Hangups()
+    hangups = Hangups()
     with hangups.heard():
         here.start_log()
         systemd, handed = told_by_systemd()
-        with open_host(here.settings) as host:
+        with open_api(here.settings) as host:
             tls = doors_tls(here.settings.listen)
             with serving_host(here.settings, host, tls, handed) as doors:
                 note_start("api", __version__, host)
-                with watched(doors, host, systemd), reloading("api", here, host, hangups, tls, systemd):
+                with (
+                    watched(doors, host, systemd),
+                    reloading("api", here, host, hangups, tls, systemd),
+                    repeating("memory", give_memory_back, lambda: MEMORY_EVERY_S, is_at_once=True),
+                ):
                     reason = wait_for_signal()
                     systemd.stopping()
                 log.info("api.stopping", signal=reason.name)
@@ -184,13 +186,13 @@ def names_of(host: Host) -> Callable[[], Collection[str]]:
     return lambda: () if in_force is None else in_force.now().names
 
 
-def work(context: typer.Context, told: SetOption = None) -> None:
+def work(here: Here) -> None:
     """Take jobs from the queues and run them. Several on one host share its ledger and queues."""
     from agent import worker
     from agent.wiring import open_worker, prover
 
     os.umask(0o077)
-    here, hangups = here_of(context, told), Hangups()
+    hangups = Hangups()
     stop = worker.Stop()
     with hangups.heard():
         here.start_log()
@@ -210,11 +212,10 @@ def work(context: typer.Context, told: SetOption = None) -> None:
                 os._exit(0)
 
 
-def run(context: typer.Context, told: SetOption = None) -> None:
+def run(here: Here) -> NoReturn:
     """Both in one command, for small hosts: two processes. When one ends, so does the other; SIGHUP goes to both."""
-    here = here_of(context, told)
     here.start_log()
-    raise typer.Exit(run_services(here))
+    sys.exit(run_services(here))
 
 
 def run_services(here: Here) -> int:

@@ -5,9 +5,10 @@ The agent's own client is `agent/ports/https.py`; this one is what another progr
 
 import secrets
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -31,16 +32,50 @@ from agent.trust.roster import Roster, RosterEntry
 MAX_ANSWER_BYTES = 32 << 20
 PIECE_BYTES = 1 << 20
 TIMEOUT_S = 30.0
+IDLE_S = 4.0  # a connection is kept for: less than servers keep theirs
+
+
+class Connections:
+    """Connections that stay open between calls, by address and authority. Safe to use from threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[tuple[str | None, str | None], httpx.Client] = {}
+
+    def of(self, to: RosterEntry) -> httpx.Client:
+        """Those to the holder of this entry."""
+        with self._lock:
+            key = to.address, to.tls_ca
+            if key not in self._open:
+                self._open[key] = _http(to)
+            return self._open[key]
+
+    def close(self) -> None:
+        """Close all of them."""
+        with self._lock:
+            for http in self._open.values():
+                http.close()
+            self._open.clear()
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Calls to others of the roster, signed with one key."""
+    """Calls to others of the roster, signed with one key. `connections`: where they are kept; else each call opens its own."""
 
     key: SigningKey
     roster: Callable[[], Roster]
     now: Callable[[], datetime]
     skew: timedelta = timedelta(seconds=30)
+    connections: Connections | None = field(default=None, repr=False)
+
+    @contextmanager
+    def keeping(self) -> Iterator["Client"]:
+        """The same, with its connections kept while the block runs: for who calls often."""
+        connections = Connections()
+        try:
+            yield replace(self, connections=connections)
+        finally:
+            connections.close()
 
     def send(
         self,
@@ -58,7 +93,7 @@ class Client:
         """
         base = address_of(to)
         try:
-            with self._http(to) as http, _opened(body) as content:
+            with self._opened(to) as http, _opened(body) as content:
                 fields = _fields_of(body)
                 if trace is not None:  # before it is signed: one that is not covered counts for nothing
                     fields[HEADER] = traceparent(trace, secrets.token_hex(8))
@@ -73,12 +108,13 @@ class Client:
             self._verify(to, sent, response)
         return response.content
 
-    def _http(self, to: RosterEntry) -> httpx.Client:
-        context = ssl.create_default_context(cadata=to.tls_ca)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        return httpx.Client(
-            verify=context, trust_env=False, timeout=TIMEOUT_S, headers={"Accept-Encoding": "identity"}
-        )
+    @contextmanager
+    def _opened(self, to: RosterEntry) -> Iterator[httpx.Client]:
+        if self.connections is not None:
+            yield self.connections.of(to)
+        else:
+            with _http(to) as http:
+                yield http
 
     def _sign(self, request: httpx.Request, *, has_body: bool) -> HttpRequest:
         url = f"https://{request.headers['host']}{request.url.raw_path.decode('ascii')}"
@@ -108,6 +144,18 @@ def address_of(entry: RosterEntry) -> str:
     if entry.address is None:
         raise PeerUnavailable(f"the roster gives no address for {entry.name}")
     return entry.address
+
+
+def _http(to: RosterEntry) -> httpx.Client:
+    context = ssl.create_default_context(cadata=to.tls_ca)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return httpx.Client(
+        verify=context,
+        trust_env=False,
+        timeout=TIMEOUT_S,
+        limits=httpx.Limits(keepalive_expiry=IDLE_S),
+        headers={"Accept-Encoding": "identity"},
+    )
 
 
 @contextmanager

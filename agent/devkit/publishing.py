@@ -3,7 +3,8 @@
 A storage knows what lies on it. What lies elsewhere it knows because whoever uploaded it told every storage of the roster.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from agent.devkit.client import Client
@@ -15,6 +16,8 @@ from agent.trust.http_signatures import ContentDigest
 from agent.trust.roster import Role, RosterEntry
 
 PIECE_BYTES = 1 << 20
+JUST_NOW_S = 5.0
+MOST_TOLD = 1000  # datasets
 
 
 def publish_dataset(
@@ -66,6 +69,28 @@ def holders_of(client: Client, dataset: DatasetRef) -> frozenset[KeyId]:
             raise DatasetMissing(f"{storage.name} knows no place of {dataset}: {refusal.detail}") from refusal
         return frozenset(place.agent for place in parse_dataset(document).locations)
     raise StorageUnavailable("no storage of the roster answers")
+
+
+class Holders:
+    """Who holds a dataset, by storage, or by what it said a few seconds ago: a result brings all receipts of its order, and
+    each was reported by itself just before. Safe to use from threads.
+    """
+
+    def __init__(self, ask: Callable[[DatasetRef], frozenset[KeyId]]) -> None:
+        """`ask`: asks storage."""
+        self._ask = ask
+        self._told: dict[DatasetRef, tuple[float, frozenset[KeyId]]] = {}
+
+    def __call__(self, dataset: DatasetRef) -> frozenset[KeyId]:
+        """Raises: as `holders_of`."""
+        at, holders = self._told.get(dataset, (-JUST_NOW_S, frozenset()))
+        if time.monotonic() - at < JUST_NOW_S:
+            return holders
+        if len(self._told) >= MOST_TOLD:
+            self._told.clear()
+        holders = self._ask(dataset)
+        self._told[dataset] = time.monotonic(), holders
+        return holders
 
 
 def _announce(client: Client, target: str, documents: dict[KeyId, bytes]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from starlette.types import ASGIApp
 
@@ -12,7 +13,7 @@ from agent.devkit.book import Book
 from agent.devkit.client import Client
 from agent.devkit.database import Database
 from agent.devkit.orchestrator import orchestrator_app
-from agent.devkit.publishing import holders_of
+from agent.devkit.publishing import Holders, holders_of
 from agent.devkit.settings import RosterFile, ServerSettings
 from agent.devkit.shelf import Shelf
 from agent.devkit.storage import storage_app
@@ -40,10 +41,10 @@ def run_orchestrator(settings: ServerSettings) -> None:
     """Serve an orchestrator until the process is told to end. Raises: BadSettings."""
     book = open_book(settings)
     guard = _guard(settings, book.database)
-    client = open_client(settings)
-    app = orchestrator_app(book, guard, locate=lambda dataset: holders_of(client, dataset))
-    with served(app, settings) as url:
-        _wait("orchestrator", url, guard)
+    with open_client(settings).keeping() as client:
+        app = orchestrator_app(book, guard, locate=Holders(partial(holders_of, client)))
+        with served(app, settings) as url:
+            _wait("orchestrator", url, guard)
 
 
 @contextmanager

@@ -92,7 +92,7 @@ class Sandbox(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Usage(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the task cost. `phases`: seconds by name of phase, in the order they ran."""
+    """What the task cost. `phases`: seconds by name of phase, in the order they ran (docs/operators.md, "Phases")."""
 
     wall_s: Seconds
     cpu_s: Seconds | None = None

@@ -45,17 +45,22 @@ class Work:
     phases: Phases
     runs: Runs = field(default_factory=Runs)
 
-    @property
-    def timings(self) -> dict[str, float]:
-        """Seconds by phase for the ledger: `run` in its parts, which are `start`, what it took until the containers ran, and
-        one for each run by its name.
+    def timings(self, job: Job) -> dict[str, float]:
+        """Seconds by phase in the order they ran, for the receipt and the ledger.
+
+        `wait`: from when this host had the task until the attempt began. `run` in its parts: `start`, what it took until the
+        containers ran, one for each run by its name, and `end`, until they were gone and what they left was taken over.
         """
-        told = dict(self.phases.seconds)
-        if self.runs.outcomes:
-            told.pop("run", None)
-            told |= {"start": round(self.runs.start_s, 4)} if self.runs.start_s else {}
-            told |= {name: round(outcome.wall_s, 4) for name, outcome in self.runs.outcomes.items()}
+        told = {"wait": round(max(0.0, (self.started - job.received_at).total_seconds()), 4)}
+        for name, seconds in self.phases.seconds.items():
+            told |= self._parts(seconds) if name == "run" and self.runs.outcomes else {name: seconds}
         return told
+
+    def _parts(self, run_s: float) -> dict[str, float]:
+        walls = {name: round(outcome.wall_s, 4) for name, outcome in self.runs.outcomes.items()}
+        start_s = round(self.runs.start_s, 4)
+        end_s = round(max(0.0, run_s - start_s - sum(walls.values())), 4)
+        return ({"start": start_s} if start_s else {}) | walls | {"end": end_s}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,7 @@ def attest(context: Context, work: Work, done: Done, host: Host, *, told: Sequen
         deliveries=demanded,
         successor=successor,
         told=told,
-        phases=work.timings,
+        phases=work.timings(context.job),
     )
 
 
@@ -110,7 +115,7 @@ def attest_failure(context: Context, work: Work, error: AgentError, host: Host) 
         reason=reason,
         receipt=receipt,
         deliveries=[told],
-        phases=work.timings,
+        phases=work.timings(context.job),
     )
 
 
@@ -158,7 +163,7 @@ def _sign(
         finished=wire_time(max(work.started, host.ports.now())),  # a clock may have been set back
         outcome=outcome,
         reason=reason,
-        usage=_usage(work),
+        usage=_usage(context.job, work),
         score=score,
         trace=told_trace(context.trace),
     )
@@ -189,7 +194,7 @@ def _sandbox(runs: Runs) -> Sandbox | None:
     )
 
 
-def _usage(work: Work) -> Usage:
+def _usage(job: Job, work: Work) -> Usage:
     outcomes = work.runs.outcomes.values()
     cpu = [outcome.cpu_s for outcome in outcomes if outcome.cpu_s is not None]
     memory = [outcome.max_memory_bytes for outcome in outcomes if outcome.max_memory_bytes is not None]
@@ -197,7 +202,7 @@ def _usage(work: Work) -> Usage:
         wall_s=work.phases.total_s,
         cpu_s=round(sum(cpu), 3) if cpu else None,
         max_memory_bytes=max(memory, default=None),
-        phases=work.phases.seconds,
+        phases=work.timings(job),
     )
 
 

@@ -1,12 +1,15 @@
 """Ringing what a move in the ledger calls for. A bell may be lost or doubled: the sweep rings again, the ledger decides."""
 
+from collections.abc import Sequence
+
+from agent.domain.chain import TaskKind
 from agent.domain.ids import job_id
 from agent.domain.jobs import Job, JobState
 from agent.errors import OutsideError
 from agent.log import get_logger
 from agent.pipeline.host import Context, Host
 from agent.ports.broker import PLACE_QUEUES, TASK_QUEUES, Queue
-from agent.ports.ledger import DeliveryState
+from agent.ports.ledger import DeliveryKind, DeliveryState
 
 log = get_logger(__name__)
 
@@ -19,18 +22,33 @@ def ring(queue: Queue, item: str, host: Host, *, delay_s: float = 0.0) -> None:
         log.warning("bell.lost", queue=queue, item=item, code=error.code, detail=error.detail)
 
 
+def ring_all(queue: Queue, items: Sequence[str], host: Host) -> None:
+    """Ring once for each, at once; all of these bells are lost where they cannot be rung."""
+    if not items:
+        return
+    try:
+        host.ports.broker.ring_all(queue, items)
+    except OutsideError as error:
+        log.warning("bells.lost", queue=queue, count=len(items), code=error.code, detail=error.detail)
+
+
+def queue_of(state: JobState, kind: TaskKind) -> Queue:
+    """Where such a job waits to be placed or run; a held one waits to be placed."""
+    return (PLACE_QUEUES if state in {JobState.RECEIVED, JobState.HELD} else TASK_QUEUES)[kind]
+
+
 def ring_job(job: Job, host: Host, *, delay_s: float = 0.0) -> None:
-    """Ring the queue in which this job waits to be placed or run; a held one waits to be placed."""
-    queues = PLACE_QUEUES if job.state in {JobState.RECEIVED, JobState.HELD} else TASK_QUEUES
-    ring(queues[job.kind], job.id, host, delay_s=delay_s)
+    """Ring the queue in which this job waits."""
+    ring(queue_of(job.state, job.kind), job.id, host, delay_s=delay_s)
 
 
 def ring_deliveries(job: Job, host: Host) -> None:
-    """Ring every pending delivery of this job's order that is not resting."""
+    """Ring every pending delivery of this job's order that is not resting: first what others go on with, then what is told."""
     now = host.ports.now()
-    for delivery in host.ports.ledger.deliveries(order_id=job.order_id, state=DeliveryState.PENDING):
-        if delivery.job == job.id and delivery.next_try_at <= now:
-            ring(Queue.DELIVERIES, delivery.id, host)
+    pending = host.ports.ledger.deliveries(order_id=job.order_id, state=DeliveryState.PENDING)
+    due = [delivery for delivery in pending if delivery.job == job.id and delivery.next_try_at <= now]
+    for delivery in sorted(due, key=lambda delivery: delivery.kind is not DeliveryKind.HANDOFF):
+        ring(Queue.DELIVERIES, delivery.id, host)
 
 
 def ring_successor(context: Context, job: Job, host: Host) -> None:

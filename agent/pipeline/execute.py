@@ -65,7 +65,7 @@ class _Attempt:
 
 def execute(job: Job, host: Host, worker: str) -> None:
     """Claim a queued job and see its attempt to an end: attested, failed, back in the queue, put off, or lost to another."""
-    context = _start(context_of(job, host), host, worker)
+    context = claim(context_of(job, host), host, worker)
     if context is not None:
         work = Work(host.ports.now(), Phases())
         with bound(attempt=context.job.attempt), host.ports.progress.telling(context.job) as meter:
@@ -103,7 +103,7 @@ def _known(journal: Journal) -> Packed | Taken | None:
     return None
 
 
-def _start(context: Context, host: Host, worker: str) -> Context | None:
+def claim(context: Context, host: Host, worker: str) -> Context | None:
     """The context with its job RUNNING for this worker, or None when there is nothing to run."""
     now = host.ports.now()
     job = context.job
@@ -175,9 +175,11 @@ def _from_the_start(attempt: _Attempt) -> Job:
         _clear(attempt)
     with phase("ask"):
         require_admitted(context, host)  # a key revoked since intake runs nothing
-        info, header = dataset_for(context, host)
-        next_agent = None if context.next_task is None else holder_of(context.next_task, host)
-        model = model_for(context, host)
+        (info, header), next_agent, model = host.ports.together(
+            lambda: dataset_for(context, host),
+            lambda: None if context.next_task is None else holder_of(context.next_task, host),
+            lambda: model_for(context, host),
+        )
     reserve = bytes_needed(
         context.task.kind,
         dataset_bytes=header.header.size,

@@ -74,7 +74,7 @@ def _retry(context: Context, work: Work, error: AgentError, host: Host) -> Job:
         reason=reason,
         not_before=now + rest,
         deliveries=[told],
-        phases=work.timings,
+        phases=work.timings(context.job),
     )
     ring_job(job, host, delay_s=rest.total_seconds())
     return job

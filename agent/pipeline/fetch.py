@@ -5,7 +5,9 @@ first: what the dataset's owner allows, then images and model, and the orchestra
 orchestrator for a task that could not have run.
 """
 
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -18,16 +20,17 @@ from agent.errors import AgentError, TooLarge
 from agent.pipeline import audit
 from agent.pipeline.admit import require_admitted
 from agent.pipeline.host import Context, Host
-from agent.pipeline.opening import open_into
+from agent.pipeline.opening import LateOpener, open_into
 from agent.pipeline.outputs import unpack
 from agent.pipeline.phases import Phases
 from agent.pipeline.workspace import Workspace, add_pred, set_modes, workspace
 from agent.ports.progress import Meter
 from agent.ports.storage import BlobInfo, DatasetInfo
-from agent.trust.seal import Opener, SignedHeader, check_use, parse_header
+from agent.trust.seal import SignedHeader, check_use, parse_header
 from agent.trust.shares import ShareKeyPair, ShareRequest, share_info, unwrap_data_key
 
 DATA, MODEL = "data", "model"  # folders of the workspace
+JUST_NOW_S = 1.0  # where an order was placed a moment ago, storage is not asked the same thing again
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ def dataset_for(context: Context, host: Host) -> tuple[DatasetInfo, SignedHeader
     Raises: DatasetMissing, StorageUnavailable, BadSeal, TrustError, ShareRefused.
     """
     ref = context.task.dataset
-    info = host.ports.storage.dataset(ref)
+    info = host.ports.storage.dataset(ref, within_s=JUST_NOW_S)
     signed = parse_header(info.header, host.roster, at=host.ports.now())
     also = host.roster.valid_keys_of(host.me, host.ports.now())
     check_use(signed, dataset=ref, agent=host.me, kind=context.task.kind, also=also)
@@ -83,6 +86,7 @@ def fetch(
 ) -> Inputs:
     """Everything the task's runs need, in the workspace. Its phases: fetch (images and model), shares, open (the dataset).
 
+    The sealed dataset is on its way while the shares are asked for: it waits for the key at its first piece.
     Raises: OutsideError by the ports; TrustError for a header, share or dataset that does not hold; BadImage; BadOutput for a
     model that is no plain archive.
     """
@@ -93,13 +97,27 @@ def fetch(
         }
         model_folder = _model(context, model, space, meter, host)
     require_admitted(context, host)  # images and a model may have taken hours
-    with phase("shares"):
-        meter.begin("fetch", "shares")
-        data_key = _data_key(context, header, host)
-    with phase("open"):
+    key: Future[bytes] = Future()
+
+    def ask_shares() -> None:
+        with phase("shares"):
+            try:
+                key.set_result(_data_key(context, header, host))
+            finally:
+                key.cancel()  # where it did not come, whoever waits for it goes
+
+    def key_is_here() -> bytes:
+        data_key = key.result()
         meter.begin("open", "dataset", total=info.size)
+        return data_key
+
+    with phase("open"):
+        meter.begin("fetch", "shares")
         data = space.readable(DATA)
-        _open_dataset(info, header, data_key, data / task.dataset.id, space, meter, host)
+        opener = LateOpener(header, key_is_here)
+        host.ports.together(
+            ask_shares, lambda: _open_dataset(info, opener, data / task.dataset.id, space, meter, host)
+        )
         add_pred(data)
     holders = [holder.keyid for holder in header.header.orchestrators]
     return Inputs(images, data, model_folder, audit.shares("received", context, holders))
@@ -146,7 +164,7 @@ def _model(context: Context, model: BlobInfo | None, space: Workspace, meter: Me
         near = _maker_of(model.digest, context)
         meter.begin("fetch", "model", total=model.size)
         meter.grows(archive)
-        host.ports.storage.fetch_blob(model.digest, archive, limit_bytes=model.size, near=near)
+        host.ports.storage.fetch_blob(model.digest, archive, limit_bytes=model.size, near=near, known=model)
         # The host's own ceilings: an order limits what its tasks leave, not what they start from.
         unpack(archive, folder, replace(host.policy.ceilings, output_bytes=max(1, model.size)))
         space.drop(archive)
@@ -179,12 +197,15 @@ def _data_key(context: Context, header: SignedHeader, host: Host) -> bytes:
     shares: dict[KeyId, bytes] = {}
     ledger, asked = host.ports.ledger, audit.shares("asked", context, holders, len(request))
     ledger.record_events(asked, host.ports.now())
+
+    def ask(holder: KeyId) -> None:
+        sealed = host.ports.orchestrators.share(holder, request)
+        info = share_info(signed.digest, task.position, task.dataset.id, host.me, holder)
+        shares[holder] = pair.open(sealed, info)
+
     try:
-        for holder in holders:
-            sealed = host.ports.orchestrators.share(holder, request)
-            info = share_info(signed.digest, task.position, task.dataset.id, host.me, holder)
-            shares[holder] = pair.open(sealed, info)
-    except AgentError:  # those that came were released, whatever the next one says
+        host.ports.together(*(partial(ask, holder) for holder in holders))
+    except AgentError:  # those that came were released, whatever another one says
         ledger.record_events(audit.shares("received", context, shares), host.ports.now())
         raise
     return unwrap_data_key(header, shares)
@@ -192,8 +213,7 @@ def _data_key(context: Context, header: SignedHeader, host: Host) -> bytes:
 
 def _open_dataset(
     info: DatasetInfo,
-    header: SignedHeader,
-    data_key: bytes,
+    opener: LateOpener,
     target: Path,
     space: Workspace,
     meter: Meter,
@@ -201,4 +221,4 @@ def _open_dataset(
 ) -> None:
     """The dataset's plaintext at `target`, by a file that no guest sees."""
     partial = space.private("dataset.partial")
-    open_into(target, partial, Opener(header, data_key), info, host.ports.storage, meter.moved)
+    open_into(target, partial, opener, info, host.ports.storage, meter.moved)

@@ -1,12 +1,18 @@
 """An order or a hand-off arrives: opened, checked, recorded, rung. The numbered checks are in `trust/handoff.py`."""
 
+from collections.abc import Sequence
+from functools import cache, partial
+
+from msgspec.structs import replace
+
+from agent.domain.approvals import VerdictOn
 from agent.domain.chain import plan
 from agent.domain.control import Mode
 from agent.domain.ids import Digest, KeyId, job_id
-from agent.domain.orders import DatasetRef, SignedOrder
-from agent.domain.receipts import SignedReceipt
+from agent.domain.nonces import Nonce
+from agent.domain.orders import DatasetRef
 from agent.domain.traces import TraceId, given_trace, trace_of
-from agent.errors import Draining, NotFound, OrderExpired
+from agent.errors import AgentError, Draining, NotFound, OrderExpired
 from agent.log import bound, get_logger
 from agent.pipeline.bells import ring_job
 from agent.pipeline.cancel import end_if_cancelled
@@ -18,6 +24,10 @@ from agent.trust.handoff import Recorded, Repeat, verify_handoff, verify_order
 
 log = get_logger(__name__)
 
+DONE_BEFORE_S = (
+    5.0  # where the data of tasks lie that are done may have been said that long ago: chains come in flocks
+)
+
 
 def take_order(
     envelope: bytes,
@@ -27,11 +37,13 @@ def take_order(
     *,
     told: int = 0,
     trace: TraceId | None = None,
+    nonce: Nonce | None = None,
 ) -> Admission:
-    """An order straight from its orchestrator, recorded at position 0. `told`: as of `Arrival`. `trace`: that of the call.
+    """An order straight from its orchestrator, recorded at position 0. `told`, `nonce`: as of `Arrival`. `trace`: of the call.
 
     Raises: OrderError, TrustError by the checks of `verify_order`; Draining, QueueFull, NoSpace, LedgerUnavailable.
     """
+    ruled = cache(host.ports.ledger.verdict_on)  # one order is judged by one look at each image
     verdict = verify_order(
         envelope,
         payload_type=payload_type,
@@ -41,34 +53,47 @@ def take_order(
         now=host.ports.now(),
         skew=host.rules.skew,
         recorded_id=host.ports.ledger.digest_of_order,
-        ruled=host.ports.ledger.verdict_on,
+        ruled=ruled,
     )
     if isinstance(verdict, Repeat):
         return _repeat(verdict, host)
-    return _record(verdict, (), sender, told, given_trace(trace, verdict.digest), host)
+    given = given_trace(trace, verdict.digest)
+    kind = plan(verdict.order)[0].kind
+    arrival = Arrival(
+        order=verdict, receipts=(), kind=kind, sender=sender, told=told, trace=given, nonce=nonce
+    )
+    return _record(arrival, ruled, host)
 
 
 def take_handoff(
-    body: bytes, sender: KeyId, host: Host, *, told: int = 0, trace: TraceId | None = None
+    body: bytes,
+    sender: KeyId,
+    host: Host,
+    *,
+    told: int = 0,
+    trace: TraceId | None = None,
+    nonce: Nonce | None = None,
 ) -> Admission:
-    """What is left of an order, from the peer that did the task before. `told`: as of `Arrival`.
+    """What is left of an order, from the peer that did the task before. `told`, `nonce`: as of `Arrival`.
 
     The trace is that of the first receipt, which its agent signed; only without any it is what came with the call, `trace`.
 
     Raises: OrderError, TrustError by the numbered checks of `verify_handoff`; StorageUnavailable, Draining, QueueFull, NoSpace.
     """
+    places, ruled = _Places(host), cache(host.ports.ledger.verdict_on)
     verdict = verify_handoff(
         body,
         sender=sender,
         me=host.me,
         roster=host.roster,
         policy=host.policy,
-        locate=lambda ref: locate(ref, host),
+        locate=places,
+        foresee=places.foresee,
         recorded=lambda order, position: _recorded(order, position, host),
         recorded_id=host.ports.ledger.digest_of_order,
         now=host.ports.now(),
         skew=host.rules.skew,
-        ruled=host.ports.ledger.verdict_on,
+        ruled=ruled,
     )
     if isinstance(verdict, Repeat):
         return _repeat(verdict, host)
@@ -76,44 +101,80 @@ def take_handoff(
     least = bytes_needed(verdict.task.kind, dataset_bytes=0, model_bytes=0, ceilings=ceilings)
     require_possible(host.rules.workspace_root, least)  # it would fail here, and that is known now
     first = verdict.receipts[0].receipt.trace_id if verdict.receipts else trace
-    given = given_trace(first, verdict.order.digest)
-    return _record(verdict.order, verdict.receipts, sender, told, given, host)
+    arrival = Arrival(
+        order=verdict.order,
+        receipts=verdict.receipts,
+        kind=verdict.task.kind,
+        sender=sender,
+        told=told,
+        trace=given_trace(first, verdict.order.digest),
+        nonce=nonce,
+        # Storage just named this host, check (7); and with receipts, nobody but who signed the last one could pass it on.
+        is_placed=bool(verdict.receipts),
+    )
+    return _record(arrival, ruled, host)
 
 
-def locate(ref: DatasetRef, host: Host) -> frozenset[KeyId]:
-    """The agents that storage names for a dataset."""
-    return frozenset(location.agent for location in host.ports.storage.dataset(ref).locations)
+def locate(ref: DatasetRef, host: Host, *, within_s: float = 0.0) -> frozenset[KeyId]:
+    """The agents that storage names for a dataset, or named that long ago at most."""
+    told = host.ports.storage.dataset(ref, within_s=within_s)
+    return frozenset(location.agent for location in told.locations)
 
 
-def _record(
-    signed: SignedOrder,
-    receipts: tuple[SignedReceipt, ...],
-    sender: KeyId,
-    told: int,
-    trace: TraceId | None,
-    host: Host,
-) -> Admission:
+class _Places:
+    """`locate` for one hand-off: storage is asked for all of its datasets at the same time, once each.
+
+    What a dataset cannot be located for is raised where it is asked about, so that the checks before it come first.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._told: dict[DatasetRef, frozenset[KeyId] | AgentError] = {}
+
+    def foresee(self, refs: Sequence[DatasetRef]) -> None:
+        """Ask about these: the last one, of the task that is to be done, is asked about now, whatever was said before."""
+        ages_s = [DONE_BEFORE_S] * (len(refs) - 1) + [0.0]
+        asked = (partial(self._ask, ref, within_s) for ref, within_s in zip(refs, ages_s, strict=True))
+        told = self._host.ports.together(*asked)
+        self._told |= dict(zip(refs, told, strict=True))
+
+    def __call__(self, ref: DatasetRef) -> frozenset[KeyId]:
+        """The agents that storage names for a dataset. Raises: as `locate`."""
+        told = self._told[ref]
+        if isinstance(told, AgentError):
+            raise told
+        return told
+
+    def _ask(self, ref: DatasetRef, within_s: float) -> frozenset[KeyId] | AgentError:
+        try:
+            return locate(ref, self._host, within_s=within_s)
+        except AgentError as error:
+            return error
+
+
+def _record(arrival: Arrival, ruled: VerdictOn, host: Host) -> Admission:
     if host.ports.ledger.control().mode is Mode.DRAINING:
         raise Draining("this host takes nothing new for a while, and finishes what it runs")
     require_above_low_mark(host.rules.disks, host.rules.low_disk_bytes)
-    task = plan(signed.order)[len(receipts)]
+    signed = arrival.order
+    task = plan(signed.order)[arrival.position]
     limit = host.rules.queue_limit
-    if host.policy.admit_or_hold(signed, [task], host.ports.ledger.verdict_on):
+    if host.policy.admit_or_hold(signed, [task], ruled):
         limit = max(
             1, limit // 2
         )  # it waits as long as its orchestrator wants: half of the places stay for others
-    arrival = Arrival(order=signed, receipts=receipts, kind=task.kind, sender=sender, told=told, trace=trace)
-    with bound(order=signed.order.id, position=task.position, trace=trace_of(trace, signed.digest)):
+        arrival = replace(arrival, is_placed=False)  # it is held first
+    with bound(order=signed.order.id, position=task.position, trace=trace_of(arrival.trace, signed.digest)):
         admission = host.ports.ledger.admit(
             arrival,
             host.ports.now(),
             max_attempts=signed.order.max_attempts,
             queue_limit=limit,
         )
-        log.info("order.received", kind=task.kind, sender=sender, is_repeat=admission.is_repeat)
-        cancelled = end_if_cancelled(admission.job, host)
+        log.info("order.received", kind=task.kind, sender=arrival.sender, is_repeat=admission.is_repeat)
+        cancelled = end_if_cancelled(admission.job, host) if admission.is_cancelled else None
         if cancelled is not None:
-            return Admission(cancelled, admission.is_repeat)
+            return replace(admission, job=cancelled)
         ring_job(admission.job, host)
         return admission
 

@@ -5,15 +5,36 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agent.ports.storage import DatasetInfo, Storage
-from agent.trust.seal import Opener
+from agent.trust.seal import Opener, SignedHeader
 
 READABLE = 0o644  # for the guest, below a folder that is its own to read
+
+
+class LateOpener:
+    """An opener whose key is still on its way: `key` waits for it, at the first piece."""
+
+    def __init__(self, header: SignedHeader, key: Callable[[], bytes]) -> None:
+        self._header, self._key = header, key
+        self._opener: Opener | None = None
+
+    def feed(self, data: memoryview) -> bytes:
+        """As of `Opener`. Raises too: CancelledError when no key comes."""
+        return self._opened().feed(data)
+
+    def finish(self) -> bytes:
+        """As of `Opener`. Raises too: CancelledError when no key comes."""
+        return self._opened().finish()
+
+    def _opened(self) -> Opener:
+        if self._opener is None:
+            self._opener = Opener(self._header, self._key())
+        return self._opener
 
 
 def open_into(
     target: Path,
     partial: Path,
-    opener: Opener,
+    opener: Opener | LateOpener,
     info: DatasetInfo,
     storage: Storage,
     moved: Callable[[int], None],
@@ -37,7 +58,7 @@ def open_into(
 class OpeningSink:
     """Takes the sealed file as it is downloaded and writes what opens."""
 
-    def __init__(self, opener: Opener, plain: BinaryIO, moved: Callable[[int], None]) -> None:
+    def __init__(self, opener: Opener | LateOpener, plain: BinaryIO, moved: Callable[[int], None]) -> None:
         self._opener, self._plain, self._moved = opener, plain, moved
 
     def write(self, data: memoryview) -> int:

@@ -17,17 +17,19 @@ class Phases:
         self.seconds: dict[str, float] = dict(before or {})
         self._before_s = sum(self.seconds.values())
         self._began = time.monotonic()
+        self._within_s = 0.0  # of phases that ended inside the one that is being measured
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Measure what runs inside."""
-        began = time.monotonic()
+        """Measure what runs inside, in this thread. A phase within it counts for itself alone: they add up."""
+        began, before_s, self._within_s = time.monotonic(), self._within_s, 0.0
         try:
             yield
         finally:
-            took_s = time.monotonic() - began
+            whole_s = time.monotonic() - began
+            took_s, self._within_s = whole_s - self._within_s, before_s + whole_s
             self.seconds[name] = round(self.seconds.get(name, 0.0) + took_s, 4)
-            log.debug("phase.ended", phase=name, took_s=round(took_s, 6))
+            log.debug("phase.ended", phase=name, whole_s=round(whole_s, 6))
 
     def at_least(self, name: str, seconds: float) -> None:
         """The phase took so long, whoever measured it: a worker before this one may have waited for most of it."""

@@ -12,9 +12,10 @@ import secrets
 import shlex
 import shutil
 import stat
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -238,16 +239,22 @@ def require_memory(root: Path, what: str = "the workspace") -> None:
 def file_system_of(folder: Path, mounts: Path = _PROC / "self/mountinfo") -> str:
     """The kind of file system that `folder` lies on, by /proc/self/mountinfo; "unknown" without that file."""
     try:
-        lines = mounts.read_text().splitlines()
+        kinds = _kinds_of(mounts.read_text())
     except OSError:
         return "unknown"
     real = folder.resolve()
-    kinds: dict[Path, str] = {}
-    for line in lines:  # a later mount on the same folder covers the earlier one
+    return next((kinds[path] for path in map(str, (real, *real.parents)) if path in kinds), "unknown")
+
+
+@lru_cache(maxsize=2)  # it is asked at each bell, and mounts hardly ever change
+def _kinds_of(mounts: str) -> Mapping[str, str]:
+    """The kind of file system by mount point, as mountinfo tells it."""
+    kinds: dict[str, str] = {}
+    for line in mounts.splitlines():  # a later mount on the same folder covers the earlier one
         about, _, source = line.partition(" - ")
         mount_point = about.split(" ")[4].encode().decode("unicode_escape")
-        kinds[Path(mount_point)] = source.split(" ")[0]
-    return next((kinds[path] for path in (real, *real.parents) if path in kinds), "unknown")
+        kinds[str(Path(mount_point))] = source.split(" ")[0]
+    return kinds
 
 
 def memory_available(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> tuple[tuple[str, int], ...]:

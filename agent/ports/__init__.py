@@ -13,6 +13,7 @@ from agent.ports.peers import Peers
 from agent.ports.progress import NoProgress, ProgressBoard
 from agent.ports.runtime import Runtime
 from agent.ports.storage import Storage
+from agent.ports.together import Together, one_by_one
 
 Clock = Callable[[], datetime]  # aware UTC
 
@@ -31,3 +32,4 @@ class Ports:
     now: Clock
     hands: Hands
     progress: ProgressBoard = field(default_factory=NoProgress)
+    together: Together = one_by_one

@@ -10,7 +10,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,22 +26,35 @@ from huey.storage import SqliteStorage
 from agent.errors import OutsideError
 from agent.ports.broker import Handler, Queue
 from agent.ports.broker_huey_bell import Bells, Listener
+from agent.ports.broker_huey_clock import CLOCK, Clock
 
 TASK: Final = "ring"  # the one Huey task there is; its argument is the id
-LOOK_EVERY_S: Final = 5.0  # a consumer looks by itself this often, for bells that were lost
-SCHEDULE_EVERY_S: Final = 1  # how exact delays are
+LOOK_EVERY_S: Final = 5.0  # a consumer's clock looks this often, for bells that were lost
+TURN_EVERY_S: Final = 20.0  # a thread that waits comes round this often, to show that it lives
 BUSY_S: Final = 5.0
 
-_DEPTH: Final = """
-SELECT queue, count(*) FROM (SELECT queue FROM task UNION ALL SELECT queue FROM schedule) GROUP BY queue
+# How many rings wait, kept by triggers: whoever asks whether this host is ready does not count a million of them.
+_COUNT: Final = """
+CREATE TRIGGER IF NOT EXISTS {table}_{name} AFTER {event} ON {table} BEGIN
+INSERT INTO depth VALUES ({row}.queue, {change}) ON CONFLICT (queue) DO UPDATE SET count = count + {change}; END
 """
+_COUNTS: Final = (
+    "CREATE TABLE IF NOT EXISTS depth (queue TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID",
+    "INSERT INTO depth SELECT queue, count(*) FROM (SELECT queue FROM task UNION ALL SELECT queue FROM schedule)"
+    " WHERE NOT EXISTS (SELECT 1 FROM depth) GROUP BY queue",
+    *(
+        _COUNT.format(table=table, name=name, event=event, row=row, change=change)
+        for table in ("task", "schedule")
+        for name, event, row, change in (("comes", "INSERT", "NEW", 1), ("goes", "DELETE", "OLD", -1))
+    ),
+)
+_DEPTH: Final = "SELECT queue, count FROM depth"
 # The sweep rings every waiting job each minute: a ring that waits already is not written again. The index finds it.
 _INDEX: Final = "CREATE INDEX IF NOT EXISTS task_queue_data ON task (queue, data)"
 _ENQUEUE: Final = """
 INSERT INTO task (queue, data) SELECT :queue, :data
 WHERE NOT EXISTS (SELECT 1 FROM task WHERE queue = :queue AND data = :data)
 """
-_IS_DUE: Final = "SELECT 1 FROM schedule WHERE queue = ? AND timestamp <= ? LIMIT 1"
 
 
 class HueyBroker:
@@ -69,6 +82,10 @@ class HueyBroker:
                 huey.add_schedule(task)
             else:
                 huey.enqueue(task)
+
+    def ring_all(self, queue: Queue, items: Sequence[str]) -> None:
+        with translated(self._path):
+            self._queues[queue].storage.enqueue_all([data_of(item) for item in items])
 
     def depth(self) -> Mapping[Queue, int]:
         with translated(self._path):
@@ -99,11 +116,12 @@ class HueyConsumer:
         self._workers = workers
         self._listener: Listener | None = None
         self._threads: list[_Threads] = []
+        self._clock: Clock | None = None
         self._turns = _Turns()
 
     def start(self) -> None:
         with translated(self._path), ExitStack() as undo:
-            listener = self._bells.listen(self._handlers)
+            listener = self._bells.listen([*self._handlers, CLOCK])
             undo.callback(listener.close)
             for queue, handler in self._handlers.items():
                 huey = _open_queue(
@@ -116,6 +134,16 @@ class HueyConsumer:
         self._turns.begin(self._workers)
         for threads in self._threads:
             threads.start()
+        if self._threads:
+            self._clock = Clock(
+                self._threads[0].huey.storage,
+                list(self._handlers),
+                listener,
+                enqueue=_ENQUEUE,
+                every_s=LOOK_EVERY_S,
+                note=lambda: self._turns.note(CLOCK),
+            )
+            self._clock.start()
 
     def stop(self) -> None:
         if self._listener is None:
@@ -123,10 +151,12 @@ class HueyConsumer:
         for threads in self._threads:
             threads.stop_flag.set()
         self._listener.close()
+        if self._clock is not None:
+            self._clock.join()
         for threads in self._threads:
             threads.stop(graceful=True)
             threads.huey.storage.close()
-        self._listener, self._threads = None, []
+        self._listener, self._threads, self._clock = None, [], None
 
     def stalled(self, limit_s: float) -> tuple[str, ...]:
         return () if self._listener is None else self._turns.late(limit_s)
@@ -135,8 +165,6 @@ class HueyConsumer:
 class _Turns:
     """When each thread of a consumer last came round: looked for a ring, or for one that is due. In a handler it need not."""
 
-    SCHEDULER: Final = "schedule of "
-
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._began_at = 0.0
@@ -144,11 +172,12 @@ class _Turns:
         self._last: dict[tuple[str, int], float | None] = {}  # None: in a handler
 
     def begin(self, workers: Mapping[Queue, int]) -> None:
-        """So many threads are to come round from now on, and one scheduler for each queue."""
+        """So many threads are to come round from now on, and the clock."""
         with self._lock:
             self._began_at = time.monotonic()
             self._expected = {queue.value: count for queue, count in workers.items()}
-            self._expected |= {f"{self.SCHEDULER}{queue.value}": 1 for queue in workers}
+            if workers:
+                self._expected[CLOCK] = 1
             self._last.clear()
 
     def note(self, name: str) -> None:
@@ -210,11 +239,16 @@ def _task(handler: Handler | None) -> Callable[[str], None]:
     return ring
 
 
+def data_of(item: str) -> bytes:
+    """The row of a ring: nothing else travels."""
+    return json.dumps({"id": item}).encode()
+
+
 class _Ids(Serializer):  # type: ignore[misc]
     """Messages as {"id": …}: nothing else travels, and nothing that is read can run."""
 
     def serialize(self, message: Any) -> bytes:
-        return json.dumps({"id": message.args[0]}).encode()
+        return data_of(message.args[0])
 
     def deserialize(self, data: bytes) -> Any:
         item = json.loads(data)["id"]
@@ -228,7 +262,7 @@ class _BellStorage(SqliteStorage):  # type: ignore[misc]
 
     blocking = True
     turns: _Turns | None = None
-    ddl = (*SqliteStorage.ddl, _INDEX)
+    ddl = (*SqliteStorage.ddl, _INDEX, *_COUNTS)
 
     def __init__(self, name: str, *, bells: Bells, listener: Listener | None, **options: Any) -> None:
         self._bells = bells
@@ -246,6 +280,12 @@ class _BellStorage(SqliteStorage):  # type: ignore[misc]
         self.sql(_ENQUEUE, {"queue": self.name, "data": data}, commit=True)
         self._bells.ring(self.name)
 
+    def enqueue_all(self, rows: Sequence[bytes]) -> None:
+        """Many in one transaction, and one bell: who finds work wakes the next."""
+        with self.db(commit=True) as cursor:
+            cursor.executemany(_ENQUEUE, [{"queue": self.name, "data": data} for data in rows])
+        self._bells.ring(self.name)
+
     def dequeue(self) -> bytes | None:
         listener = self._listener
         if self.turns is not None:
@@ -255,21 +295,15 @@ class _BellStorage(SqliteStorage):  # type: ignore[misc]
         heard = listener.heard(self.name)
         data: bytes | None = super().dequeue()
         if data is None:
-            listener.wait(self.name, heard, LOOK_EVERY_S)
+            listener.wait(self.name, heard, TURN_EVERY_S)
             data = super().dequeue() if listener.is_open else None
         if data is not None:
             listener.pass_on(self.name)
         return data
 
-    def read_schedule(self, ts: datetime) -> list[bytes]:
-        """What is due. Huey's moment is UTC without saying so. Asked every second, it looks before it takes the write lock."""
-        now = ts.replace(tzinfo=UTC)
-        if self.turns is not None:
-            self.turns.note(f"{_Turns.SCHEDULER}{self.name}")
-        if not self.sql(_IS_DUE, (self.name, now.timestamp()), results=True):
-            return []
-        found: list[bytes] = super().read_schedule(now)
-        return found
+    def add_to_schedule(self, data: bytes, ts: datetime) -> None:
+        super().add_to_schedule(data, ts)
+        self._bells.ring(CLOCK)
 
     def peek_many(self, keys: object) -> dict[str, bytes]:
         """No ring is ever revoked: Huey need not look before each."""
@@ -281,16 +315,19 @@ class _BellStorage(SqliteStorage):  # type: ignore[misc]
 
 
 class _Threads(HueyThreads):  # type: ignore[misc]
-    """Huey's threads for one queue: workers, and one that moves due rings from the schedule to the queue."""
+    """Huey's threads for one queue. Its scheduler, which would look every second, is never started: the clock does its work."""
 
     def __init__(self, huey: Any, workers: int) -> None:
-        super().__init__(
-            huey,
-            workers=workers,
-            periodic=False,
-            check_worker_health=False,
-            scheduler_interval=SCHEDULE_EVERY_S,
-        )
+        super().__init__(huey, workers=workers, periodic=False, check_worker_health=False)
+
+    def start(self) -> None:
+        for _, worker in self.worker_threads:
+            worker.start()
+
+    def _join_workers(self) -> bool:
+        for _, worker in self.worker_threads:
+            worker.join()
+        return True
 
     def _set_signal_handlers(self) -> None:
         """The process's signals are not Huey's."""

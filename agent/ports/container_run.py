@@ -37,7 +37,8 @@ class ContainerRun:
     """Implements `Run`. Until `start` only the container's frame exists, none of the image's code runs.
 
     `pidfd` is that of the container's first process, `memory` its accounts; the caller closes both, and `close` ends the
-    rest. `engine_code` is asked once, after the end: the exit code that the engine recorded, None when it cannot tell.
+    rest. `engine_code` is asked after the end, when the kernel does not say enough: the exit code that the engine
+    recorded, None when it cannot tell.
     """
 
     def __init__(
@@ -92,6 +93,11 @@ class ContainerRun:
         """As the protocol says."""
         self.is_left = True
 
+    @property
+    def is_over(self) -> bool:
+        """Whether its process is gone, and with it every process of the container, and `wait` told so."""
+        return self._outcome is not None
+
     def progress(self) -> float | None:
         """As the protocol says."""
         return self._log.progress()
@@ -117,7 +123,7 @@ class ContainerRun:
                 raise RuntimeUnavailable("the container did not end when it was killed")
         wall_s = time.monotonic() - self._began_s
         self._watch.stop()
-        end = run_end.end_of(self._pidfd, self._engine_code())
+        end = run_end.end_of(self._pidfd, self._engine_code)
         self._reader.join(LOG_GRACE_S)
         cause = run_end.cause_of(end, was_out_of_memory=self._memory.was_out_of_memory())
         return RunOutcome(

@@ -14,11 +14,13 @@ from agent.domain.audit import NewEvent
 from agent.domain.chain import TaskKind
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.jobs import Job, JobEvent, JobState
+from agent.domain.nonces import Nonce
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
 from agent.domain.traces import TraceId
 from agent.ports.ledger_attempts import AttemptsLedger
 from agent.ports.ledger_audit import AuditLedger
+from agent.ports.ledger_bells import BellsLedger
 from agent.ports.ledger_cancellations import CancellationsLedger
 from agent.ports.ledger_images import ImagesLedger
 from agent.ports.ledger_keeping import KeepingLedger
@@ -56,7 +58,6 @@ __all__ = [
     "OrderRecord",
     "Outbox",
     "Successor",
-    "Unrung",
 ]
 
 
@@ -65,7 +66,9 @@ class Arrival(Struct, frozen=True, kw_only=True):
 
     `sender` is who sent it; `kind` that of the task at its position. `told`: so many reports on this place came from here
     already, says the orchestrator, and this ledger knows nothing of them: the next one is counted on from there. `trace`: what
-    was given with it, None where that is the order's own; the first arrival's counts.
+    was given with it, None where that is the order's own; the first arrival's counts. `nonce`: of the request that brought it,
+    where that is not kept yet. `is_placed`: storage just named this host for the task, and nobody need be asked about it: its
+    job is QUEUED in the same transaction.
     """
 
     order: SignedOrder
@@ -74,6 +77,8 @@ class Arrival(Struct, frozen=True, kw_only=True):
     sender: KeyId
     told: int = 0
     trace: TraceId | None = None
+    nonce: Nonce | None = None
+    is_placed: bool = False
 
     @property
     def position(self) -> int:
@@ -85,10 +90,15 @@ class Arrival(Struct, frozen=True, kw_only=True):
 
 
 class Admission(Struct, frozen=True):
-    """The answer to an arrival: the job, and whether it was there before."""
+    """The answer to an arrival: the job, and whether it was there before.
+
+    `is_cancelled`: somebody cancelled the order before it came. `keeps_nonce`: that of the arrival is kept from now on.
+    """
 
     job: Job
     is_repeat: bool
+    is_cancelled: bool = False
+    keeps_nonce: bool = False
 
 
 class OrderRecord(Struct, frozen=True):
@@ -151,6 +161,7 @@ class EventRecord(Struct, frozen=True):
 class Ledger(
     AttemptsLedger,
     AuditLedger,
+    BellsLedger,
     CancellationsLedger,
     ImagesLedger,
     KeepingLedger,
@@ -171,7 +182,8 @@ class Ledger(
         `queue_limit` counts jobs that wait here: RECEIVED, HELD, QUEUED; a repeat is answered whatever it says.
         Raises: OrderConflict (same id, other digest), HandoffConflict (same place, other last receipt; another receipt recorded
         for an earlier place; or the receipt of this very place recorded, so that it would run twice), QueueFull; OrderExpired
-        for one that was here and was forgotten.
+        for one that was here and was forgotten; ReplayedRequest when the arrival's nonce is not new. Then nothing is kept, the
+        nonce neither.
         """
         ...
 
@@ -185,6 +197,10 @@ class Ledger(
 
     def remember_nonce(self, keyid: KeyId, nonce: str, keep_until: datetime, now: datetime) -> bool:
         """Whether this (keyid, nonce) is new; from then until `keep_until` it is not."""
+        ...
+
+    def knows_nonce(self, keyid: KeyId, nonce: str, now: datetime) -> bool:
+        """Whether it is kept still: what `remember_nonce` would refuse."""
         ...
 
     # ---- reading
@@ -304,12 +320,6 @@ class Ledger(
 
     # ---- the sweep
 
-    def unrung(self, now: datetime, limit: int) -> "Unrung":
-        """What should be ringing now, oldest first, at most `limit` of each: jobs RECEIVED or QUEUED and due (none that waits
-        only for its hand-off), jobs HELD, jobs RUNNING whose lease ran out, deliveries that are due and not leased.
-        """
-        ...
-
     def correct_clock(self, now: datetime, *, lease: timedelta, rest: timedelta) -> int:
         """End every lease and rest that lies further ahead than any is ever given: the clock was set back. How many.
 
@@ -332,12 +342,3 @@ class Ledger(
     def close(self) -> None:
         """Let go of the file."""
         ...
-
-
-class Unrung(Struct, frozen=True):
-    """What the sweep has to ring or take over."""
-
-    jobs: tuple[Job, ...]  # RECEIVED or QUEUED, due
-    held: tuple[Job, ...]  # each looks again whether it was approved, denied or ran out of time
-    orphans: tuple[Job, ...]  # RUNNING under a lease that ran out
-    deliveries: tuple[DeliveryId, ...]  # pending and due

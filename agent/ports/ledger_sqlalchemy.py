@@ -7,9 +7,9 @@ Here are the transactions, one method each; their parts are in `ledger_sqlalchem
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import delete, insert, or_, select, text, update
+from sqlalchemy import bindparam, delete, select, text, tuple_, update
 
 from agent.domain.audit import NewEvent
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
@@ -18,19 +18,18 @@ from agent.domain.receipts import SignedReceipt
 from agent.errors import LostRace, NotFound
 from agent.ports import ledger_sqlalchemy_writes as writes
 from agent.ports.ledger import (
-    Admission,
-    Arrival,
     Delivery,
     DeliveryState,
     JobQuery,
     NewDelivery,
     OrderRecord,
     Successor,
-    Unrung,
 )
 from agent.ports.ledger_schema import (
     IS_DEAD,
+    IS_LEASED,
     IS_PENDING,
+    RESTS,
     deliveries,
     jobs,
     logs,
@@ -42,17 +41,22 @@ from agent.ports.ledger_schema import (
 )
 from agent.ports.ledger_sqlalchemy_attempts import AttemptRecords, require_may_start
 from agent.ports.ledger_sqlalchemy_audit import AuditRecords
+from agent.ports.ledger_sqlalchemy_bells import BellRecords
 from agent.ports.ledger_sqlalchemy_cancellations import CancellationRecords
-from agent.ports.ledger_sqlalchemy_disk import Keeping, known_digest, require_not_past
+from agent.ports.ledger_sqlalchemy_disk import Keeping
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
-from agent.ports.ledger_sqlalchemy_live import LiveRecords, before, merged, page_of
+from agent.ports.ledger_sqlalchemy_intake import IntakeRecords
+from agent.ports.ledger_sqlalchemy_live import LiveRecords, before, page_of
 from agent.ports.ledger_sqlalchemy_measures import MeasureRecords
-from agent.ports.ledger_sqlalchemy_outbox import OutboxRecords, full_deliveries, send_by
+from agent.ports.ledger_sqlalchemy_outbox import OutboxRecords, full_deliveries
 from agent.ports.ledger_sqlalchemy_page import PageRecords
+from agent.ports.ledger_sqlalchemy_prepared import Prepared
 from agent.ports.ledger_sqlalchemy_restores import RestoreRecords
 from agent.ports.ledger_sqlalchemy_rows import delivery_of, job_of, order_of, receipt_of
 from agent.ports.ledger_sqlalchemy_tallies import put_phases
+
+AT_ONCE = 1000  # nonces that go in one transaction, so that no order waits long
 
 __all__ = ["SqlAlchemyLedger", "migrate", "open_ledger"]
 
@@ -62,10 +66,15 @@ def open_ledger(path: Path, *, before_commit: Callable[[], None] | None = None) 
     return SqlAlchemyLedger(open_file(path, before_commit))
 
 
+_ORDER: Final = Prepared(select(orders).where(orders.c.id == bindparam("id")))
+
+
 class SqlAlchemyLedger(
+    IntakeRecords,
     ImageRecords,
     AttemptRecords,
     AuditRecords,
+    BellRecords,
     CancellationRecords,
     Keeping,
     LiveRecords,
@@ -76,55 +85,11 @@ class SqlAlchemyLedger(
 ):
     """See `ledger.Ledger`. Threads and processes share it freely."""
 
-    # ---- intake
-
-    def admit(self, arrival: Arrival, now: datetime, *, max_attempts: int, queue_limit: int) -> Admission:
-        signed = arrival.order
-        with self._file.writing() as tx:
-            known = writes.find_repeat(tx, arrival)
-            if known is not None:
-                return Admission(known, is_repeat=True)
-            require_not_past(tx, arrival)
-            writes.require_open_place(tx, arrival)
-            writes.require_room(tx, queue_limit)
-            writes.put_order(tx, arrival, now)
-            writes.put_receipts(tx, signed.digest, arrival.receipts, first=0, now=now)
-            job = writes.put_job(
-                tx,
-                signed=signed,
-                position=arrival.position,
-                kind=arrival.kind,
-                state=JobState.RECEIVED,
-                max_attempts=max_attempts,
-                last_receipt=arrival.last_receipt,
-                now=now,
-                sender=arrival.sender,
-            )
-            writes.count_on(tx, job, arrival.told, now)
-            return Admission(job, is_repeat=False)
-
-    def digest_of_order(self, order_id: OrderId) -> Digest | None:
-        with self._file.reading() as tx:
-            return known_digest(tx, order_id)
-
-    def recorded_last_receipt(self, order: Digest, position: int) -> tuple[JobId, Digest | None] | None:
-        with self._file.reading() as tx:
-            return writes.place_of(tx, order, position)
-
-    def remember_nonce(self, keyid: KeyId, nonce: str, keep_until: datetime, now: datetime) -> bool:
-        here = (nonces.c.keyid == keyid, nonces.c.nonce == nonce)
-        with self._file.writing() as tx:
-            tx.execute(delete(nonces).where(*here, nonces.c.keep_until < now))
-            if tx.execute(select(nonces.c.nonce).where(*here)).first() is not None:
-                return False
-            tx.execute(insert(nonces), {"keyid": keyid, "nonce": nonce, "keep_until": keep_until})
-            return True
-
     # ---- reading
 
     def job(self, job: JobId) -> Job:
-        with self._file.reading() as tx:
-            return writes.read_job(tx, job)
+        with self._file.looking() as driver:
+            return writes.look_at_job(driver, job)
 
     def jobs(self, query: JobQuery) -> tuple[Job, ...]:
         with self._file.reading() as tx:
@@ -132,8 +97,8 @@ class SqlAlchemyLedger(
             return tuple(job_of(row) for row in tx.execute(page).mappings())
 
     def order(self, order_id: OrderId) -> OrderRecord:
-        with self._file.reading() as tx:
-            row = tx.execute(select(orders).where(orders.c.id == order_id)).mappings().one_or_none()
+        with self._file.looking() as driver:
+            row = _ORDER.named(driver, {"id": order_id})
         if row is None:
             raise NotFound(f"no order {order_id}")
         return order_of(row)
@@ -246,39 +211,32 @@ class SqlAlchemyLedger(
 
     # ---- the sweep
 
-    def unrung(self, now: datetime, limit: int) -> Unrung:
-        is_here = jobs.c.next_agent.is_(None)
-        is_awake = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now)
-        waiting = {JobState.RECEIVED, JobState.QUEUED}
-        due = merged(waiting, [is_here, is_awake], limit, newest_first=False)
-        held = select(jobs).where(jobs.c.state == JobState.HELD).order_by(jobs.c.seq).limit(limit)
-        lapsed = select(jobs).where(jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= now)
-        with self._file.reading() as tx:
-            orphans = tx.execute(lapsed.order_by(jobs.c.lease_until, jobs.c.seq).limit(limit))
-            return Unrung(
-                jobs=tuple(job_of(row) for row in tx.execute(due).mappings()),
-                held=tuple(job_of(row) for row in tx.execute(held).mappings()),
-                orphans=tuple(job_of(row) for row in orphans.mappings()),
-                deliveries=send_by(tx, now, limit),
-            )
-
     def correct_clock(self, now: datetime, *, lease: timedelta, rest: timedelta) -> int:
-        running, queued = jobs.c.state == JobState.RUNNING, jobs.c.state == JobState.QUEUED
-        has_worker, pending = jobs.c.worker.is_not(None), text(IS_PENDING)
+        running, rests = jobs.c.state == JobState.RUNNING, text(RESTS)
+        has_worker, pending, leased = jobs.c.worker.is_not(None), text(IS_PENDING), text(IS_LEASED)
+        resting = update(jobs).with_hint(
+            "INDEXED BY jobs_resting", dialect_name="sqlite"
+        )  # not all that are queued
         corrections = (
             update(jobs).where(running, has_worker, jobs.c.lease_until > now + lease).values(lease_until=now),
             update(jobs).where(running, jobs.c.lease_until > now + max(lease, rest)).values(lease_until=now),
-            update(jobs).where(queued, jobs.c.not_before > now + rest).values(not_before=now),
+            resting.where(rests, jobs.c.not_before > now + rest).values(not_before=now),
             update(deliveries).where(pending, deliveries.c.next_try_at > now + rest).values(next_try_at=now),
-            update(deliveries).where(pending, deliveries.c.lease_until > now + lease).values(lease_until=now),
+            update(deliveries).where(leased, deliveries.c.lease_until > now + lease).values(lease_until=now),
             update(targets).where(targets.c.rests_until > now + rest).values(rests_until=now),
         )
         with self._file.writing() as tx:
             return sum(tx.execute(correction).rowcount for correction in corrections)
 
     def forget_nonces(self, now: datetime) -> int:
-        with self._file.writing() as tx:
-            return tx.execute(delete(nonces).where(nonces.c.keep_until < now)).rowcount
+        over = select(nonces.c.keyid, nonces.c.nonce).where(nonces.c.keep_until < now).limit(AT_ONCE)
+        some = delete(nonces).where(tuple_(nonces.c.keyid, nonces.c.nonce).in_(over))
+        count, is_more = 0, True
+        while is_more:
+            with self._file.writing() as tx:
+                went = tx.execute(some).rowcount
+            count, is_more = count + went, went == AT_ONCE
+        return count
 
     def check(self) -> None:
         with self._file.writing() as tx:

@@ -1,5 +1,6 @@
 """The ledger's records of attempts under way: who has one in hand, how far it came, and whether any may begin."""
 
+import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -14,9 +15,15 @@ from agent.ports import ledger_sqlalchemy_writes as writes
 from agent.ports.ledger_attempts import Step
 from agent.ports.ledger_schema import control, jobs, steps
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
+from agent.ports.ledger_sqlalchemy_prepared import Prepared, driver_of
 from agent.ports.ledger_sqlalchemy_rows import told_of
 
 _ROW: Final = 1  # of `control`
+_CONTROL: Final = Prepared(
+    select(control.c.mode, control.c.since, control.c.until, control.c.reason, control.c.uid).where(
+        control.c.id == _ROW
+    )
+)
 
 
 class AttemptRecords:
@@ -93,8 +100,8 @@ class AttemptRecords:
     # ---- what the host does
 
     def control(self) -> Control:
-        with self._file.reading() as tx:
-            return _read_control(tx)
+        with self._file.looking() as driver:
+            return _read_control(driver)
 
     def set_control(self, said: Control, now: datetime) -> None:
         with self._file.writing() as tx:
@@ -118,17 +125,17 @@ def put_control(tx: Connection, said: Control, now: datetime) -> None:
 
 def require_may_start(tx: Connection) -> None:
     """Raises: LostRace while no task may start here: said in the transaction of the start, a pause misses none."""
-    said = _read_control(tx)
+    said = _read_control(driver_of(tx))
     if not said.may_start:
         raise LostRace(f"no task starts on this host: it is {said.mode}")
 
 
-def _read_control(tx: Connection) -> Control:
-    row = tx.execute(select(control).where(control.c.id == _ROW)).mappings().one_or_none()
+def _read_control(driver: sqlite3.Connection) -> Control:
+    row = _CONTROL.first(driver, {})
     if row is None:
         return Control()
-    said = {name: row[name] for name in ("since", "until", "reason", "uid")}
-    return Control(mode=Mode(row["mode"]), **said)
+    mode, since, until, reason, uid = row
+    return Control(mode=Mode(mode), since=since, until=until, reason=reason, uid=uid)
 
 
 def _require_running(job: Job) -> None:

@@ -45,8 +45,8 @@ class AuditRecords:
             tell(tx, name, now, order_id, position, values or {}, dataset=dataset)
 
     def record_events(self, told: Sequence[NewEvent], now: datetime) -> None:
-        with self._file.writing() as tx:
-            tell_these(tx, told, now)
+        if told:
+            self._file.together(lambda tx: tell_these(tx, told, now))
 
     def last_event(self, name: str) -> EventRecord | None:
         with self._file.reading() as tx:

@@ -2,18 +2,27 @@
 
 import zlib
 from collections.abc import Collection, Sequence
+from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, delete, insert, select
+from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, select
 
 from agent.domain.approvals import Ruling, Verdict
 from agent.domain.ids import Digest
 from agent.domain.images import PAGE_ENTRIES, ImageAbout, ImageDescription, ImageEntry
 from agent.domain.strict_json import encode
-from agent.ports.ledger_schema import descriptions, listings, rulings
+from agent.ports.ledger_schema import descriptions, image_needs, listings, rulings
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
+from agent.ports.ledger_sqlalchemy_prepared import Prepared
 from agent.ports.ledger_sqlalchemy_rows import Plain
 from agent.ports.ledger_sqlalchemy_writes import tell
+
+_LAST_VERDICT: Final = Prepared(
+    select(rulings.c.verdict)
+    .where(rulings.c.image == bindparam("image"))
+    .order_by(rulings.c.seq.desc())
+    .limit(1)
+)
 
 VERDICT_EVENTS = {verdict: f"image.{verdict}" for verdict in Verdict}
 
@@ -39,8 +48,9 @@ class ImageRecords:
             return _last_ruling(tx, image)
 
     def verdict_on(self, image: Digest) -> Verdict | None:
-        last = self.ruling(image)
-        return None if last is None else last.verdict
+        with self._file.looking() as driver:
+            last = _LAST_VERDICT.first(driver, {"image": image})
+        return None if last is None else Verdict(last[0])
 
     def rulings(self, *, image: Digest | None = None, limit: int = 500) -> tuple[Ruling, ...]:
         query = select(rulings).order_by(rulings.c.seq.desc()).limit(limit)
@@ -76,6 +86,13 @@ class ImageRecords:
         if entries is None:
             return ()
         return msgspec.json.decode(zlib.decompress(entries), type=tuple[ImageEntry, ...])
+
+    def needed_images(self, *, is_held: bool = False) -> frozenset[Digest]:
+        """From the sums that triggers keep: there is a row for each set of images, however many orders name it."""
+        count = image_needs.c.held if is_held else image_needs.c.open
+        with self._file.reading() as tx:
+            sets = tx.execute(select(image_needs.c.images).where(count > 0)).scalars().all()
+        return frozenset(Digest(image) for images in sets for image in images.split())
 
     def forget_descriptions(self, keep: Collection[Digest]) -> int:
         with self._file.writing() as tx:

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import func, select, text
+from sqlalchemy import bindparam, func, select, text
 
 from agent.domain.ids import JobId, OrderId
 from agent.domain.jobs import FINAL, JobState
@@ -12,9 +12,11 @@ from agent.domain.traces import TraceId
 from agent.ports.ledger_schema import IS_PENDING, deliveries, jobs, orders, phases, targets
 from agent.ports.ledger_sqlalchemy_audit import oldest_unsigned
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
+from agent.ports.ledger_sqlalchemy_prepared import Prepared
 from agent.ports.ledger_sqlalchemy_tallies import read_tallies
 from agent.ports.ledger_sqlalchemy_writes import last_line
 
+_TRACE: Final = Prepared(select(orders.c.trace_id).where(orders.c.id == bindparam("id")))
 _OPEN: Final = tuple(state for state in JobState if state not in FINAL)
 
 
@@ -24,9 +26,9 @@ class MeasureRecords:
     _file: LedgerFile
 
     def given_trace(self, order_id: OrderId) -> TraceId | None:
-        with self._file.reading() as tx:
-            found: str | None = tx.execute(select(orders.c.trace_id).where(orders.c.id == order_id)).scalar()
-        return None if found is None else TraceId(found)
+        with self._file.looking() as driver:
+            found = _TRACE.first(driver, {"id": order_id})
+        return None if found is None or found[0] is None else TraceId(found[0])
 
     def phase_times(self, order_id: OrderId) -> tuple[PhaseTime, ...]:
         query = (
@@ -50,13 +52,6 @@ class MeasureRecords:
         with self._file.reading() as tx:
             return read_tallies(tx)
 
-    def open_counts(self) -> dict[JobState, int]:
-        query = select(jobs.c.state, func.count().label("count")).where(jobs.c.state.in_(_OPEN))
-        with self._file.reading() as tx:
-            rows = tx.execute(query.group_by(jobs.c.state)).mappings()
-            found = {row["state"]: row["count"] for row in rows}
-        return {state: found.get(state, 0) for state in _OPEN}
-
     def gauges(self) -> Gauges:
         waiting: dict[JobState, datetime] = {}
         file_bytes, _, _ = self._file.pages()
@@ -66,11 +61,11 @@ class MeasureRecords:
                 since: datetime | None = tx.execute(first).scalar()
                 if since is not None:
                     waiting[state] = since
-            pending = select(func.min(deliveries.c.created_at)).where(text(IS_PENDING))
+            first_sent = select(deliveries.c.created_at).where(text(IS_PENDING)).order_by(deliveries.c.seq)
             lines, _ = last_line(tx)
             return Gauges(
                 waiting=waiting,
-                unsent=tx.execute(pending).scalar(),
+                unsent=tx.execute(first_sent.limit(1)).scalar(),
                 resting=tx.execute(select(func.count()).select_from(targets)).scalar_one(),
                 lines=lines,
                 unsigned=oldest_unsigned(tx),

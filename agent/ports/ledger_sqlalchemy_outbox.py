@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, delete, func, insert, or_, select, text, update
+from sqlalchemy import Connection, Select, bindparam, delete, insert, or_, select, text, update
 
 from agent.domain.audit import is_told
 from agent.domain.ids import KeyId
@@ -13,13 +13,23 @@ from agent.domain.measures import delivered, not_delivered
 from agent.errors import LostRace, NotFound
 from agent.ports import ledger_sqlalchemy_writes as writes
 from agent.ports.ledger import Delivery, DeliveryHead, DeliveryId, DeliveryKind, DeliveryState, NewDelivery
-from agent.ports.ledger_schema import IS_DEAD, IS_PENDING, bodies, deliveries, targets
+from agent.ports.ledger_schema import (
+    IS_DEAD,
+    IS_HANDED_OVER,
+    IS_PENDING,
+    bodies,
+    deliveries,
+    delivery_counts,
+    targets,
+)
+from agent.ports.ledger_sqlalchemy_bells import due_to
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
+from agent.ports.ledger_sqlalchemy_prepared import Prepared, driver_of
 from agent.ports.ledger_sqlalchemy_rows import Plain, delivery_of, head_of
 from agent.ports.ledger_sqlalchemy_tallies import count
 
 MAX_TOLD: Final = 200  # characters of an error in a line of the log of events
-PROBES: Final = 1  # deliveries that are rung for a target in trouble: one finds out whether it is back
+_FAILURES: Final = Prepared(select(targets.c.failures).where(targets.c.target == bindparam("target")))
 
 
 class OutboxRecords:
@@ -28,22 +38,21 @@ class OutboxRecords:
     _file: LedgerFile
 
     def lease_delivery(self, delivery: DeliveryId, now: datetime, lease_until: datetime) -> Delivery | None:
-        may_go = (
-            deliveries.c.id == delivery,
-            text(IS_PENDING),
-            deliveries.c.next_try_at <= now,
-            _is_free(now),
-        )
-        there = select(deliveries.c.target).where(deliveries.c.id == delivery).scalar_subquery()
+        told = {"id": delivery, "now": now, "until": lease_until}
         with self._file.writing() as tx:
-            rests = tx.execute(select(targets.c.rests_until).where(targets.c.target == there)).scalar()
-            if rests is not None and rests > now:
+            driver = driver_of(tx)
+            resting = _RESTS.first(driver, {"id": delivery})
+            if resting is not None and resting[0] > now:
                 return None
-            if tx.execute(update(deliveries).where(*may_go).values(lease_until=lease_until)).rowcount == 0:
+            if _LEASE.run(driver, told).rowcount == 0:
                 return None
-            if rests is not None:
+            if resting is not None:
+                there = select(deliveries.c.target).where(deliveries.c.id == delivery).scalar_subquery()
                 tx.execute(update(targets).where(targets.c.target == there).values(rests_until=lease_until))
-            leased = delivery_of(tx.execute(_of(delivery)).mappings().one())
+            row = _WHOLE.named(driver, {"id": delivery})
+            if row is None:
+                raise NotFound(f"no delivery {delivery}")
+            leased = delivery_of(row)
             if is_told(leased.attempts + 1):
                 after = {} if leased.last_error is None else {"after": leased.last_error[:MAX_TOLD]}
                 writes.tell_delivery(tx, delivery, "delivery.sent", now, **after)
@@ -106,13 +115,10 @@ class OutboxRecords:
         return tuple(found[seq] for seq in sorted(found)[:limit])
 
     def outbox_counts(self) -> dict[DeliveryState, int]:
+        """From the sums that triggers keep: what waits for one who is away may be a million."""
         with self._file.reading() as tx:
-            return {
-                state: tx.execute(
-                    select(func.count()).select_from(deliveries).where(_in_state(state))
-                ).scalar_one()
-                for state in (DeliveryState.PENDING, DeliveryState.DEAD)
-            }
+            found = {row.state: row.count_ for row in tx.execute(select(delivery_counts))}
+        return {state: found.get(state, 0) for state in (DeliveryState.PENDING, DeliveryState.DEAD)}
 
     # ---- what a person decides
 
@@ -163,13 +169,13 @@ class OutboxRecords:
 
     def handed_over(self, since: datetime, now: datetime, limit: int) -> tuple[DeliveryHead, ...]:
         query = select(deliveries).where(
-            deliveries.c.kind == DeliveryKind.HANDOFF,
-            deliveries.c.state == DeliveryState.ACKNOWLEDGED,
+            text(IS_HANDED_OVER),
             deliveries.c.acknowledged_at >= since,
             deliveries.c.expires_at > now,
         )
         with self._file.reading() as tx:
-            rows = tx.execute(query.order_by(deliveries.c.seq.desc()).limit(limit)).mappings()
+            newest = query.order_by(deliveries.c.acknowledged_at.desc(), deliveries.c.seq.desc())
+            rows = tx.execute(newest.limit(limit)).mappings()
             return tuple(head_of(row) for row in rows)
 
     def count_on(self, job: Job, told: int, now: datetime) -> None:
@@ -179,11 +185,9 @@ class OutboxRecords:
     # ---- targets that do not answer
 
     def target_failures(self, target: KeyId) -> int:
-        with self._file.reading() as tx:
-            failures: int | None = tx.execute(
-                select(targets.c.failures).where(targets.c.target == target)
-            ).scalar_one_or_none()
-            return failures or 0
+        with self._file.looking() as driver:
+            found = _FAILURES.first(driver, {"target": target})
+        return 0 if found is None else int(found[0])
 
     def rest_target(self, target: KeyId, failures: int, until: datetime) -> None:
         values = {"failures": failures, "rests_until": until}
@@ -196,15 +200,26 @@ class OutboxRecords:
             return ()
         with self._file.writing() as tx:
             tx.execute(delete(targets).where(targets.c.target == target))
-            return _due(tx, now, limit, deliveries.c.target == target)
+            return tuple(DeliveryId(row.id) for row in due_to(tx, target, now, limit))
 
 
-def send_by(tx: Connection, now: datetime, limit: int) -> tuple[DeliveryId, ...]:
-    """What should be sent now, soonest first: a backlog for one who is away keeps nothing for others from its turn."""
-    in_trouble = select(targets.c.target)
-    resting = tx.execute(in_trouble.where(targets.c.rests_until <= now)).scalars().all()
-    probes = [one for target in resting for one in _due(tx, now, PROBES, deliveries.c.target == target)]
-    return (*_due(tx, now, limit, deliveries.c.target.not_in(in_trouble)), *probes)
+_RESTS: Final = Prepared(
+    select(targets.c.rests_until).where(
+        targets.c.target
+        == select(deliveries.c.target).where(deliveries.c.id == bindparam("id")).scalar_subquery()
+    )
+)
+_NOW, _UNTIL = (bindparam(name, type_=deliveries.c.lease_until.type) for name in ("now", "until"))
+_LEASE: Final = Prepared(
+    update(deliveries)
+    .where(
+        deliveries.c.id == bindparam("id"),
+        text(IS_PENDING),
+        deliveries.c.next_try_at <= _NOW,
+        or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until <= _NOW),
+    )
+    .values(lease_until=_UNTIL)
+)
 
 
 def full_deliveries() -> Select[Any]:
@@ -212,16 +227,11 @@ def full_deliveries() -> Select[Any]:
     return select(deliveries, bodies.c.body).outerjoin(bodies, bodies.c.delivery == deliveries.c.id)
 
 
+_WHOLE: Final = Prepared(full_deliveries().where(deliveries.c.id == bindparam("id")))
+
+
 def _of(delivery: DeliveryId) -> Select[Any]:
     return full_deliveries().where(deliveries.c.id == delivery)
-
-
-def _due(tx: Connection, now: datetime, limit: int, which: Any) -> tuple[DeliveryId, ...]:
-    query = select(deliveries.c.id).where(
-        text(IS_PENDING), deliveries.c.next_try_at <= now, _is_free(now), which
-    )
-    ids = tx.execute(query.order_by(deliveries.c.next_try_at, deliveries.c.seq).limit(limit))
-    return tuple(DeliveryId(found) for found in ids.scalars())
 
 
 def _is_free(now: datetime) -> Any:

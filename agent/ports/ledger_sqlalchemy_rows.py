@@ -1,5 +1,6 @@
 """Rows of the ledger as values. Signed things come back from their envelopes; they were verified before they were recorded."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -27,7 +28,7 @@ from agent.trust.envelope import parse_envelope
 __all__ = ["Plain"]
 
 
-def job_of(row: RowMapping) -> Job:
+def job_of(row: Mapping[Any, Any]) -> Job:
     """A row of `jobs`."""
     return Job(
         id=JobId(row["id"]),
@@ -57,17 +58,17 @@ def row_of_job(job: Job, *, signer: str, last_receipt: Digest | None) -> dict[st
     return {**row, "signer": signer, "last_receipt": last_receipt}
 
 
-def delivery_of(row: RowMapping) -> Delivery:
+def delivery_of(row: Mapping[Any, Any]) -> Delivery:
     """A row of `deliveries` with its `body`."""
     return Delivery(**_head(row), body=row["body"] or b"")  # forgotten some time after it arrived
 
 
-def head_of(row: RowMapping) -> DeliveryHead:
+def head_of(row: Mapping[Any, Any]) -> DeliveryHead:
     """A row of `deliveries`."""
     return DeliveryHead(**_head(row))
 
 
-def _head(row: RowMapping) -> dict[str, Any]:
+def _head(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         "id": DeliveryId(row["id"]),
         "job": JobId(row["job_id"]),
@@ -88,7 +89,7 @@ def _head(row: RowMapping) -> dict[str, Any]:
     }
 
 
-def order_of(row: RowMapping) -> OrderRecord:
+def order_of(row: Mapping[Any, Any]) -> OrderRecord:
     """A row of `orders`."""
     return OrderRecord(
         digest=Digest(row["digest"]),

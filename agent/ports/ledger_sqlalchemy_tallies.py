@@ -4,15 +4,21 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, delete, insert, select, text
+from sqlalchemy import Connection, Float, bindparam, delete, select
+from sqlalchemy.dialects.sqlite import insert
 
 from agent.domain.jobs import Job
 from agent.domain.measures import PHASES_MOST, Tally, added_up, observed_phases
 from agent.ports.ledger_schema import phases, tallies
+from agent.ports.ledger_sqlalchemy_prepared import Prepared, driver_of
 
-_GROW: Final = text(
-    "INSERT INTO tallies (name, labels, value) VALUES (:name, :labels, :value)"
-    " ON CONFLICT (name, labels) DO UPDATE SET value = tallies.value + excluded.value"
+_NEW: Final = insert(tallies).values(
+    name=bindparam("name"), labels=bindparam("labels"), value=bindparam("value", type_=Float)
+)
+_GROW: Final = Prepared(
+    _NEW.on_conflict_do_update(
+        index_elements=("name", "labels"), set_={tallies.c.value: tallies.c.value + _NEW.excluded.value}
+    )
 )
 
 
@@ -24,7 +30,7 @@ def count(tx: Connection, grown: Sequence[Tally]) -> None:
         if one.value > 0
     ]
     if rows:
-        tx.execute(_GROW, rows)
+        _GROW.run_for(driver_of(tx), rows)
 
 
 def put_phases(tx: Connection, job: Job, seconds: Mapping[str, float]) -> None:

@@ -1,44 +1,79 @@
 """The parts that the ledger's transactions are made of. Each works on the caller's open writing transaction."""
 
+import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy import Connection, bindparam, func, insert, select, text, update
 
-from agent.domain.audit import NewEvent, next_line, told_of_task
+from agent.domain.audit import told_of_task
 from agent.domain.backups import NUMBERS_BETWEEN
 from agent.domain.chain import TaskKind, task_at
-from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
+from agent.domain.ids import Digest, JobId, KeyId, job_id
 from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
-from agent.domain.measures import tallies_of
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
-from agent.errors import HandoffConflict, LostRace, NotFound, OrderConflict, QueueFull
+from agent.errors import HandoffConflict, LostRace, NotFound, QueueFull
 from agent.ports.ledger import Arrival, DeliveryId, DeliveryKind, DeliveryState, NewDelivery, Successor
 from agent.ports.ledger_schema import (
     IS_PENDING,
     bodies,
     deliveries,
-    events,
+    job_counts,
     jobs,
     logs,
     orders,
     receipts,
     restores,
 )
+from agent.ports.ledger_sqlalchemy_lines import last_line, tell, tell_these
+from agent.ports.ledger_sqlalchemy_prepared import Prepared, driver_of, inserting
 from agent.ports.ledger_sqlalchemy_rows import (
     Plain,
     job_of,
     row_of_job,
-    row_of_line,
     row_of_receipt,
     signed_of,
     told_of,
 )
-from agent.ports.ledger_sqlalchemy_tallies import count
+
+__all__ = ["last_line", "tell", "tell_these"]  # told from here to whoever writes
 
 WAITING: Final = (JobState.RECEIVED, JobState.HELD, JobState.QUEUED)  # what the queue's limit counts
+
+_INSERT_ORDER: Final = inserting(orders)
+_INSERT_JOB: Final = inserting(jobs, "seq")
+_JOB: Final = Prepared(select(jobs).where(jobs.c.id == bindparam("id")))
+_CLAIMED: Final = Prepared(
+    select(jobs.c.seq).where(
+        jobs.c.id == bindparam("id"),
+        jobs.c.state == bindparam("state"),
+        jobs.c.attempt == bindparam("attempt"),
+        jobs.c.claim == bindparam("claim"),
+    )
+)
+_DELIVERY_STATE: Final = Prepared(
+    select(deliveries.c.job_id, deliveries.c.kind, deliveries.c.state).where(
+        deliveries.c.id == bindparam("id")
+    )
+)
+_DELIVERY_TOLD: Final = Prepared(
+    select(
+        deliveries.c.order_id,
+        deliveries.c.position,
+        deliveries.c.kind,
+        deliveries.c.n,
+        deliveries.c.target,
+        deliveries.c.attempts,
+        func.coalesce(func.length(bodies.c.body), 0).label("bytes"),
+    )
+    .outerjoin(bodies, bodies.c.delivery == deliveries.c.id)
+    .where(deliveries.c.id == bindparam("id"))
+)
+_WAIT_HERE: Final = Prepared(
+    select(func.coalesce(func.sum(job_counts.c.count_), 0)).where(job_counts.c.state.in_(WAITING))
+)
 
 
 # ------------------------------------------------------------------ jobs
@@ -46,7 +81,12 @@ WAITING: Final = (JobState.RECEIVED, JobState.HELD, JobState.QUEUED)  # what the
 
 def read_job(tx: Connection, job: JobId) -> Job:
     """The job as it is now. Raises: NotFound."""
-    row = tx.execute(select(jobs).where(jobs.c.id == job)).mappings().one_or_none()
+    return look_at_job(driver_of(tx), job)
+
+
+def look_at_job(driver: sqlite3.Connection, job: JobId) -> Job:
+    """The same on a connection of the driver. Raises: NotFound."""
+    row = _JOB.named(driver, {"id": job})
     if row is None:
         raise NotFound(f"no job {job}")
     return job_of(row)
@@ -81,13 +121,8 @@ def change(tx: Connection, seen: Job, **columns: Any) -> Job:
 
 def require_claim(tx: Connection, seen: Job) -> None:
     """Raises: LostRace when the job is not RUNNING under the claim that the caller has."""
-    fence = (
-        jobs.c.id == seen.id,
-        jobs.c.state == JobState.RUNNING,
-        jobs.c.attempt == seen.attempt,
-        jobs.c.claim == seen.claim,
-    )
-    if tx.execute(select(jobs.c.seq).where(*fence)).first() is None:
+    fence = {"id": seen.id, "state": JobState.RUNNING, "attempt": seen.attempt, "claim": seen.claim}
+    if _CLAIMED.first(driver_of(tx), fence) is None:
         raise LostRace(f"attempt {seen.attempt} of job {seen.id} was given to another worker, or given up")
 
 
@@ -141,7 +176,7 @@ def put_job(
         received_at=now,
         changed_at=now,
     )
-    tx.execute(insert(jobs), row_of_job(job, signer=signed.signer, last_receipt=last_receipt))
+    _INSERT_JOB.run(driver_of(tx), row_of_job(job, signer=signed.signer, last_receipt=last_receipt))
     about = told_of(job) | told_of_task(signed, position) | ({} if sender is None else {"sender": sender})
     dataset = task_at(signed.order, position).dataset.id
     tell(tx, f"job.{state}", now, order_id, position, about, dataset=dataset)
@@ -184,13 +219,8 @@ def place_of(tx: Connection, order: Digest, position: int) -> tuple[JobId, Diges
 
 
 def find_repeat(tx: Connection, arrival: Arrival) -> Job | None:
-    """The job that this very arrival made before. Raises: OrderConflict, HandoffConflict."""
+    """The job that this arrival made before, when its order is known. Raises: HandoffConflict."""
     signed = arrival.order
-    digest = tx.execute(select(orders.c.digest).where(orders.c.id == signed.order.id)).scalar()
-    if digest is None:
-        return None
-    if digest != signed.digest:
-        raise OrderConflict(f"order {signed.order.id} is recorded with other content ({digest})")
     place = place_of(tx, signed.digest, arrival.position)
     if place is None:
         return None
@@ -203,17 +233,15 @@ def find_repeat(tx: Connection, arrival: Arrival) -> Job | None:
 
 
 def require_room(tx: Connection, queue_limit: int) -> None:
-    """Raises: QueueFull when that many jobs wait. Counts no further than the limit."""
-    waiting = select(jobs.c.seq).where(jobs.c.state.in_(WAITING)).limit(queue_limit).subquery()
-    if tx.execute(select(func.count()).select_from(waiting)).scalar_one() >= queue_limit:
+    """Raises: QueueFull when that many jobs wait. The triggers count them: ten cost what a million do."""
+    (waiting,) = _WAIT_HERE.run(driver_of(tx), {}).fetchone()
+    if waiting >= queue_limit:
         raise QueueFull(f"{queue_limit} jobs wait on this host already")
 
 
 def put_order(tx: Connection, arrival: Arrival, now: datetime) -> None:
-    """The order, unless an earlier hand-off brought it."""
+    """The order."""
     signed = arrival.order
-    if tx.execute(select(orders.c.id).where(orders.c.id == signed.order.id)).first() is not None:
-        return
     row = {
         "id": signed.order.id,
         "digest": signed.digest,
@@ -224,8 +252,9 @@ def put_order(tx: Connection, arrival: Arrival, now: datetime) -> None:
         "received_at": now,
         "envelope": signed.envelope,
         "trace_id": arrival.trace,
+        "images": " ".join(sorted(set(signed.order.images))),
     }
-    tx.execute(insert(orders), row)
+    _INSERT_ORDER.run(driver_of(tx), row)
 
 
 def put_receipts(
@@ -283,7 +312,7 @@ def put_deliveries(tx: Connection, job: Job, new: Sequence[NewDelivery], now: da
 
 def count_on(tx: Connection, job: Job, told: int, now: datetime) -> None:
     """The numbers of the job's reports go on after `told`: reports that an earlier life of this ledger delivered."""
-    if told > last_number(tx, job, DeliveryKind.REPORT):
+    if told and told > last_number(tx, job, DeliveryKind.REPORT):
         signer = tx.execute(select(orders.c.signer).where(orders.c.id == job.order_id)).scalar_one()
         name = _put_delivery(tx, job, NewDelivery(DeliveryKind.REPORT, signer, b""), told, now)
         change_delivery(tx, name, state=DeliveryState.ACKNOWLEDGED, acknowledged_at=now)
@@ -321,18 +350,18 @@ def _put_delivery(tx: Connection, job: Job, new: NewDelivery, n: int, now: datet
 
 def read_delivery_state(tx: Connection, delivery: DeliveryId) -> tuple[JobId, DeliveryKind, DeliveryState]:
     """(job, kind, state) of a delivery. Raises: NotFound."""
-    query = select(deliveries.c.job_id, deliveries.c.kind, deliveries.c.state)
-    row = tx.execute(query.where(deliveries.c.id == delivery)).mappings().one_or_none()
+    row = _DELIVERY_STATE.first(driver_of(tx), {"id": delivery})
     if row is None:
         raise NotFound(f"no delivery {delivery}")
-    return JobId(row["job_id"]), DeliveryKind(row["kind"]), DeliveryState(row["state"])
+    job, kind, state = row
+    return JobId(job), DeliveryKind(kind), DeliveryState(state)
 
 
 def tell_delivery(tx: Connection, delivery: DeliveryId, name: str, now: datetime, **said: Plain) -> None:
     """A line about a delivery as it is now: what goes to whom, how many bytes, how often it was tried before."""
-    size = func.coalesce(func.length(bodies.c.body), 0).label("bytes")
-    query = select(deliveries, size).outerjoin(bodies, bodies.c.delivery == deliveries.c.id)
-    row = tx.execute(query.where(deliveries.c.id == delivery)).mappings().one()
+    row = _DELIVERY_TOLD.named(driver_of(tx), {"id": delivery})
+    if row is None:
+        raise NotFound(f"no delivery {delivery}")
     about = {"kind": row["kind"], "n": row["n"], "to": row["target"], "bytes": row["bytes"]}
     tell(tx, name, now, row["order_id"], row["position"], about | {"failed": row["attempts"]} | said)
 
@@ -341,41 +370,6 @@ def change_delivery(tx: Connection, delivery: DeliveryId, **columns: Any) -> Non
     """Set these columns; whoever leased the delivery is done with it."""
     values = {"lease_until": None} | columns
     tx.execute(update(deliveries).where(deliveries.c.id == delivery).values(**values))
-
-
-def tell(
-    tx: Connection,
-    name: str,
-    now: datetime,
-    order_id: OrderId | None,
-    position: int | None,
-    values: dict[str, Plain],
-    *,
-    dataset: str | None = None,
-) -> None:
-    """One line more in the log of events."""
-    tell_these(
-        tx, (NewEvent(name=name, order_id=order_id, position=position, dataset=dataset, values=values),), now
-    )
-
-
-def tell_these(tx: Connection, told: Sequence[NewEvent], now: datetime) -> None:
-    """These lines, each chained to the one before, with what they count."""
-    if not told:
-        return
-    seq, digest = last_line(tx)
-    rows = []
-    for event in told:
-        rows.append(row_of_line(next_line(event, now, seq, digest)))
-        seq, digest = rows[-1]["seq"], rows[-1]["digest"]
-    tx.execute(insert(events), rows)
-    count(tx, [tally for event in told for tally in tallies_of(event)])
-
-
-def last_line(tx: Connection) -> tuple[int, Digest | None]:
-    """(number, digest) of the newest line; (0, None) when there is none."""
-    row = tx.execute(select(events.c.seq, events.c.digest).order_by(events.c.seq.desc()).limit(1)).first()
-    return (0, None) if row is None else (row.seq, row.digest)
 
 
 def put_log(tx: Connection, job: Job, run: str, log: bytes) -> None:

@@ -11,6 +11,7 @@ import select
 import struct
 import subprocess
 import time
+from collections.abc import Callable
 from typing import Final
 
 from msgspec import Struct
@@ -38,8 +39,8 @@ def end_of_engine_code(code: int | None) -> End:
     return End(signal=code - 128) if code > 128 else End(code=code)
 
 
-def end_of(pidfd: int, engine_code: int | None, *, wait_s: float = 1.0) -> End:
-    """The end of the process of this pidfd: the kernel's word where it gives one, else the engine's.
+def end_of(pidfd: int, engine_code: Callable[[], int | None], *, wait_s: float = 1.0) -> End:
+    """The end of the process of this pidfd: the kernel's word where it gives one, else the engine's, which is asked only then.
 
     `wait_s`: how long its parent may take to reap it, before which the kernel says nothing.
     """
@@ -47,14 +48,14 @@ def end_of(pidfd: int, engine_code: int | None, *, wait_s: float = 1.0) -> End:
     try:
         while (status := _exit_status(pidfd)) is None:
             if time.monotonic() > deadline_s:
-                return end_of_engine_code(engine_code)
+                return end_of_engine_code(engine_code())
             time.sleep(0.002)  # nothing wakes us when it is reaped
     except OSError:  # before Linux 6.15
-        return end_of_engine_code(engine_code)
+        return end_of_engine_code(engine_code())
     end = End(signal=os.WTERMSIG(status)) if os.WIFSIGNALED(status) else End(code=os.WEXITSTATUS(status))
     # Who records no code has died itself, and took the guest's streams along: what the guest made of that is not its fault.
     is_of_broken_streams = end.signal == SIGPIPE or end.code not in {None, 0}
-    return End() if is_of_broken_streams and end_of_engine_code(engine_code) == End() else end
+    return End() if is_of_broken_streams and end_of_engine_code(engine_code()) == End() else end
 
 
 def cause_of(end: End, *, was_out_of_memory: bool) -> str | None:

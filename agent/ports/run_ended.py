@@ -32,6 +32,7 @@ class EndedRun:
     def __init__(self, kept: Kept, ending: Ending, log: RunLog) -> None:
         self._kept, self._ending, self._log = kept, ending, log
         self.is_left = False
+        self.is_over = True
 
     def wait(self) -> RunOutcome:
         """As the protocol says, at once."""

@@ -10,6 +10,11 @@ class Leavable(Protocol):
 
     is_left: bool
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it was told how the run ended."""
+        ...
+
 
 R = TypeVar("R", bound=Leavable)
 
@@ -23,6 +28,11 @@ class RunStack(ExitStack):
         """The run that the caller of the context gets, and may leave."""
         self._run = run
         return run
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run that was given ended, and its end was told."""
+        return self._run is not None and self._run.is_over
 
     def removes(self, remove: Callable[..., None], *arguments: object) -> None:
         """Take the container away at this place, when it was not left."""

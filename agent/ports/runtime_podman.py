@@ -38,6 +38,7 @@ from agent.ports.runtime_podman_found import (
     MAP_LABEL,
     NAME_LABEL,
     await_filter,
+    exit_file_of,
     find,
     given_labels,
     not_made,
@@ -46,6 +47,7 @@ from agent.ports.runtime_podman_found import (
     refusals,
 )
 from agent.ports.runtime_podman_images import PodmanImages
+from agent.ports.runtime_podman_removals import Removals
 from agent.ports.user_namespace import UserNamespace
 
 
@@ -67,6 +69,7 @@ class PodmanRuntime:
         self._seccomp_dir = seccomp_dir
         self._instance, self._pool_size = instance, pool_size
         self._inside = UserNamespace.joined(self._api.service_pid)
+        self._removals = Removals(self._destroy)
         self._asked: tuple[int, EngineFacts] | None = None  # by process of the service: asking takes 0.2 s
 
     def enforcement(self) -> Enforcement:
@@ -89,6 +92,7 @@ class PodmanRuntime:
 
     def discard(self, digest: Digest) -> bool:
         """As the protocol says."""
+        self._removals.wait()
         return self._images.discard(digest)
 
     def clear_images(self) -> int:
@@ -100,7 +104,14 @@ class PodmanRuntime:
     @contextlib.contextmanager
     def run(self, spec: RunSpec) -> Iterator[ContainerRun]:
         """As the protocol says. Raises RuntimeUnavailable too when every id map stays in use."""
-        image = self._images.stored(spec.image)
+        with RunStack() as stack:
+            with self._api.kept():
+                run = self._started(spec, stack)
+            yield stack.gives(run)
+
+    def _started(self, spec: RunSpec, stack: RunStack) -> ContainerRun:
+        """The run of a container that was made, looked at and let go; `stack` takes all of it away again."""
+        image = self._images.remembered(spec.image)  # when a container is made, Podman says if it lost it
         if image is None:
             raise BadImage(f"image {hex_of(spec.image)[:12]} is not loaded")
         facts = self._facts()
@@ -108,33 +119,35 @@ class PodmanRuntime:
         seccomp, seccomp_digest = cage.read_seccomp(self._seccomp_dir, spec.kind)
         applied = cage.applied(self.name, spec, facts, seccomp_digest)
         kept = Kept.of(spec, applied, lying_before(spec, self._inside))
-        with RunStack() as stack:
-            container, number = self._create(spec, image, facts, kept, stack)
-            asked = self._asked_for(spec, image, number, seccomp, facts)
-            pid = self._make(container)
-            self._check(container, pid, asked)
-            pidfd = cage_seen.read_back(lambda: os.pidfd_open(pid))
-            stack.callback(os.close, pidfd)
-            memory = cage_seen.read_back(lambda: MemoryEvents(pid))
-            stack.callback(memory.close)
-            run = ContainerRun(
-                pidfd,
-                memory,
-                output=self._api.attach(container),
-                log_bytes=spec.ceilings.log_bytes,
-                engine_code=lambda: recorded_code(self._api, container),
-            )
-            stack.callback(run.close)
-            self._images.touch(spec.image)
-            watch = RunWatch(spec, kept, pid, self._inside, run.kill)
-            with refusals(CageNotMade):
-                run.start(applied, spec.ceilings.wall_s, watch, lambda: self._start(container))
-            await_filter(pid)
-            yield stack.gives(run)
+        container, number = self._create(spec, image, facts, kept, stack)
+        asked = self._asked_for(spec, image, number, seccomp, facts)
+        told = self._make(container)
+        pid = pid_of(told)
+        self._check(told, asked)
+        pidfd = cage_seen.read_back(lambda: os.pidfd_open(pid))
+        stack.callback(os.close, pidfd)
+        memory = cage_seen.read_back(lambda: MemoryEvents(pid))
+        stack.callback(memory.close)
+        exit_file = exit_file_of(told)
+        run = ContainerRun(
+            pidfd,
+            memory,
+            output=self._api.attach(container),
+            log_bytes=spec.ceilings.log_bytes,
+            engine_code=lambda: recorded_code(self._api, container, exit_file),
+        )
+        stack.callback(run.close)
+        self._images.touch(spec.image)
+        watch = RunWatch(spec, kept, pid, self._inside, run.kill)
+        with refusals(CageNotMade):
+            run.start(applied, spec.ceilings.wall_s, watch, lambda: self._start(container))
+        await_filter(pid)
+        return run
 
     @contextlib.contextmanager
     def adopt(self, spec: RunSpec) -> Iterator[ContainerRun | EndedRun]:
         """As the protocol says."""
+        self._removals.wait(spec.name)
         found = find(self._api, self._container_name(spec.name))
         if found is None:
             raise ContainerLost(f"there is no container named {spec.name}")
@@ -154,6 +167,7 @@ class PodmanRuntime:
 
     def leftovers(self) -> tuple[Leftover, ...]:
         """As the protocol says."""
+        self._removals.wait()
         return tuple(
             Leftover(
                 name=entry["Labels"].get(NAME_LABEL, ""),
@@ -165,6 +179,7 @@ class PodmanRuntime:
 
     def remove(self, name: str) -> None:
         """As the protocol says."""
+        self._removals.wait(name)
         self._destroy(self._container_name(name))
 
     def _facts(self) -> EngineFacts:
@@ -197,6 +212,7 @@ class PodmanRuntime:
         """(container, number of its id map); `stack` removes it. Raises: CageNotApplied, BadImage, RuntimeUnavailable."""
         deadline_s = time.monotonic() + spec.patience_s
         pool = cage.map_pool(facts, self._pool_size)
+        self._removals.wait(spec.name)
         while True:
             with alone(self._api.path.parent):  # no two runs choose one id map
                 number = self._free_map(pool)
@@ -204,7 +220,8 @@ class PodmanRuntime:
                     return self._create_mapped(spec, image, facts, number, kept, stack), number
             if time.monotonic() > deadline_s:
                 raise RuntimeUnavailable(f"all {len(pool)} id maps of this host stay in use")
-            time.sleep(0.05)
+            if not self._removals.wait():  # one of ours would give its id map back
+                time.sleep(0.05)
 
     def _create_mapped(
         self,
@@ -230,25 +247,28 @@ class PodmanRuntime:
                 raise BadImage(f"image {hex_of(spec.image)[:12]} is gone: {refusal}") from refusal
             raise CageNotMade(f"Podman did not make the container: {refusal}") from refusal
         container: str = answer["Id"]
-        stack.removes(self._destroy, container)
+        stack.removes(self._part_with, stack, spec.name, container)
         if answer.get("Warnings"):
             raise CageNotApplied(f"Podman warned: {'; '.join(answer['Warnings'])[:300]}")
         return container
 
-    def _make(self, container: str) -> int:
-        """Make the container's frame: its first process waits before the image's program. Gives that process's id."""
+    def _make(self, container: str) -> Mapping[str, Any]:
+        """Make the container's frame: its first process waits before the image's program. Gives what Podman tells of it."""
         try:
             self._api.post(f"/containers/{container}/init")
         except ApiRefusal as refusal:
             raise not_made(refusal) from refusal
         with refusals(RuntimeUnavailable):
-            return pid_of(self._api.get(f"/containers/{container}/json"))
+            told: Mapping[str, Any] = self._api.get(f"/containers/{container}/json")
+        return told
 
-    def _check(self, container: str, pid: int, asked: cage_check.Asked) -> None:
-        """Compare what was applied with what was asked. Raises: CageNotApplied naming every difference."""
-        with refusals(RuntimeUnavailable):
-            config_path = self._api.get(f"/containers/{container}/json")["OCIConfigPath"]
-        config = json.loads(self._inside.do("read", config_path)["text"])
+    def _check(self, told: Mapping[str, Any], asked: cage_check.Asked) -> None:
+        """Compare what was applied with what was asked; `told`: by Podman, once the frame was made.
+
+        Raises: CageNotApplied naming every difference.
+        """
+        pid = pid_of(told)
+        config = json.loads(self._inside.do("read", told["OCIConfigPath"])["text"])
         process = cage_seen.read_back(lambda: cage_seen.read_process(pid, asked.cgroup))
         differences = self._differences(config, process, asked)
         if differences:
@@ -295,6 +315,13 @@ class PodmanRuntime:
     def _container_name(self, name: str) -> str:
         """The run's name with a mark of this agent before it: two agents may use one socket."""
         return f"dc-{hashlib.sha256(self._instance.encode()).hexdigest()[:8]}-{name}"
+
+    def _part_with(self, stack: RunStack, name: str, container: str) -> None:
+        """Remove it: one that ended while the caller goes on, one that may live at once."""
+        if stack.is_over:
+            self._removals.begin(name, container)
+        else:
+            self._destroy(container)
 
     def _destroy(self, container: str) -> None:
         try:

@@ -92,7 +92,7 @@ class Adoption(Struct, frozen=True):
             memory,
             output=LaterOutput(self._attached()),
             log_bytes=self.kept.ceilings.log_bytes,
-            engine_code=lambda: recorded_code(self.api, container),
+            engine_code=lambda: recorded_code(self.api, container, self.found.exit_file),
         )
         stack.callback(run.close)
         above = UserNamespace.above(pid)  # Podman's may have been made anew since

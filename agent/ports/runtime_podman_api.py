@@ -9,6 +9,7 @@ import json
 import re
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,18 @@ class PodmanApi:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._kept = threading.local()
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """While the context lasts, this thread's calls go one after the other over one connection."""
+        self._knock()
+        with contextlib.closing(APIClient(f"http+unix://{self.path}", version=API_VERSION)) as client:
+            self._kept.client = client
+            try:
+                yield
+            finally:
+                self._kept.client = None
 
     def get(self, path: str, **params: str) -> Any:
         """The JSON of a GET. Raises: ApiRefusal, RuntimeUnavailable."""
@@ -121,13 +134,14 @@ class PodmanApi:
             peer.connect(str(self.path))
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
-        """A client of its own for each call: some calls are made from other threads, and none leaves a connection."""
+        """A client of its own for each call that is not one of several: none leaves a connection."""
         options.setdefault("timeout", TIMEOUT_S)
-        self._knock()
-        with (
-            _translated(self.path),
-            contextlib.closing(APIClient(f"http+unix://{self.path}", version=API_VERSION)) as client,
-        ):
+        with contextlib.ExitStack() as stack:
+            client = getattr(self._kept, "client", None)
+            if client is None:
+                stack.enter_context(self.kept())
+                client = self._kept.client
+            stack.enter_context(_translated(self.path))
             answer = getattr(client, method)(path, **options)
             if answer.status_code >= 400:
                 raise ApiRefusal(answer.status_code, _words(answer.text))

@@ -27,6 +27,7 @@ from agent.ports.runtime import RunKind, RunOutcome, RunSpec
 from agent.ports.runtime_podman import PodmanRuntime
 from agent.ports.runtime_podman_api import ApiRefusal
 from agent.ports.runtime_podman_body import Names
+from agent.ports.runtime_podman_found import pid_of, recorded_code
 
 DELETED = 2  # as Podman numbers what may happen to a file
 STEP_UMASK = 0o022
@@ -66,6 +67,9 @@ class PodmanStep(PodmanRuntime):
             with self.run(spec) as run:
                 outcome = run.wait()
                 if outcome.cause is None:
+                    recorded_code(
+                        self._api, self._container_name(spec.name)
+                    )  # Podman knows that it ended, too
                     gone = self._keep(spec.name, target)
             return outcome, gone
         finally:
@@ -88,11 +92,11 @@ class PodmanStep(PodmanRuntime):
 
     # -------------------------------------------------------------- the three differences
 
-    def _make(self, container: str) -> int:
+    def _make(self, container: str) -> Mapping[str, Any]:
         """As for a job; and the root is its owner's to write, which rootless Podman makes 0555."""
-        pid = super()._make(container)
-        self._inside.do("open_root", pid)
-        return pid
+        told = super()._make(container)
+        self._inside.do("open_root", pid_of(told))
+        return told
 
     def _body(
         self,

@@ -20,6 +20,7 @@ KEPT_LABEL = LABEL + "kept"
 GIVEN_LABEL = LABEL + "given."  # before the labels of a RunSpec
 
 FILTER_WAIT_S = 5.0
+EXIT_FILE_WAIT_S = 0.2  # from the end of the container to conmon's note of it, a moment
 NEVER = 1  # Podman writes a time that never came as one in this year
 PASSING = "resource temporarily unavailable"  # processes that were killed a moment ago still count under the same ids
 REMOVED = ("no such container", "container state improper", "being removed")
@@ -33,7 +34,7 @@ NOT_STARTABLE = (
 
 class Found(Struct, frozen=True, kw_only=True):
     """A container as Podman tells it. `pid`: of its first process, 0 when it has none; `began_at`: aware UTC, None when its
-    program never began; `ended_at`: None when it did not end.
+    program never began; `ended_at`: None when it did not end; `exit_file`: as `exit_file_of` tells.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Found(Struct, frozen=True, kw_only=True):
     was_out_of_memory: bool
     began_at: datetime | None
     ended_at: datetime | None
+    exit_file: Path | None
 
     @property
     def given(self) -> dict[str, str]:
@@ -79,6 +81,7 @@ def find(api: PodmanApi, container: str) -> Found | None:
         was_out_of_memory=bool(state.get("OOMKilled")),
         began_at=_time(state["StartedAt"]),
         ended_at=_time(state["FinishedAt"]),
+        exit_file=exit_file_of(told),
     )
 
 
@@ -95,10 +98,32 @@ def _time(text: str) -> datetime | None:
     return None if at.year == NEVER else at.astimezone(UTC)
 
 
-def recorded_code(api: PodmanApi, container: str) -> int | None:
-    """The exit code that Podman recorded, or None when it cannot tell. The process has ended: this answers at once, or, when
-    conmon was killed, in the 20 seconds that Podman waits for it. Raises: RuntimeUnavailable.
+def exit_file_of(told: Mapping[str, Any]) -> Path | None:
+    """The file in which the conmon of an inspected container writes down its exit code, as conmon itself was told; None when
+    it is gone.
     """
+    try:
+        words = Path(f"/proc/{int(told['State']['ConmonPid'])}/cmdline").read_bytes().decode().split("\0")
+        return Path(words[words.index("--exit-dir") + 1], str(told["Id"]))
+    except (OSError, ValueError, IndexError, KeyError, TypeError):
+        return None
+
+
+def recorded_code(api: PodmanApi, container: str, exit_file: Path | None = None) -> int | None:
+    """The exit code of a container whose process has ended, or None when nobody can tell. Raises: RuntimeUnavailable.
+
+    conmon writes it down before it starts the process of Podman that clears up. Podman itself answers only after that one, or,
+    when conmon was killed, in the 20 seconds that it waits for it.
+    """
+    deadline_s = time.monotonic() + EXIT_FILE_WAIT_S
+    while exit_file is not None and time.monotonic() < deadline_s:
+        for path in (
+            exit_file,
+            exit_file.with_name(f"{exit_file.name}-old"),
+        ):  # Podman calls it so when it cleared up
+            with contextlib.suppress(OSError, ValueError):
+                return int(path.read_text())
+        time.sleep(0.002)
     try:
         code = api.post(f"/containers/{container}/wait", condition="stopped", interval="10ms")
     except ApiRefusal:
@@ -174,7 +199,7 @@ def not_made(refusal: ApiRefusal) -> BadImage | CageNotMade | RuntimeUnavailable
 
 
 def pid_of(told: Mapping[str, Any]) -> int:
-    """The first process of a container whose frame is made. Raises: RuntimeUnavailable when it is gone."""
+    """The first process of an inspected container whose frame is made. Raises: RuntimeUnavailable when it is gone."""
     pid = int(told["State"]["Pid"])
     if pid <= 0:
         raise RuntimeUnavailable("the container ended before it was started")

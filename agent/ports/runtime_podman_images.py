@@ -75,11 +75,15 @@ class PodmanImages:
 
     def stored(self, digest: Digest) -> StoredImage | None:
         """What is remembered of this archive, if Podman still has the image. Raises: RuntimeUnavailable."""
+        stored = self.remembered(digest)
+        return stored if stored is not None and self._has(stored) else None
+
+    def remembered(self, digest: Digest) -> StoredImage | None:
+        """The same without asking Podman, who may have lost the image."""
         try:
-            stored = msgspec.json.decode(self._path(digest, LOADED).read_bytes(), type=StoredImage)
+            return msgspec.json.decode(self._path(digest, LOADED).read_bytes(), type=StoredImage)
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
-        return stored if self._has(stored) else None
 
     def remember(self, digest: Digest, stored: StoredImage) -> None:
         """Keep it durably; a reader sees all of it or nothing."""

@@ -269,9 +269,9 @@ class RuncRuntime:
         return made
 
     def _start(self, folder: Path, known: Known) -> None:
-        """Let the program begin: that of this very run. Raises: as `Programs.runc`."""
+        """Let the program begin: that of this very run. Raises: as `Programs.start`."""
         with self._runs.holding(folder, known):
-            self._programs.runc("start", folder.name)
+            self._programs.start(folder.name, known.pid)
 
     def _check(
         self,

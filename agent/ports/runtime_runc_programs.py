@@ -1,11 +1,13 @@
 """runc and conmon, called inside the user namespace: one command each way, and what they say as errors of ours."""
 
 import ctypes
+import errno
 import json
 import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 from agent.domain.ceilings import Ceilings
@@ -19,6 +21,8 @@ TOOL_TIMEOUT_S = 10.0
 LOG_FACTOR = 2  # conmon's own copy of the log is a stand-in for a dead agent: it keeps the newest part
 LEAST_LOG_BYTES = 1 << 16
 STATFS_BYTES = 256  # more than struct statfs has; its first word is the kind of file system
+STATE, FIFO = "state.json", "exec.fifo"  # of a container in runc's own folder
+CGROUP_WAIT_S, CGROUP_LOOK_S = 0.2, 0.002
 PASSING = "Resource temporarily unavailable"  # processes that were killed a moment ago still count under the same ids
 NOT_STARTABLE = re.compile(
     r'exec: \\?".*(no such file|permission denied|exec format|not found in|is a directory)'
@@ -44,14 +48,14 @@ class Programs:
         """Make the container of the bundle in `folder`, under conmon, which stays; its first process waits before the image's
         program. Gives that process's id. Raises: BadImage when the image cannot start; CageNotApplied, RuntimeUnavailable.
         """
-        name = folder.name
+        name, link = folder.name, f"{self._inside.stage}/runc"
         words = {
             "--api-version": 1,  # else it says nothing of the container
             "--cid": name,
             "--cuuid": name,
             "--name": name,
             "--bundle": folder,
-            "--runtime": self._find("runc"),
+            "--runtime": link,
             "--container-pidfile": folder / "pid",
             "--conmon-pidfile": folder / "conmon.pid",
             "--exit-dir": folder / "exit",
@@ -65,7 +69,7 @@ class Programs:
         command += ["--full-attach", "--runtime-arg=--root", f"--runtime-arg={self._root}"]
         command += self._cgroups.options
         try:
-            told = self._inside.ask("monitor", command, self._env())
+            told = self._inside.ask("monitor", command, self._env(), self._find("runc"), link)
             answer = json.loads(told["told"] or "{}")
         except Failed as refusal:
             raise RuntimeUnavailable(f"conmon does not start: {refusal}") from refusal
@@ -86,9 +90,27 @@ class Programs:
         if done["code"] != 0:
             raise refusal_of(done["errors"], f"runc {words[0]} failed")
 
+    def start(self, name: str, pid: int) -> None:
+        """Let the image's program begin. `pid`: the container's first process, which waits at a pipe for whoever opens it.
+
+        Raises: BadImage, CageNotApplied with what runc says; RuntimeUnavailable.
+        """
+        try:
+            self._inside.ask("let_go", str(self.state_of(name) / FIFO), pid)
+        except Failed as refusal:
+            if refusal.number != errno.ENOENT:
+                raise RuntimeUnavailable(f"a container was not started: {refusal}") from refusal
+            self.runc("start", name)  # one that has no such pipe, or a word for why not
+
     def forget(self, name: str) -> None:
-        """Let runc forget an ended container and take its cgroups away. Gone already is fine. Raises: RuntimeUnavailable."""
-        if not self.state_of(name).exists():
+        """Let go of an ended container's state and cgroups. Gone already is fine. Raises: RuntimeUnavailable."""
+        state = self.state_of(name)
+        if not state.exists():
+            return
+        if not self._cgroups.by_systemd and _remove_cgroups(state):
+            (state / STATE).unlink(missing_ok=True)  # first: without it nobody takes it for one that began
+            shutil.rmtree(state, ignore_errors=True)
+        if not state.exists():
             return
         try:
             self.runc("delete", "--force", name)
@@ -99,7 +121,7 @@ class Programs:
     def has_begun(self, name: str) -> bool:
         """Whether the image's program was let go: the pipe it waits at is gone, while runc knows the container."""
         state = self.state_of(name)
-        return (state / "state.json").exists() and not (state / "exec.fifo").exists()
+        return (state / STATE).exists() and not (state / FIFO).exists()
 
     def state_of(self, name: str) -> Path:
         """The folder of runc's state of a container."""
@@ -134,6 +156,32 @@ def _lies_in_memory(folder: Path) -> bool:
     if ctypes.CDLL(None).statfs(os.fsencode(folder), told) != 0:
         return False
     return ctypes.c_long.from_buffer(told).value in IN_MEMORY.values()
+
+
+def _remove_cgroups(state: Path) -> bool:
+    """Take away the cgroups that runc wrote down for an ended container; whether none is left."""
+    try:
+        told = json.loads((state / STATE).read_bytes())
+        folders = [Path(path) for path in (told["cgroup_paths"] or {}).values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    deadline_s = time.monotonic() + CGROUP_WAIT_S
+    while left := [folder for folder in folders if not _is_removed(folder)]:
+        if time.monotonic() > deadline_s:
+            return False
+        folders = left
+        time.sleep(CGROUP_LOOK_S)  # nothing tells when the last of its processes is accounted for
+    return True
+
+
+def _is_removed(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def refusal_of(words: str, what: str) -> BadImage | CageNotMade | RuntimeUnavailable:

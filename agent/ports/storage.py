@@ -100,8 +100,8 @@ class Storage(Protocol):
     Raises everywhere: StorageUnavailable (retried), BadAnswer (metadata not signed by that storage).
     """
 
-    def dataset(self, ref: DatasetRef) -> DatasetInfo:
-        """What storage says of this dataset. Raises: DatasetMissing."""
+    def dataset(self, ref: DatasetRef, *, within_s: float = 0.0) -> DatasetInfo:
+        """What storage says of this dataset, or said that long ago at most. Raises: DatasetMissing."""
         ...
 
     def open_dataset(self, info: DatasetInfo, sink: "ByteSink") -> None:
@@ -123,10 +123,12 @@ class Storage(Protocol):
         limit_bytes: int,
         near: KeyId | None = None,
         within_s: float | None = None,
+        known: BlobInfo | None = None,
     ) -> int:
         """Bring the blob to `target`, which appears whole or not at all; its size.
 
-        Asks this node's storage first, then that of the agent `near`, then whoever is named as holding it.
+        `known`: what the storage of `near` (without it this node's) just said of it: one that has it is not asked again before
+        it sends. Else, and where that fails: this node's storage, then that of `near`, then whoever is named as holding it.
         Raises: BlobMissing, DigestMismatch, TooLarge; StorageUnavailable too when it is not here `within_s`.
         """
         ...

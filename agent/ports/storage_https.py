@@ -6,6 +6,7 @@ Source: docs/contracts/http.md, "Asked of storage".
 import base64
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ from agent.ports.storage_https_download import Download, Wanted
 from agent.trust.roster import Role, RosterEntry
 
 PIECE_BYTES = 1 << 20  # of a file that is sent
+KEPT_DATASETS = 64  # what was said of them, for who asks again at once
+ASK_FIRST_BYTES = 1 << 20  # to send less takes no longer than to ask whether it is there already
 
 
 class HttpsStorage:
@@ -55,10 +58,15 @@ class HttpsStorage:
         self._https = HttpsClient(identity, timeouts)
         self._own = own
         self._pause = pause
+        self._told = _Told()
 
-    def dataset(self, ref: DatasetRef) -> DatasetInfo:
-        """What this node's storage says of the dataset. Raises: DatasetMissing."""
+    def dataset(self, ref: DatasetRef, *, within_s: float = 0.0) -> DatasetInfo:
+        """What this node's storage says of the dataset, or said that long ago at most. Raises: DatasetMissing."""
         peer = self._storage_of(self._own)
+        told = self._told.get(ref, within_s)
+        return self._ask_dataset(peer, ref) if told is None else told
+
+    def _ask_dataset(self, peer: Peer, ref: DatasetRef) -> DatasetInfo:
         answer = self._ask(peer, f"/v1/datasets/{ref.id}?version={quote(ref.version)}")
         if answer.status == 404:
             raise DatasetMissing(f"{peer} knows no place of dataset {ref}")
@@ -67,6 +75,7 @@ class HttpsStorage:
             info = parse_dataset(answer.body)
         if (info.id, info.version) != (ref.id, ref.version):
             raise BadAnswer(f"{peer} tells of dataset {info.id}@{info.version} when asked for {ref}")
+        self._told.keep(ref, info)
         return info
 
     def open_dataset(self, info: DatasetInfo, sink: ByteSink) -> None:
@@ -90,18 +99,20 @@ class HttpsStorage:
         limit_bytes: int,
         near: KeyId | None = None,
         within_s: float | None = None,
+        known: BlobInfo | None = None,
     ) -> int:
         """Bring the blob to `target`, which appears whole or not at all; its size.
 
-        Asks this node's storage, then that of the agent `near`, then whoever one of them names as holding it.
+        Asks this node's storage, then that of the agent `near`, then whoever one of them names as holding it; before all of
+        them whoever told `known` and has it.
         Raises: BlobMissing, DigestMismatch, TooLarge, NoSpace; StorageUnavailable when one that may hold it did not answer,
         or not all of it came `within_s`.
         """
         ends_s = None if within_s is None else time.monotonic() + within_s
         failures: list[OutsideError | DigestMismatch | TooLarge] = []
-        for peer in self._places(digest, near, failures):
+        for peer, told in self._tellers(digest, near, known, failures):
             try:
-                return self._fetch_from(peer, digest, target, limit_bytes, ends_s)
+                return self._fetch_from(peer, told, target, limit_bytes, ends_s)
             except (StorageUnavailable, BlobMissing, DigestMismatch, TooLarge) as failure:
                 failures.append(failure)
         raise next((f for f in failures if not isinstance(f, BlobMissing)), None) or BlobMissing(
@@ -111,12 +122,12 @@ class HttpsStorage:
     def put_blob(
         self, digest: Digest, kind: BlobKind, source: Path, *, moved: Callable[[int], None] | None = None
     ) -> None:
-        """Give this node's storage a blob, unless it has it. Raises: DigestMismatch when the file is not that blob."""
+        """Give this node's storage a blob; a large one if it lacks it. Raises: DigestMismatch when the file is another one."""
         peer = self._storage_of(self._own)
-        if self._has(peer, digest):
-            return
         with source.open("rb") as file:
             length = os.fstat(file.fileno()).st_size
+            if length > ASK_FIRST_BYTES and self._has(peer, digest):
+                return
             content = file if moved is None else _Counted(file, moved)
             body = Body(content, length, _content_digest_of(digest), BYTES_TYPE)
             target = f"/v1/blobs/{digest}?kind={kind}"
@@ -168,39 +179,59 @@ class HttpsStorage:
 
     # ---- places
 
+    def _tellers(
+        self,
+        digest: Digest,
+        near: KeyId | None,
+        known: BlobInfo | None,
+        failures: list[OutsideError | DigestMismatch | TooLarge],
+    ) -> Iterator[tuple[Peer, BlobInfo]]:
+        """Who is to send the blob, each with its own word on it. One that cannot be asked is noted in `failures`."""
+        if known is not None:
+            peer = self._storage_of(self._own if near is None else near)
+            if peer.keyid in known.locations:
+                yield peer, known
+        for peer, told in self._places(digest, near, failures):
+            try:
+                yield peer, self._blob_at(peer, digest) if told is None else told
+            except (StorageUnavailable, BlobMissing) as failure:
+                failures.append(failure)
+
     def _places(
         self, digest: Digest, near: KeyId | None, failures: list[OutsideError | DigestMismatch | TooLarge]
-    ) -> Iterator[Peer]:
-        """The storages to try, nearest first, each once. One that cannot be asked is noted in `failures`."""
+    ) -> Iterator[tuple[Peer, BlobInfo | None]]:
+        """The storages to try, nearest first, each once, with what it said itself where it was asked.
+
+        One that cannot be asked is noted in `failures`.
+        """
         tried: set[KeyId] = set()
         for agent in (self._own, near):
             if agent is None:
                 continue
             try:
                 peer = self._storage_of(agent)
-                named = self._blob_at(peer, digest).locations
+                told = self._blob_at(peer, digest)
             except (StorageUnavailable, BlobMissing) as failure:
                 failures.append(failure)
                 continue
-            for storage in sorted(set(named) - tried, key=lambda keyid: keyid != peer.keyid):
+            for storage in sorted(set(told.locations) - tried, key=lambda keyid: keyid != peer.keyid):
                 tried.add(storage)
                 try:
-                    yield self._storage(storage)
+                    yield self._storage(storage), told if storage == peer.keyid else None
                 except TrustError as cause:
                     failures.append(
                         StorageUnavailable(f"{peer} names storage {storage[:16]}: {cause.detail}")
                     )
 
     def _fetch_from(
-        self, peer: Peer, digest: Digest, target: Path, limit_bytes: int, ends_s: float | None
+        self, peer: Peer, told: BlobInfo, target: Path, limit_bytes: int, ends_s: float | None
     ) -> int:
-        info = self._blob_at(peer, digest)
-        if info.size > limit_bytes:
-            raise TooLarge(f"{digest} has {info.size} bytes, the limit is {limit_bytes}")
-        wanted = Wanted(f"/v1/blobs/{digest}/content", digest, info.size, str(digest))
-        with _appearing(target, hex_of(digest)) as file:
+        if told.size > limit_bytes:
+            raise TooLarge(f"{told.digest} has {told.size} bytes, the limit is {limit_bytes}")
+        wanted = Wanted(f"/v1/blobs/{told.digest}/content", told.digest, told.size, str(told.digest))
+        with _appearing(target, hex_of(told.digest)) as file:
             Download(self._https, peer, wanted, file, self._pause, ends_s).run()
-        return info.size
+        return told.size
 
     def _storage_of(self, agent: KeyId) -> Peer:
         entry = self._https.identity.roster().storage_of(agent)
@@ -214,6 +245,28 @@ class HttpsStorage:
 
     def _peer(self, entry: RosterEntry) -> Peer:
         return Peer.of(entry, entry.storage_url, StorageUnavailable)
+
+
+class _Told:
+    """What storage said of datasets a moment ago, the newest few. Safe to use from threads."""
+
+    def __init__(self) -> None:
+        self._kept: dict[DatasetRef, tuple[float, DatasetInfo]] = {}  # oldest first
+        self._lock = threading.Lock()
+
+    def keep(self, ref: DatasetRef, info: DatasetInfo) -> None:
+        """It was said just now."""
+        with self._lock:
+            self._kept.pop(ref, None)
+            self._kept[ref] = time.monotonic(), info
+            while len(self._kept) > KEPT_DATASETS:
+                del self._kept[next(iter(self._kept))]
+
+    def get(self, ref: DatasetRef, within_s: float) -> DatasetInfo | None:
+        """What was said that long ago at most."""
+        with self._lock:
+            at, info = self._kept.get(ref, (0.0, None))
+        return info if info is not None and time.monotonic() - at < within_s else None
 
 
 class _Counted:

@@ -29,6 +29,9 @@ STAGES = ("/mnt", "/media", "/srv")  # one of them is on every host, and everybo
 
 MAX_DEPTH = 100  # folders deeper than this are lifted out: one descriptor is open per level
 MOST_PROCESSES = 10_000  # who forks on and on is not followed for ever
+SEALED_FD = 63  # the number by which conmon and runc find the copy of `Sealed`
+MFD_EXEC = 0x10  # of linux/memfd.h, since Linux 6.3
+EVERY_SEAL = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 TOOL_S = 120.0  # runc waits ten seconds for its container's end; nobody else is answered meanwhile
 SET_ID = stat.S_ISUID | stat.S_ISGID
 
@@ -253,8 +256,12 @@ def read(path: str) -> Answer:
 
 
 def stage_run(folder: str, binds: list[tuple[str, str]]) -> Answer:
-    """A folder for one run that its ids may pass through, with these folders of the host in it: [source, name]."""
+    """A folder for one run that its ids may pass through, with these folders of the host in it: [source, name].
+
+    It is a mount of its own, so that all of it goes at once: for every call that takes mounts away the kernel waits.
+    """
     os.mkdir(folder, 0o755)
+    mount(folder, folder, None, MS_BIND, None)
     for source, name in binds:
         os.mkdir(f"{folder}/{name}", 0o755)
         mount(source, f"{folder}/{name}", None, MS_BIND, None)
@@ -265,22 +272,85 @@ def unstage_run(folder: str) -> Answer:
     """Take the folder of a run away. Gone already is fine."""
     if not os.path.isdir(folder):
         return {}
+    libc.umount2(
+        os.fsencode(folder), MNT_DETACH
+    )  # no mount yet, when setting up was interrupted: then it is empty
     for name in os.listdir(folder):
-        libc.umount2(os.fsencode(f"{folder}/{name}"), MNT_DETACH)
         os.rmdir(f"{folder}/{name}")
     os.rmdir(folder)
     return {}
 
 
-def monitor(command: list[str], env: dict[str, str]) -> Answer:
-    """Start conmon, which goes into the background, and wait for what it says of the container: its process id."""
+class Sealed:
+    """A program's bytes in memory that nobody can change any more, as runc would copy itself for each container.
+
+    runc starts itself again inside of the container, where a guest could write to the program that is its process; so it runs
+    there from a sealed copy, and makes one unless it runs from one. This one serves every run until the program is another.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[str, tuple[int, ...]] = {}
+
+    def link(self, program: str, link: str) -> None:
+        """Make `link` lead to the copy, for a process that has SEALED_FD; to the program itself where memory holds none."""
+        about = os.stat(program)
+        mark = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+        if self.known.get(link) == mark:
+            return
+        try:
+            self.copy(program)
+            target = f"/proc/self/fd/{SEALED_FD}"
+        except OSError:
+            nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            os.dup2(nothing, SEALED_FD, inheritable=False)
+            os.close(nothing)
+            target = program
+        os.symlink(target, f"{link}.new")
+        os.rename(f"{link}.new", link)
+        self.known[link] = mark
+
+    @staticmethod
+    def copy(program: str) -> None:
+        """The program as SEALED_FD. Raises: OSError."""
+        try:
+            copy = os.memfd_create("runc", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | MFD_EXEC)
+        except OSError:  # a kernel that knows no word for it: it lets programs run from any
+            copy = os.memfd_create("runc", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            with open(program, "rb") as source:
+                left = os.fstat(source.fileno()).st_size
+                while left > 0 and (sent := os.sendfile(copy, source.fileno(), None, left)):
+                    left -= sent
+            if left > 0:
+                raise OSError(errno.EIO, f"{program} became shorter while it was copied")
+            os.fchmod(copy, 0o555)
+            fcntl.fcntl(copy, fcntl.F_ADD_SEALS, EVERY_SEAL)
+            os.dup2(copy, SEALED_FD, inheritable=False)
+        finally:
+            os.close(copy)
+
+
+SEALED = Sealed()
+
+
+def monitor(command: list[str], env: dict[str, str], program: str, link: str) -> Answer:
+    """Start conmon, which goes into the background, and wait for what it says of the container: its process id.
+
+    `link`: what `command` calls `program` by, which is runc.
+    """
+    SEALED.link(program, link)
     reading, writing = os.pipe()
     env = {**env, "_OCI_SYNCPIPE": str(writing)}
     nothing = subprocess.DEVNULL  # no pipe: what goes into the background would hold it open
     with open(reading, "rb", buffering=0) as told:
         try:
             started = finished(
-                command, env=env, pass_fds=[writing], stdin=nothing, stdout=nothing, stderr=nothing
+                command,
+                env=env,
+                pass_fds=[writing, SEALED_FD],
+                stdin=nothing,
+                stdout=nothing,
+                stderr=nothing,
             )
         finally:
             os.close(writing)
@@ -295,6 +365,37 @@ def read_within(fd: int) -> bytes:
     if not select.select([fd], [], [], TOOL_S)[0]:
         raise OSError(errno.ETIMEDOUT, "conmon says nothing")
     return os.read(fd, 1 << 16)
+
+
+def let_go(fifo: str, pid: int) -> Answer:
+    """Let the program of a container begin, whose first process `pid` waits for a reader of this pipe: what `runc start` does.
+
+    Raises: OSError; FileNotFoundError when there is no such pipe: it began, or was never made.
+    """
+    os.lstat(fifo)
+    process = os.pidfd_open(
+        pid
+    )  # before the pipe: once that is open, a short program is over before anybody looks
+    try:
+        reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            select.select([reading, process], [], [], TOOL_S)
+            if not _has_word(reading):
+                raise OSError(errno.ESRCH, "the container ended before it was started")
+        finally:
+            os.close(reading)
+    finally:
+        os.close(process)
+    os.unlink(fifo)
+    return {}
+
+
+def _has_word(reading: int) -> bool:
+    """Whether the one byte came, also when its writer was over by the time that it was looked for."""
+    try:
+        return bool(os.read(reading, 1))
+    except BlockingIOError:
+        return False
 
 
 def run(command: list[str], env: dict[str, str]) -> Answer:
@@ -316,7 +417,8 @@ def finished(command: list[str], **words: Any) -> "subprocess.CompletedProcess[b
 
 
 ACTS: dict[str, Callable[..., Answer]] = {
-    act.__name__: act for act in (measure, monitor, open_root, read, reclaim, run, stage_run, unstage_run)
+    act.__name__: act
+    for act in (let_go, measure, monitor, open_root, read, reclaim, run, stage_run, unstage_run)
 }
 
 

@@ -62,6 +62,9 @@ MAX_HANDOFF_BYTES: Final = 32 << 20
 Locate = Callable[[DatasetRef], frozenset[KeyId]]
 """The agents that storage names for a dataset: those whose node holds it."""
 
+Foresee = Callable[[Sequence[DatasetRef]], None]
+"""Is told which datasets will be asked about, so that it can be done for all of them at the same time."""
+
 
 class HandoffBody(Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/handoffs: the order's envelope and those of its receipts, in order of position."""
@@ -149,10 +152,12 @@ def verify_handoff(
     now: datetime,
     skew: timedelta,
     ruled: VerdictOn = no_word,
+    foresee: Foresee = lambda _: None,
 ) -> VerifiedHandoff | Repeat:
     """The hand-off in this body, all of it verified, or the news that it was taken before.
 
-    `sender`: who signed the request. `me`: this agent. `ruled`: what the operator decided on an image.
+    `sender`: who signed the request. `me`: this agent. `ruled`: what the operator decided on an image. `foresee`: is told for
+    which datasets `locate` will be asked.
     Raises: what the rulebook above names, check by check.
     """
     parsed = parse_handoff(body)
@@ -164,6 +169,7 @@ def verify_handoff(
     task = plan(order.order)[parsed.position]
     _check_time(order, roster, now, skew)  # (3)
     policy.admit_or_hold(order, [task], ruled)  # (4)
+    foresee([each.dataset for each in plan(order.order)[: parsed.position + 1]])
     receipts = _open_receipts(order, parsed, roster, locate)  # (5)
     _check_links(order, receipts)  # (6)
     _check_lies_here(task, me, roster, locate)  # (7)

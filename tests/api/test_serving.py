@@ -1,5 +1,6 @@
 """How applications are served: TLS 1.3 only, dawdlers cut off, a graceful stop."""
 
+import asyncio
 import socket
 import ssl
 import stat
@@ -10,7 +11,9 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -104,6 +107,48 @@ def test_an_application_is_served_at_the_address_that_was_bound(
     assert url == expected
     assert answer.text == "hello"
     assert "server" not in answer.headers
+
+
+def test_an_answer_bears_the_time_of_its_request_however_long_its_server_has_slept(
+    files: TlsFiles, authority: CertificateAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    an_hour_on = time.time() + 3600
+
+    with served(files) as url, httpx.Client(verify=trusting(authority), trust_env=False) as client:
+        first = parsedate_to_datetime(client.get(url).headers["date"])
+        monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: an_hour_on))
+        later = parsedate_to_datetime(client.get(url).headers["date"])
+
+    assert abs((datetime.now(UTC) - first).total_seconds()) < 60
+    assert later == datetime.fromtimestamp(int(an_hour_on), UTC)
+
+
+def test_a_server_that_is_told_to_stop_before_anybody_called_stops(files: TlsFiles) -> None:
+    before = threading.active_count()
+
+    for _ in range(20):
+        with served(files):
+            pass
+
+    assert threading.active_count() == before
+
+
+def test_an_answer_does_not_wait_until_its_head_is_acknowledged(
+    files: TlsFiles, authority: CertificateAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepted: list[int] = []
+    made = module._ImpatientProtocol.connection_made
+
+    def note(protocol: module._ImpatientProtocol, transport: asyncio.Transport) -> None:
+        accepted.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        made(protocol, transport)
+
+    monkeypatch.setattr(module._ImpatientProtocol, "connection_made", note)
+
+    with served(files) as url:
+        httpx.get(url, verify=trusting(authority), trust_env=False)
+
+    assert accepted == [1]
 
 
 def test_tls_1_2_is_refused(files: TlsFiles, authority: CertificateAuthority) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agent.api import signed_requests
+from agent.api import bodies
 from agent.api.problems import json_answer, problem_app
 from agent.api.serving import listen, server_tls, serving, url_of
 from agent.api.signed_requests import Call, Guard, Upload, signed, uploaded
@@ -396,7 +396,7 @@ def test_nothing_of_a_strangers_body_is_awaited(server: Server) -> None:
 
 
 def test_a_body_that_does_not_arrive_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signed_requests, "BODY_S", 0.2)
+    monkeypatch.setattr(bodies, "BODY_S", 0.2)
     request = prepared(server, "POST", "/echo", BODY)
 
     with dial(server) as line:
@@ -455,7 +455,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 def test_an_upload_that_stops_arriving_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signed_requests, "PIECE_S", 0.2)
+    monkeypatch.setattr(bodies, "PIECE_S", 0.2)
     request = prepared(server, "PUT", "/upload", b"x" * (4 << 20))
 
     with dial(server) as line:

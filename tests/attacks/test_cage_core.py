@@ -128,14 +128,80 @@ def helper(*_words: str) -> "subprocess.Popen[str]":
     )
 
 
-def test_a_program_that_hangs_does_not_take_the_helper_along(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_hangs_does_not_take_the_helper_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sealed_fd: int
+) -> None:
     monkeypatch.setattr(inner, "TOOL_S", 0.1)
     silent = ["/bin/sh", "-c", "sleep 5 &"]
 
     with pytest.raises(TimeoutError, match="does not end"):
         inner.run(["/bin/sleep", "30"], {})
     with pytest.raises(TimeoutError, match="conmon says nothing"):
-        inner.monitor(silent, {})
+        inner.monitor(silent, {}, "/bin/true", str(tmp_path / "runc"))
+    assert os.fstat(sealed_fd).st_size == os.stat("/bin/true").st_size
+
+
+@pytest.fixture
+def sealed_fd(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A number of this process's own, in the place of the helper's."""
+    fd = os.open(os.devnull, os.O_RDONLY)
+    monkeypatch.setattr(inner, "SEALED_FD", fd)
+    yield fd
+    os.close(fd)
+
+
+def test_runc_starts_from_a_copy_that_nobody_can_write_to(tmp_path: Path, sealed_fd: int) -> None:
+    program, link = tmp_path / "program", tmp_path / "runc"
+    sealed = inner.Sealed()
+
+    for content in (b"#!/bin/sh\nexit 3\n", b"#!/bin/sh\nexit 42\n"):  # another one came with an upgrade
+        program.write_bytes(content)
+        sealed.link(str(program), str(link))
+        first = os.fstat(sealed_fd).st_ino
+        sealed.link(str(program), str(link))
+
+        assert link.read_bytes() == content
+        assert os.fstat(sealed_fd).st_ino == first  # one copy for all runs
+        for how in ("r+b", "wb"):
+            with pytest.raises(PermissionError), open(f"/proc/self/fd/{sealed_fd}", how) as file:
+                file.write(b"other")
+        assert fcntl.fcntl(sealed_fd, fcntl.F_GET_SEALS) == inner.EVERY_SEAL
+
+
+def test_where_memory_holds_no_programs_runc_makes_its_own_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sealed_fd: int
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EACCES, "no")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+
+    inner.Sealed().link("/bin/true", str(tmp_path / "runc"))
+
+    assert (tmp_path / "runc").readlink() == Path("/bin/true")
+    assert os.fstat(sealed_fd).st_rdev == os.stat(os.devnull).st_rdev
+
+
+def test_a_container_that_waits_is_let_go_once(tmp_path: Path) -> None:
+    fifo = tmp_path / "exec.fifo"
+    os.mkfifo(fifo)
+    waiting = subprocess.Popen(["/bin/sh", "-c", f"echo 0 >{fifo}; exit 7"])
+
+    inner.let_go(str(fifo), waiting.pid)
+
+    assert waiting.wait() == 7
+    with pytest.raises(FileNotFoundError):
+        inner.let_go(str(fifo), os.getpid())
+
+
+def test_a_container_that_ended_before_it_was_let_go_is_told(tmp_path: Path) -> None:
+    fifo = tmp_path / "exec.fifo"
+    os.mkfifo(fifo)
+    with subprocess.Popen(["/bin/true"]) as dead:
+        os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+
+        with pytest.raises(ProcessLookupError, match="ended before"):
+            inner.let_go(str(fifo), dead.pid)
 
 
 # ------------------------------------------------------------------ unpacked images of several workers

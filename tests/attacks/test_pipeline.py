@@ -147,11 +147,13 @@ def test_a_container_that_died_before_it_was_looked_at_is_no_missing_cage() -> N
     gone = subprocess.Popen(["true"])
     gone.wait()
     runtime = PodmanRuntime(Path("/nowhere"), Path("/nowhere"), Path("/nowhere"), instance="x")
-    runtime._api = SimpleNamespace(get=lambda _path: {"OCIConfigPath": "/nowhere"})  # type: ignore[assignment]
     runtime._inside = SimpleNamespace(do=lambda _what, _path: {"text": "{}"})  # type: ignore[assignment]
 
     with pytest.raises(AgentError) as told:
-        runtime._check("container", gone.pid, SimpleNamespace(cgroup={}))  # type: ignore[arg-type]
+        runtime._check(
+            {"OCIConfigPath": "/nowhere", "State": {"Pid": gone.pid}},
+            SimpleNamespace(cgroup={}),  # type: ignore[arg-type]
+        )
 
     assert told.value.is_retried
 

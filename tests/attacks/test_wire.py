@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.api import signed_requests
+from agent.api import bodies
 from agent.api.serving import listen, serving
 from agent.devkit.shelf import Shelf
 from agent.domain.ids import digest_of, wire_time
@@ -92,10 +92,10 @@ def test_a_hand_off_over_a_slow_line_is_not_refused_for_good(
     `digest-mismatch`, 400, and *signed*, because the caller is known. A signed 4xx is final: the hand-off is buried, the
     chain is over. The same for reports, results (the order's score is lost) and shares (`share-withheld`, FAILED at the
     first attempt).
-    Mend: agent/api/signed_requests.py `_read` and `_gathered`: raise an error of status 408, which callers take as passing
+    Mend: agent/api/bodies.py `read` and `_gathered`: raise an error of status 408, which callers take as passing
     (agent/ports/https.py `_TRANSIENT`).
     """
-    monkeypatch.setattr(signed_requests, "BODY_S", 0.0)
+    monkeypatch.setattr(bodies, "BODY_S", 0.0)
     town.doors["agent-b"] = lambda _body, _sender: None
     body = json.dumps({"order": "x" * (8 << 20), "receipts": []}).encode()
 

@@ -1,14 +1,8 @@
 """The bench runs, and its output has the shape that readers of build/bench.json count on. No test asserts a time."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from agent.bench.figures import (
-    TARGETS,
     Measured,
     Row,
     Target,
@@ -25,11 +19,9 @@ from agent.bench.figures import (
     verdicts,
 )
 from agent.bench.run import PARTS, measure_of, parts_of
-from agent.devkit.podman_service import why_not
+from tests.bench.short import QUICK, SLOW, run_short
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = ["bare", "task", "podman"]
-THERE = [part for part in PARTS if measure_of(part) is not None]
 
 
 def row(name: str, *samples: float, baseline: str | None = None) -> Row:
@@ -115,23 +107,12 @@ def test_parts_are_named_with_commas_and_run_in_their_own_order() -> None:
         parts_of("hopp")
 
 
+def test_every_part_is_run_once_somewhere() -> None:
+    assert set(PARTS) == QUICK | SLOW
+    assert not QUICK & SLOW
+
+
 @pytest.mark.host
-@pytest.mark.parametrize("part", THERE)
+@pytest.mark.parametrize("part", [part for part in PARTS if part in QUICK and measure_of(part) is not None])
 def test_one_short_run_of_a_part_tells_its_rows_and_figures(part: str) -> None:
-    if lacking := why_not():
-        pytest.skip(f"real containers need {lacking}")
-
-    done = subprocess.run(
-        [sys.executable, "-m", "agent.bench", "--short", "--parts", part, "--commit", "abc"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert (told["version"], told["rounds"], told["short"], told["commit"]) == (2, 1, True, "abc")
-    assert {"dc-compute", "python", "sqlite", "openssl"} <= set(told["versions"])
-    assert {"cpus", "kernel", "processor", "cgroups", "oci_runtime", "load"} == set(told["machine"])
-    assert told["rows"]
-    assert all(one["part"] == part and one["samples"] for one in told["rows"])
-    assert set(told["figures"]) & set(TARGETS) or part in {"cage", "model"}
-    assert part in done.stderr
+    run_short(part)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from agent.devkit.publishing import holders_of, publish_blob, publish_dataset
+from agent.devkit.publishing import Holders, holders_of, publish_blob, publish_dataset
 from agent.devkit.shelf import Shelf
-from agent.domain.ids import Digest, digest_of
+from agent.domain.ids import Digest, KeyId, digest_of
+from agent.domain.orders import DatasetRef
 from agent.errors import DatasetMissing, PeerRefused, PeerUnavailable, StorageUnavailable
 from agent.ports.https import HttpsClient, Peer
 from agent.ports.storage import BlobInfo, BlobKind, parse_dataset
@@ -340,3 +341,22 @@ def test_a_nonce_is_remembered_until_its_time_is_over(tmp_path: Path) -> None:
     assert not again.database.remember_nonce(keyid, "n", NOW + minute, NOW)
     assert again.database.remember_nonce(keyid, "n", NOW + 3 * minute, NOW + 2 * minute)
     again.database.close()
+
+
+def test_who_holds_a_dataset_is_asked_once_for_all_receipts_of_an_order_and_failures_are_not_kept() -> None:
+    asked: list[DatasetRef] = []
+
+    def ask(ref: DatasetRef) -> frozenset[KeyId]:
+        asked.append(ref)
+        if len(asked) == 1:
+            raise StorageUnavailable("away")
+        return frozenset({key_of("agent-b").keyid})
+
+    holders = Holders(ask)
+
+    with pytest.raises(StorageUnavailable):
+        holders(dataset("a1"))
+    assert [holders(dataset("a1")), holders(dataset("a1")), holders(dataset("b1"))] == [
+        {key_of("agent-b").keyid}
+    ] * 3
+    assert asked == [dataset("a1"), dataset("a1"), dataset("b1")]

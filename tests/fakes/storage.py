@@ -84,7 +84,7 @@ class MemoryStorage:
         self._all = storages
         self._own = own
 
-    def dataset(self, ref: DatasetRef) -> DatasetInfo:
+    def dataset(self, ref: DatasetRef, *, within_s: float = 0.0) -> DatasetInfo:
         self._all.ask(self._all.storage_of(self._own))
         try:
             return self._all.datasets[ref]
@@ -122,9 +122,10 @@ class MemoryStorage:
         limit_bytes: int,
         near: KeyId | None = None,
         within_s: float | None = None,
+        known: BlobInfo | None = None,
     ) -> int:
         failures: list[Exception] = []
-        for storage in self._places(digest, near, failures):
+        for storage in (*self._known(known, near), *self._places(digest, near, failures)):
             try:
                 content = self._all.serve(storage, digest)
                 if len(content) > limit_bytes:
@@ -151,6 +152,11 @@ class MemoryStorage:
 
     def check(self) -> None:
         self._all.ask(self._all.storage_of(self._own))
+
+    def _known(self, known: BlobInfo | None, near: KeyId | None) -> tuple[KeyId, ...]:
+        """Whose word `known` is, when it holds the blob itself by that word."""
+        home = self._all.storage_of(self._own if near is None else near)
+        return (home,) if known is not None and home in known.locations else ()
 
     def _places(self, digest: Digest, near: KeyId | None, failures: list[Exception]) -> Iterator[KeyId]:
         tried: set[KeyId] = set()

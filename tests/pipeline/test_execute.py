@@ -114,7 +114,9 @@ def test_the_receipt_tells_what_ran_on_what_and_links_to_the_order(world: World)
     assert told.sandbox is not None
     assert told.sandbox.runtime == "memory"
     assert set(told.sandbox.seccomp) == {"train"}
-    assert list(told.usage.phases) == ["ask", "fetch", "shares", "open", "run", "pack", "publish"]
+    assert list(told.usage.phases) == [
+        "wait", "ask", "fetch", "shares", "open", "start", "train", "end", "pack", "publish",
+    ]  # fmt: skip
     assert (told.usage.cpu_s, told.usage.max_memory_bytes) == (
         None,
         None,
@@ -184,7 +186,7 @@ def test_it_is_done_once_everybody_was_told(world: World) -> None:
     world.a.work(Queue.DELIVERIES)
 
     assert world.a.job(order, 0).state is JobState.DONE
-    assert world.b.job(order, 1).state is JobState.RECEIVED
+    assert world.b.job(order, 1).state is JobState.QUEUED
     assert world.story(order) == [(0, "started"), (0, "done")]
 
 

@@ -262,8 +262,17 @@ def test_a_hand_off_is_recorded_with_its_receipts_and_rung(world: World) -> None
 
     job = world.hand_over(order, 1, to=world.b).job
 
-    assert (job.id, job.state, job.kind) == (job_id(order.order.id, 1), JobState.RECEIVED, TaskKind.LEARN)
+    assert (job.id, job.state, job.kind) == (job_id(order.order.id, 1), JobState.QUEUED, TaskKind.LEARN)
     assert [r.receipt.position for r in world.b.ledger.receipts(order.digest)] == [0]
+    assert world.b.broker.rings == [Ring(Queue.LEARN_TASKS, job.id, 0.0)]
+
+
+def test_a_hand_off_before_the_first_task_is_placed_apart_for_it_may_be_passed_on(world: World) -> None:
+    order = world.order(train=("b1",), test=())
+
+    job = world.hand_over(order, 0, to=world.b, sender=world.a).job
+
+    assert job.state is JobState.RECEIVED
     assert world.b.broker.rings == [Ring(Queue.LEARNUPLETS, job.id, 0.0)]
 
 

@@ -426,8 +426,8 @@ def test_the_receipt_of_a_run_that_was_taken_over_tells_how_long_it_ran(world: W
     world.settle()
 
     usage = receipt_at_b(world, order).usage
-    assert usage.phases["run"] > 0
-    assert usage.wall_s >= usage.phases["run"]
+    assert usage.phases["train"] > 0
+    assert usage.wall_s >= usage.phases["train"]
 
 
 def test_what_runs_is_waited_for_though_the_cage_is_not_proved_yet_and_nothing_else_begins(

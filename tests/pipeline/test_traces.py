@@ -121,6 +121,8 @@ def test_phases_are_recorded_with_every_attempt(world: World) -> None:
 
     told = [one for hospital in world for one in hospital.ledger.phase_times(order.order.id)]
     learned = [one.phase for one in told if one.job == f"{order.order.id}.0"]
-    assert learned == ["ask", "fetch", "shares", "open", "pack", "publish", "start", "train"]
+    assert learned == [
+        "wait", "ask", "fetch", "shares", "open", "start", "train", "end", "pack", "publish",
+    ]  # fmt: skip
     assert {"detarget", "predict", "perf"} <= {one.phase for one in told}
     assert all(one.seconds >= 0 for one in told)

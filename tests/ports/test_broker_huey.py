@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 
 from agent.errors import OutsideError
-from agent.ports import broker_huey
+from agent.ports import broker_huey, broker_huey_clock
 from agent.ports.broker import Queue
 from agent.ports.broker_huey import HueyBroker
 from agent.ports.broker_huey_bell import Listener
+from agent.ports.broker_huey_clock import CLOCK, Clock
 from tests.ports.broker_stage import PATIENCE_S, Heard
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,7 @@ def broker(path: Path) -> Iterator[HueyBroker]:
 def only_bells_wake(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody looks by himself: what is heard was rung."""
     monkeypatch.setattr(broker_huey, "LOOK_EVERY_S", NEVER_S)
+    monkeypatch.setattr(broker_huey, "TURN_EVERY_S", NEVER_S)
 
 
 def start_process(action: str, path: Path) -> "subprocess.Popen[str]":
@@ -86,6 +88,63 @@ def test_a_queue_carries_ids_as_json_and_nothing_else(broker: HueyBroker, path: 
         ("deliveries", {"id": "3f1c.0.report.1"}),
     ]
     assert kept == (0,)
+
+
+def test_the_rings_of_a_file_that_counted_none_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "older.db"
+    with closing(HueyBroker(path)) as broker:
+        broker.ring_all(Queue.LEARN_TASKS, ["one", "two"])
+        broker.ring(Queue.DELIVERIES, "three", delay_s=3600)
+    with closing(sqlite3.connect(path)) as plain, plain:
+        triggers = [
+            name for (name,) in plain.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
+        ]
+        for name in triggers:
+            plain.execute(f"DROP TRIGGER {name}")
+        plain.execute("DROP TABLE depth")
+
+    with closing(HueyBroker(path)) as broker:
+        broker.ring(Queue.LEARN_TASKS, "four")
+        depth = broker.depth()
+
+    assert len(triggers) == 4
+    assert (depth[Queue.LEARN_TASKS], depth[Queue.DELIVERIES], depth[Queue.TEST_TASKS]) == (3, 1, 0)
+
+
+def test_the_depth_is_what_waits_whoever_takes_it(broker: HueyBroker, path: Path) -> None:
+    heard = Heard()
+    broker.ring_all(Queue.LEARN_TASKS, [f"job {n}" for n in range(20)])
+    consumer = broker.consumer(heard.handlers(Queue.LEARN_TASKS), {})
+    consumer.start()
+    heard.wait_for(20)
+    consumer.stop()
+    with closing(sqlite3.connect(path)) as plain, plain:
+        plain.execute("INSERT INTO task (queue, data) VALUES ('learn_tasks', '{}')")
+
+    assert broker.depth()[Queue.LEARN_TASKS] == 1
+
+
+def test_what_is_due_after_a_long_stop_leaves_the_schedule_in_parts(
+    broker: HueyBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker_huey_clock, "DUE_AT_ONCE", 3)
+    for n in range(7):
+        broker.ring(Queue.DELIVERIES, f"{n}", delay_s=3600 + n)
+    storage = broker._queues[Queue.DELIVERIES].storage
+    with closing(broker._bells.listen([Queue.DELIVERIES])) as listener:
+        clock = Clock(
+            storage, [Queue.DELIVERIES], listener,
+            enqueue=broker_huey._ENQUEUE, every_s=1.0, note=lambda: None,
+        )  # fmt: skip
+        moved = []
+        for _ in range(4):
+            clock._move(time.time() + 7200)
+            moved.append(storage.queue_size())
+    ((first,),) = storage.sql("SELECT data FROM task ORDER BY id LIMIT 1", results=True)
+
+    assert moved == [3, 6, 7, 7]
+    assert json.loads(first)["id"] == "0"
+    assert broker.depth()[Queue.DELIVERIES] == 7
 
 
 def test_the_file_and_the_bells_belong_to_the_agent_alone(path: Path) -> None:
@@ -258,6 +317,65 @@ def test_a_path_longer_than_a_socket_name_may_be_works(tmp_path: Path) -> None:
         broker.ring(Queue.LEARN_TASKS, "two")
         heard.wait_for(2)
         consumer.stop()
+
+
+# ------------------------------------------------------------------ the clock
+
+
+@pytest.mark.usefixtures("only_bells_wake")
+def test_what_is_rung_for_later_is_heard_when_it_is_due_though_nobody_looks(broker: HueyBroker) -> None:
+    heard = Heard()
+    consumer = broker.consumer(heard.handlers(), {})
+    consumer.start()
+    began = time.monotonic()
+
+    broker.ring(Queue.DELIVERIES, "later", delay_s=0.3)
+    broker.ring(Queue.LEARN_TASKS, "sooner", delay_s=0.1)
+    heard.wait_for(2)
+    consumer.stop()
+
+    assert [item for _, item in heard.calls] == ["sooner", "later"]
+    assert time.monotonic() - began >= 0.3
+    assert broker.depth()[Queue.DELIVERIES] == 0
+
+
+@pytest.mark.usefixtures("only_bells_wake")
+def test_what_became_due_while_no_consumer_ran_is_rung_at_the_start(broker: HueyBroker, path: Path) -> None:
+    with closing(sqlite3.connect(path)) as plain, plain:
+        plain.execute(
+            "INSERT INTO schedule (queue, data, timestamp) VALUES (?, ?, ?)",
+            (Queue.TEST_TASKS.value, b'{"id": "overdue"}', time.time() - 60),
+        )
+    heard = Heard()
+    consumer = broker.consumer(heard.handlers(), {})
+
+    consumer.start()
+    heard.wait_for(1)
+    consumer.stop()
+
+    assert heard.calls == [(Queue.TEST_TASKS, "overdue")]
+    assert broker.depth()[Queue.TEST_TASKS] == 0
+
+
+def test_a_clock_that_hangs_is_named(broker: HueyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on, wait = threading.Event(), Listener.wait
+
+    def hang(listener: Listener, name: str, heard: int, timeout_s: float) -> None:
+        if name == CLOCK:
+            goes_on.wait(PATIENCE_S)
+        else:
+            wait(listener, name, heard, 0.05)
+
+    monkeypatch.setattr(Listener, "wait", hang)
+    consumer = broker.consumer(Heard().handlers(Queue.LEARN_TASKS), {})
+    consumer.start()
+    deadline = time.monotonic() + PATIENCE_S
+    while not (stalled := consumer.stalled(0.3)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    goes_on.set()
+    consumer.stop()
+
+    assert stalled == (CLOCK,)
 
 
 # ------------------------------------------------------------------ consumers

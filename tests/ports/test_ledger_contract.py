@@ -1,12 +1,13 @@
 """What every ledger does, run on the one in memory and on SQLAlchemy over a real SQLite file."""
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from agent.domain.approvals import Ruling, Verdict
 from agent.domain.chain import TaskKind
@@ -52,6 +53,17 @@ def event_names(ledger: Ledger) -> list[str]:
 
 def pending(ledger: Ledger) -> list[DeliveryId]:
     return [delivery.id for delivery in ledger.deliveries(state=DeliveryState.PENDING)]
+
+
+def waiting(ledger: Ledger, now: datetime) -> list[JobId]:
+    """The jobs that the sweep would ring for, in pages of two."""
+    found, after = [], 0
+    while True:
+        page = ledger.waiting(now, after=after, limit=2)
+        found += [job.id for job in page.jobs]
+        if page.next is None:
+            return found
+        after = page.next
 
 
 # ------------------------------------------------------------------ intake
@@ -114,6 +126,19 @@ def test_a_hand_off_brings_its_receipts(ledger: Ledger) -> None:
     assert ledger.receipts(order.digest) == receipts
     assert ledger.recorded_last_receipt(order.digest, 2) == (job.id, receipts[-1].digest)
     assert ledger.recorded_last_receipt(order.digest, 1) is None
+
+
+def test_what_storage_placed_here_already_is_queued_at_once_and_both_moves_are_told(ledger: Ledger) -> None:
+    order = order_named("order")
+    placed = replace(arrival(order, chain_of(order, 1), sender=PEER), is_placed=True)
+
+    job = ledger.admit(placed, NOW, max_attempts=3, queue_limit=10).job
+    again = ledger.admit(placed, at(1), max_attempts=3, queue_limit=10)
+
+    assert (job.state, job.position) == (JobState.QUEUED, 1)
+    assert ledger.job(job.id) == job
+    assert (again.job, again.is_repeat) == (job, True)
+    assert event_names(ledger) == ["job.received", "job.queued"]
 
 
 def test_a_later_hand_off_of_the_same_order_adds_what_is_new(ledger: Ledger) -> None:
@@ -946,19 +971,19 @@ def test_the_log_of_a_run_is_kept_by_attempt_and_run(ledger: Ledger) -> None:
 
 
 def test_the_sweep_finds_what_should_be_ringing(ledger: Ledger) -> None:
-    waiting = received(ledger, "received")
+    new = received(ledger, "received")
     ready = queued(ledger, "queued")
     resting = ledger.move(running(ledger, "resting"), JobEvent.RETRY, NOW, not_before=at(30))
-    ledger.move(received(ledger, "held"), JobEvent.HOLD, NOW)
+    held = ledger.move(received(ledger, "held"), JobEvent.HOLD, NOW)
     ledger.redirect(received(ledger, "redirected"), NOW, next_agent=PEER, delivery=handoff(PEER))
     busy = running(ledger, "running")
 
     early, later = ledger.unrung(at(29), 10), ledger.unrung(at(60), 10)
 
-    assert early.jobs == (waiting, ready)
+    assert waiting(ledger, at(29)) == [new.id, ready.id, held.id]
     assert early.orphans == ()
     assert early.deliveries == (DeliveryId(f"{job_id(order_named('redirected').order.id, 0)}.handoff.1"),)
-    assert later.jobs == (waiting, ready, resting)
+    assert waiting(ledger, at(60)) == [new.id, ready.id, resting.id, held.id]
     assert later.orphans == (busy,)
 
 
@@ -972,7 +997,7 @@ def test_a_clock_that_was_set_back_ends_leases_and_rests_that_nobody_gave(ledger
 
     assert in_order == 0
     assert corrected == 2
-    assert {job.id for job in ledger.unrung(at(0), 10).jobs} == {resting.id}
+    assert waiting(ledger, at(0)) == [resting.id]
     assert {job.id for job in ledger.unrung(at(0), 10).orphans} == {busy.id}
 
 
@@ -999,7 +1024,59 @@ def test_the_sweep_leaves_leased_and_resting_deliveries_alone(ledger: Ledger) ->
 def test_the_sweep_takes_the_oldest_up_to_its_limit(ledger: Ledger) -> None:
     jobs = [received(ledger, f"order {n}", now=at(n)) for n in range(5)]
 
-    assert ledger.unrung(at(10), 3).jobs == tuple(jobs[:3])
+    first = ledger.waiting(at(10), limit=3)
+    assert [job.id for job in first.jobs] == [job.id for job in jobs[:3]]
+    assert first.next is not None
+    rest = ledger.waiting(at(10), after=first.next, limit=3)
+    assert ([job.id for job in rest.jobs], rest.next) == ([job.id for job in jobs[3:]], None)
+
+
+def test_the_images_of_orders_that_are_to_run_are_known(ledger: Ledger) -> None:
+    assert (ledger.needed_images(), ledger.needed_images(is_held=True)) == (frozenset(), frozenset())
+    images = set(order_named("one").order.images)
+    one = ledger.move(received(ledger, "one"), JobEvent.HOLD, at(1))
+    two = running(ledger, "two")
+
+    assert ledger.needed_images() == images
+    assert ledger.needed_images(is_held=True) == images
+
+    one = ledger.move(one, JobEvent.APPROVE, at(2))
+    assert ledger.needed_images(is_held=True) == frozenset()
+    two = ledger.move(two, JobEvent.FAIL, at(3), reason="oom")
+    assert ledger.needed_images() == images
+    ledger.move(one, JobEvent.FAIL, at(4), reason="image-denied")
+    assert ledger.needed_images() == frozenset()
+
+
+def test_an_order_is_being_placed_for_as_long_as_was_said(ledger: Ledger) -> None:
+    queued(ledger, "placed", now=at(10))
+    ledger.redirect(received(ledger, "elsewhere", now=at(10)), at(10), next_agent=PEER, delivery=handoff())
+    minute = timedelta(seconds=60)
+    assert not ledger.is_placing(at(11), minute)
+
+    received(ledger, "new", now=at(10))
+
+    moments = {-51: False, -49: True, 11: True, 69: True, 71: False}
+    assert {second: ledger.is_placing(at(second), minute) for second in moments} == moments
+
+
+def test_what_is_to_be_sent_comes_in_pages_by_target(ledger: Ledger) -> None:
+    for n in range(2):
+        attested(ledger, report(b"1"), handoff(PEER), handoff(OTHER_PEER), name=f"order {n}")
+    leased, *_ = pending(ledger)
+    ledger.lease_delivery(leased, at(2), at(62))
+    ledger.rest_target(PEER, 1, at(300))
+
+    found, after = list[DeliveryId](), None
+    while True:
+        page = ledger.unsent(at(10), after=after, limit=2)
+        found += page.deliveries
+        after = page.next
+        if after is None:
+            break
+
+    to_others = {each.id for each in ledger.deliveries() if each.target != PEER} - {leased}
+    assert (set(found), len(found)) == (to_others, 3)
 
 
 def test_a_ledger_can_prove_that_it_writes(ledger: Ledger) -> None:
@@ -1112,14 +1189,16 @@ def test_descriptions_are_dropped_but_those_to_keep(ledger: Ledger) -> None:
 
 def test_held_jobs_are_rung_apart_from_those_that_wait_for_a_worker(ledger: Ledger) -> None:
     held = ledger.move(received(ledger, "held"), JobEvent.HOLD, NOW)
-    waiting = received(ledger, "waiting")
+    other = received(ledger, "waiting")
 
-    unrung = ledger.unrung(at(1), 10)
+    found = ledger.waiting(at(1), limit=10).jobs
 
-    assert (unrung.held, unrung.jobs) == ((held,), (waiting,))
+    assert {(job.id, job.state) for job in found} == {
+        (held.id, JobState.HELD),
+        (other.id, JobState.RECEIVED),
+    }
     again = ledger.move(held, JobEvent.APPROVE, at(2))
-    assert ledger.unrung(at(3), 10).held == ()
-    assert set(ledger.unrung(at(3), 10).jobs) == {again, waiting}
+    assert {job.id: job.state for job in ledger.waiting(at(3), limit=10).jobs}[again.id] is JobState.RECEIVED
 
 
 # ------------------------------------------------------------------ put back from a backup

@@ -1,7 +1,9 @@
 """What Podman tells of a container, read; and its refusals, told apart by whose fault they are."""
 
 import os
+import subprocess
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,14 @@ from agent.ports.cage import applied
 from agent.ports.run_kept import Kept, Lying
 from agent.ports.runtime_podman_adoption import Adoption
 from agent.ports.runtime_podman_api import ApiRefusal
-from agent.ports.runtime_podman_found import find, is_first_process, not_made, refusals
+from agent.ports.runtime_podman_found import (
+    exit_file_of,
+    find,
+    is_first_process,
+    not_made,
+    recorded_code,
+    refusals,
+)
 from tests.ports.test_podman_body import ON_V2, SPEC
 
 STATE = {"Status": "exited", "Pid": 0, "ExitCode": 3, "OOMKilled": False}
@@ -73,6 +82,47 @@ def test_a_run_that_one_place_calls_a_success_and_another_does_not_is_none(
     outcome = Adoption(SPEC, found, kept, api, inside).ended().wait()
 
     assert outcome.cause == "unknown"
+
+
+# ------------------------------------------------------------------ the exit code
+
+
+def conmon(exits: Path) -> "subprocess.Popen[bytes]":
+    """A process that was told what conmon is told."""
+    words = ["/bin/sh", "-c", "echo; read _", "conmon", "--exit-dir", str(exits)]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()  # from then on its words are its own
+    return process
+
+
+def test_where_conmon_writes_its_code_down_is_read_of_its_own_words(tmp_path: Path) -> None:
+    with conmon(tmp_path) as monitor:
+        assert exit_file_of(container(ConmonPid=monitor.pid)) == tmp_path / "abc"
+        monitor.communicate()
+    assert exit_file_of(container(ConmonPid=monitor.pid)) is None
+    assert exit_file_of(container(ConmonPid=os.getpid())) is None
+    assert exit_file_of(container()) is None
+
+
+@pytest.mark.parametrize("name", ["abc", "abc-old"])
+def test_conmon_s_own_note_of_the_code_is_taken_and_podman_not_asked(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("137")
+
+    assert recorded_code(None, "abc", tmp_path / "abc") == 137  # type: ignore[arg-type]
+
+
+def test_without_a_note_of_conmon_s_podman_is_asked(tmp_path: Path) -> None:
+    class Answers:
+        def post(self, path: str, **_: str) -> Any:
+            return {"/containers/abc/wait": 3, "/containers/def/wait": None}[path]
+
+    api: Any = Answers()
+    (tmp_path / "def").write_text("")
+
+    assert recorded_code(api, "abc") == 3
+    assert recorded_code(api, "abc", tmp_path / "abc") == 3
+    assert recorded_code(api, "def", tmp_path / "def") is None
 
 
 class NothingThere:

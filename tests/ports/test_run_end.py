@@ -30,7 +30,7 @@ needs_exact_ends = pytest.mark.skipif(
 def test_an_exit_code_is_the_kernel_s_whatever_the_engine_says(code: int) -> None:
     pidfd = ended(f"raise SystemExit({code})")
 
-    assert end_of(pidfd, 128 + 9) == End(code=code)
+    assert end_of(pidfd, lambda: 128 + 9) == End(code=code)
     os.close(pidfd)
 
 
@@ -39,7 +39,7 @@ def test_an_exit_code_is_the_kernel_s_whatever_the_engine_says(code: int) -> Non
 def test_a_signal_is_the_kernel_s_whatever_the_engine_says(number: int) -> None:
     pidfd = ended(DIE, str(number))
 
-    assert end_of(pidfd, 0) == End(signal=number)
+    assert end_of(pidfd, lambda: 0) == End(signal=number)
     os.close(pidfd)
 
 
@@ -50,17 +50,28 @@ def test_an_end_of_which_the_engine_recorded_nothing_is_no_fault_of_the_guest() 
 
     pidfds = [ended(*one) for one in words]
 
-    assert [end_of(one, None) for one in pidfds] == [End(), End(), End(signal=9), End(code=0)]
-    assert end_of(pidfds[0], -1) == End()
+    assert [end_of(one, lambda: None) for one in pidfds] == [End(), End(), End(signal=9), End(code=0)]
+    assert end_of(pidfds[0], lambda: -1) == End()
     for one in pidfds:
         os.close(one)
+
+
+@needs_exact_ends
+def test_an_engine_is_not_asked_what_the_kernel_told() -> None:
+    def ask() -> int:
+        raise AssertionError("asked")
+
+    for words, end in (("pass",), End(code=0)), ((DIE, "9"), End(signal=9)):
+        pidfd = ended(*words)
+        assert end_of(pidfd, ask) == end
+        os.close(pidfd)
 
 
 def test_without_the_kernel_s_word_the_engine_s_counts() -> None:
     reading, writing = os.pipe()  # no pidfd at all: as on a kernel that has no such call
 
-    assert end_of(reading, 137) == End(signal=9)
-    assert end_of(reading, None) == End()
+    assert end_of(reading, lambda: 137) == End(signal=9)
+    assert end_of(reading, lambda: None) == End()
     os.close(reading)
     os.close(writing)
 
@@ -71,7 +82,7 @@ def test_a_process_that_nobody_reaps_is_told_by_the_engine() -> None:
         pidfd = os.pidfd_open(child.pid)
         run_end.ends_within(pidfd, 30)
 
-        assert end_of(pidfd, 3, wait_s=0.05) == End(code=3)
+        assert end_of(pidfd, lambda: 3, wait_s=0.05) == End(code=3)
     os.close(pidfd)
 
 

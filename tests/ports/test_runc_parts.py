@@ -1,6 +1,7 @@
 """runc's parts without a container: the bundle's config, cgroups, ids, what is remembered of runs, words and logs."""
 
 import fcntl
+import json
 import os
 import socket
 import subprocess
@@ -19,9 +20,9 @@ from agent.ports.runtime_runc_cgroups import Cgroups, find_cgroups
 from agent.ports.runtime_runc_config import oci_config
 from agent.ports.runtime_runc_images import RuncImages
 from agent.ports.runtime_runc_output import ConmonLog
-from agent.ports.runtime_runc_programs import refusal_of
+from agent.ports.runtime_runc_programs import Programs, refusal_of
 from agent.ports.runtime_runc_runs import Known, Runs
-from agent.ports.user_namespace import IdRange, subordinate_ids
+from agent.ports.user_namespace import IdRange, UserNamespace, subordinate_ids
 from tests.ports.test_image_tree import image_of
 from tests.ports.test_podman_body import CEILINGS, IMAGE, ON_V1, ON_V2, SPEC
 
@@ -264,6 +265,40 @@ def test_a_cgroup_that_runc_left_is_removed(tmp_path: Path) -> None:
     Cgroups(version=2, parent="/memory/given").remove("dc-2", tmp_path)
 
     assert [path.name for path in sorted(tmp_path.glob("*/given/*"))] == ["dc-2"]
+
+
+def test_the_cgroups_that_runc_wrote_down_go_with_its_state(tmp_path: Path) -> None:
+    programs = Programs(UserNamespace.made(), tmp_path / "runc", Cgroups(version=1), "/usr/bin")
+    folders = {name: tmp_path / name / "given/dc-1" for name in ("cpu", "memory", "gone")}
+    for name in ("cpu", "memory"):
+        folders[name].mkdir(parents=True)
+    state = tmp_path / "runc/dc-1"
+    state.mkdir(parents=True)
+    (state / "state.json").write_text(json.dumps({"cgroup_paths": {k: str(v) for k, v in folders.items()}}))
+
+    programs.forget("dc-1")
+    programs.forget("dc-1")
+
+    assert not state.exists()
+    assert sorted(tmp_path.glob("*/given/*")) == []
+
+
+@pytest.mark.parametrize("told", [None, "{", "{}", '{"cgroup_paths": {"memory": "%s"}}'])
+def test_what_cannot_be_taken_away_so_is_left_to_runc(
+    tmp_path: Path, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_use = tmp_path / "memory/dc-1/of-another"
+    in_use.mkdir(parents=True)
+    state = tmp_path / "runc/dc-1"
+    state.mkdir(parents=True)
+    if told is not None:
+        (state / "state.json").write_text(told.replace("%s", str(in_use.parent)))
+    programs = Programs(UserNamespace.made(), tmp_path / "runc", Cgroups(version=1), str(tmp_path))
+
+    with pytest.raises(RuntimeUnavailable, match="runc is not installed"):
+        programs.forget("dc-1")
+
+    assert state.exists()
 
 
 def test_a_run_that_somebody_else_took_away_is_not_written_down_again(tmp_path: Path) -> None:

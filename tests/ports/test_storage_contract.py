@@ -232,6 +232,27 @@ def test_a_blob_is_fetched_elsewhere_while_this_nodes_storage_is_down(stage: Sta
     assert (tmp_path / "blob").read_bytes() == b"a model"
 
 
+def test_who_just_told_of_a_blob_sends_it(stage: Stage, tmp_path: Path) -> None:
+    digest = stage.keep_blob(B, LARGE)
+    known = stage.storage.blob(digest, near=AGENT_B)
+    stage.go_down(A)
+
+    stage.storage.fetch_blob(digest, tmp_path / "blob", limit_bytes=LIMIT, near=AGENT_B, known=known)
+
+    assert (tmp_path / "blob").read_bytes() == LARGE
+
+
+def test_who_just_told_of_a_blob_and_sends_another_is_passed_over(stage: Stage, tmp_path: Path) -> None:
+    digest = stage.keep_blob(B, b"a model")
+    known = stage.storage.blob(digest, near=AGENT_B)
+    stage.keep_blob(A, b"a model")
+    stage.alter(B, digest, b"b model")
+
+    stage.storage.fetch_blob(digest, tmp_path / "blob", limit_bytes=LIMIT, near=AGENT_B, known=known)
+
+    assert (tmp_path / "blob").read_bytes() == b"a model"
+
+
 def test_an_altered_copy_is_passed_over_for_a_good_one(stage: Stage, tmp_path: Path) -> None:
     digest = stage.keep_blob(A, b"a model")
     stage.keep_blob(B, b"a model")
@@ -277,15 +298,16 @@ def test_a_blob_over_the_limit_is_not_fetched(stage: Stage, tmp_path: Path) -> N
         stage.storage.fetch_blob(digest, tmp_path / "blob", limit_bytes=len(LARGE) - 1)
 
 
-def test_a_blob_is_put_and_may_be_put_again(stage: Stage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"a model", LARGE + b"and more"], ids=["small", "large"])
+def test_a_blob_is_put_and_may_be_put_again(stage: Stage, tmp_path: Path, content: bytes) -> None:
     source = tmp_path / "model.tar"
-    source.write_bytes(LARGE)
+    source.write_bytes(content)
 
-    stage.storage.put_blob(digest_of(LARGE), BlobKind.MODEL, source)
-    stage.storage.put_blob(digest_of(LARGE), BlobKind.MODEL, source)
+    stage.storage.put_blob(digest_of(content), BlobKind.MODEL, source)
+    stage.storage.put_blob(digest_of(content), BlobKind.MODEL, source)
 
-    assert stage.storage.blob(digest_of(LARGE)) == BlobInfo(
-        digest_of(LARGE), len(LARGE), BlobKind.MODEL, (key_of(A).keyid,)
+    assert stage.storage.blob(digest_of(content)) == BlobInfo(
+        digest_of(content), len(content), BlobKind.MODEL, (key_of(A).keyid,)
     )
 
 
@@ -331,3 +353,18 @@ def test_a_storage_that_is_away_is_unavailable_for_everything(stage: Stage, tmp_
 def test_a_storage_key_that_the_roster_does_not_know_is_nowhere(stage: Stage) -> None:
     with pytest.raises(StorageUnavailable):
         stage.storage.blob(digest_named("a model"), near=KeyId("0" * 64))
+
+
+# ------------------------------------------------------------------ what was said a moment ago
+
+
+def test_what_was_said_a_moment_ago_is_not_asked_again_by_who_takes_it(tmp_path: Path) -> None:
+    with real_stage(tmp_path) as stage:
+        sealed = seal("a1")
+        info = stage.keep_dataset(sealed, A)
+        stage.storage.dataset(sealed.ref)
+        stage.go_down(A)
+
+        assert stage.storage.dataset(sealed.ref, within_s=3600.0) == info
+        with pytest.raises(StorageUnavailable):
+            stage.storage.dataset(sealed.ref)

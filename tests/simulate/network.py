@@ -124,8 +124,8 @@ class StoragePort:
         self._net = Network(host, world)
         self._real = MemoryStorage(world.storages, host.keyid)
 
-    def dataset(self, ref: DatasetRef) -> DatasetInfo:
-        return self._ask(lambda: self._real.dataset(ref))
+    def dataset(self, ref: DatasetRef, *, within_s: float = 0.0) -> DatasetInfo:
+        return self._ask(lambda: self._real.dataset(ref, within_s=within_s))
 
     def open_dataset(self, info: DatasetInfo, sink: ByteSink) -> None:
         self._host.require_disk()
@@ -142,9 +142,12 @@ class StoragePort:
         limit_bytes: int,
         near: KeyId | None = None,
         within_s: float | None = None,
+        known: BlobInfo | None = None,
     ) -> int:
         self._host.require_disk()
-        return self._ask(lambda: self._real.fetch_blob(digest, target, limit_bytes=limit_bytes, near=near))
+        return self._ask(
+            lambda: self._real.fetch_blob(digest, target, limit_bytes=limit_bytes, near=near, known=known)
+        )
 
     def put_blob(
         self, digest: Digest, kind: BlobKind, source: Path, *, moved: Callable[[int], None] | None = None
@@ -257,7 +260,8 @@ class PeersPort:
 READS = frozenset(
     {
         "job", "jobs", "receipts", "deliveries", "delivery", "events", "digest_of_order", "order_of_digest", "cancellations",
-        "recorded_last_receipt", "description", "listing", "logs", "counts", "unrung", "steps", "target_failures",
+        "recorded_last_receipt", "description", "listing", "logs", "counts", "unrung", "waiting", "unsent", "is_placing",
+        "steps", "target_failures",
     }
 )  # fmt: skip
 # What never changes once it is there, or nobody changes here: nothing can come in between.

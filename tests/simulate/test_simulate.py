@@ -99,7 +99,7 @@ FOUND_BY = {
     "outbox": (short, {"ended", "reported"}),
     "handoff-dedup": (short, {"one-receipt"}),
 }
-SEEDS = range(1, 7)
+SEEDS = range(1, 25)
 
 
 @pytest.mark.parametrize("guard", sorted(GUARDS))

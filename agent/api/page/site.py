@@ -8,11 +8,11 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlencode
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from msgspec import Meta, Struct
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -34,6 +34,9 @@ from agent.errors import AgentError, NotFound
 from agent.log import get_logger
 from agent.pipeline.host import Host
 from agent.pipeline.usage import Usage, look
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 log = get_logger(__name__)
 
@@ -123,7 +126,11 @@ class Site:
         self._host, self._files = host, files
         self._health: Glance[Readiness] = Glance(watchman.look, HEALTH_KEPT_S)
         self._usage: Glance[Usage | None] = Glance(self._look_at_disks, DISK_KEPT_S)
-        self._templates = _environment()
+
+    @cached_property
+    def _templates(self) -> "Environment":
+        """Made when the first page is shown: many hosts show none for weeks."""
+        return _environment()
 
     def routes(self, door: str, refuse: Callable[[Request], None] | None = None) -> list[Route]:
         """One for each page and file. `door` goes into the log, where readers have names; `refuse` raises for whoever may not
@@ -282,7 +289,9 @@ def _file(path: str, name: str, media_type: str) -> Callable[[Request], Any]:
     return endpoint
 
 
-def _environment() -> Environment:
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     made = Environment(
         loader=FileSystemLoader(FOLDER / "templates"),
         autoescape=True,

@@ -1,0 +1,336 @@
+"""Part intake: durable signed orders a second at 1, 16 and 64 connections, against raw SQLite commits on the same disk.
+
+A real `dc-compute serve` in a home of its own, with the shipped wiring, is called over HTTPS by a process of its own
+(`intake_load.py`). Each order is another one, signed by its orchestrator's key, in a request signed by that key; all of that
+is made before the clock starts. What the load takes of the CPU is told beside: it shares the machine with the server, and so an
+orchestrator on another host would see more.
+
+The baseline is one row and one commit after the other, from one thread of this process, in WAL with `synchronous = FULL`: what
+the disk and SQLite give to a program that does nothing else.
+"""
+
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from agent.bench.figures import Bench, Measured, Row
+from agent.bench.intake_load import HOST, Load, framed
+from agent.domain.ids import OrderId, digest_of, wire_time
+from agent.domain.orders import DatasetRef, ImageRef, Learnuplet
+from agent.trust.certificates import CertificateAuthority
+from agent.trust.http_signatures import HttpRequest, content_digest, sign_request
+from agent.trust.keys import SigningKey
+from agent.trust.roster import Role, Roster, RosterEntry
+from agent.trust.signed import sign_order
+
+PART: Final = "intake"
+TARGET: Final = "/v1/learnuplets"
+CONNECTIONS: Final = (1, 16, 64)
+JUDGED: Final = 16  # connections that the figures are about
+START_S: Final = 60.0
+STOP_S: Final = 30.0
+TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+class Size(Struct, frozen=True):
+    """How much one round does."""
+
+    commits: int
+    orders: dict[int, int]  # by connections
+
+
+FULL: Final = Size(1500, {1: 200, 16: 800, 64: 800})
+SHORT: Final = Size(20, {1: 3, 16: 16, 64: 64})
+
+
+class Agent(Struct, frozen=True, kw_only=True):
+    """An agent that serves, and who may order something of it."""
+
+    home: Path
+    port: int
+    pid: int
+    authority: Path  # of its TLS, PEM
+    orchestrator: SigningKey
+
+
+class Burst(Struct, frozen=True, kw_only=True):
+    """What came of one burst of orders."""
+
+    orders: int
+    load: Load
+    server_cpu_s: float
+
+    @property
+    def rate(self) -> float:
+        return self.orders / self.load["wall_s"]
+
+
+def measure(bench: Bench) -> Measured:
+    """See the module. Raises: RuntimeError when an order was not accepted."""
+    size = SHORT if bench.is_short else FULL
+    raw: list[float] = []
+    bursts: dict[int, list[Burst]] = {connections: [] for connections in CONNECTIONS}
+    home = bench.folder / PART
+    home.mkdir(parents=True)
+    with serving(home) as agent:
+        if not bench.is_short:
+            burst(
+                agent, 4 * JUDGED, JUDGED
+            )  # what is imported and connected at the first order is no order's price
+        for number in range(bench.rounds):
+            for connections in _turned(CONNECTIONS, number):
+                if connections == JUDGED:
+                    raw.append(raw_commits(home, size.commits))
+                bursts[connections].append(burst(agent, size.orders[connections], connections))
+    return _measured(raw, bursts)
+
+
+def _turned(connections: Sequence[int], number: int) -> list[int]:
+    """Each round begins with another one, so that none is always first."""
+    at = number % len(connections)
+    return [*connections[at:], *connections[:at]]
+
+
+def _measured(raw: Sequence[float], bursts: dict[int, list[Burst]]) -> Measured:
+    rows = [Row(part=PART, name="raw commits", unit="/s", samples=tuple(raw))]
+    for connections, seen in bursts.items():
+        name = f"orders at {connections}"
+        rows.append(
+            Row(part=PART, name=name, unit="/s", samples=tuple(b.rate for b in seen), baseline="raw commits")
+        )
+        for share in (50, 99):
+            latencies = tuple(1000 * percentile(one.load["latency_s"], share) for one in seen)
+            rows.append(Row(part=PART, name=f"{name}, p{share}", unit="ms", samples=latencies))
+    judged = bursts[JUDGED]
+    every_s = [latency for one in judged for latency in one.load["latency_s"]]
+    ratio = median(one.rate / commits for one, commits in zip(judged, raw, strict=True))
+    return Measured(
+        rows=tuple(rows),
+        figures={"intake_ratio": ratio, "intake_p99_ms": 1000 * percentile(every_s, 99)},
+        notes=tuple(_notes(bursts)),
+    )
+
+
+def _notes(bursts: dict[int, list[Burst]]) -> Iterator[str]:
+    yield f"server and load share {os.cpu_count()} cores; orders and requests are signed before the clock starts"
+    for connections, seen in bursts.items():
+        orders, wall_s = sum(one.orders for one in seen), sum(one.load["wall_s"] for one in seen)
+        server_s, load_s = sum(one.server_cpu_s for one in seen), sum(one.load["cpu_s"] for one in seen)
+        yield (
+            f"at {connections} connections an order took {1e6 * server_s / orders:.0f} us of CPU in the server "
+            f"({100 * server_s / wall_s:.0f} % of a core) and {1e6 * load_s / orders:.0f} us in the load "
+            f"({100 * load_s / wall_s:.0f} %)"
+        )
+
+
+def percentile(seconds: Sequence[float], share: int) -> float:
+    """By nearest rank."""
+    return sorted(seconds)[-(-share * len(seconds) // 100) - 1]
+
+
+# ------------------------------------------------------------------ the baseline
+
+
+def raw_commits(folder: Path, count: int) -> float:
+    """Commits a second, each of one row, each on the disk before the next begins."""
+    path = folder / "raw.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY, at INTEGER, name TEXT)")
+        began_s = time.perf_counter()
+        for _ in range(count):
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("INSERT INTO rows (at, name) VALUES (?, ?)", (time.time_ns(), "order"))
+            connection.execute("COMMIT")
+        took_s = time.perf_counter() - began_s
+    return count / took_s
+
+
+# ------------------------------------------------------------------ orders
+
+
+def burst(agent: Agent, count: int, connections: int) -> Burst:
+    """So many new orders, sent as fast as they are answered. Raises: RuntimeError when one was not accepted."""
+    requests = b"".join(framed(request_of(agent)) for _ in range(count))
+    command = (sys.executable, "-m", "agent.bench.intake_load", str(agent.port), str(agent.authority))
+    before_s = _cpu_of(agent.pid)
+    done = subprocess.run(
+        (*command, str(connections)), input=requests, capture_output=True, check=False, cwd=_root()
+    )
+    server_s = _cpu_of(agent.pid) - before_s
+    if done.returncode:
+        raise RuntimeError(f"the load ended with {done.returncode}: {done.stderr.decode()[-2000:]}")
+    load = msgspec.json.decode(done.stdout, type=Load)
+    if load["statuses"] != {"202": count}:
+        raise RuntimeError(f"of {count} orders not all were accepted: {load['statuses']}")
+    return Burst(orders=count, load=load, server_cpu_s=server_s)
+
+
+def request_of(agent: Agent) -> bytes:
+    """A new order in a signed request, as it goes over the wire."""
+    order = sign_order(_order(agent.orchestrator), agent.orchestrator)
+    fields = {
+        "Host": f"{HOST}:{agent.port}",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(order.envelope)),
+        "Content-Digest": content_digest(order.envelope),
+    }
+    plain = HttpRequest("POST", f"https://{HOST}:{agent.port}{TARGET}", fields)
+    fields |= sign_request(plain, agent.orchestrator, now=datetime.now(UTC), has_body=True)
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"POST {TARGET} HTTP/1.1\r\n{head}\r\n".encode() + order.envelope
+
+
+def _order(orchestrator: SigningKey) -> Learnuplet:
+    """A training on three datasets with one test, as DeemCare's are."""
+    now = wire_time(datetime.now(UTC))
+    return Learnuplet(
+        id=OrderId(str(uuid.uuid4())),
+        orchestrator=orchestrator.keyid,
+        problem=str(uuid.uuid4()),
+        problem_image=ImageRef(str(uuid.uuid4()), PROBLEM),
+        algo_image=ImageRef(str(uuid.uuid4()), ALGO),
+        model_start=None,
+        model_end=str(uuid.uuid4()),
+        rank=0,
+        train_data=tuple(DatasetRef(str(uuid.uuid4()), "1") for _ in range(3)),
+        test_data=(DatasetRef(str(uuid.uuid4()), "1"),),
+        not_before=now - timedelta(hours=1),
+        expires=now + timedelta(hours=1),
+    )
+
+
+PROBLEM: Final = digest_of(b"the problem's image")
+ALGO: Final = digest_of(b"the algo's image")
+
+
+# ------------------------------------------------------------------ the agent
+
+
+@contextmanager
+def serving(home: Path) -> Iterator[Agent]:
+    """`dc-compute serve` of a new home, answering, while the block runs. Raises: RuntimeError when it does not start."""
+    now = datetime.now(UTC)
+    key, orchestrator = SigningKey.generate(), SigningKey.generate()
+    authority = CertificateAuthority("Bench", now=now)
+    port = _free_port()
+    key.save(home / "identity.pem")
+    _write_tls(home, authority, now)
+    (home / "agent.toml").write_bytes(msgspec.toml.encode(_settings(home, port)))
+    (home / "roster.toml").write_text(_roster(key, orchestrator, authority, port, now).to_toml())
+    (home / "policy.toml").write_bytes(msgspec.toml.encode(_policy(orchestrator)))
+    with (home / "log").open("ab") as log:
+        command = (sys.executable, "-m", "agent", "--home", str(home), "serve")
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=_root(), start_new_session=True
+        )
+    try:
+        _await(home / "log", port, process)
+        yield Agent(
+            home=home,
+            port=port,
+            pid=process.pid,
+            authority=home / "authority.pem",
+            orchestrator=orchestrator,
+        )
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _settings(home: Path, port: int) -> dict[str, dict[str, object]]:
+    """An agent's, with room for every order of the bench in its queue: nobody works them off."""
+    return {
+        "identity": {"key": "identity.pem"},
+        "listen": {
+            "host": HOST,
+            "port": port,
+            "tls_cert": "tls.crt",
+            "tls_key": "tls.key",
+            "operator_socket": str(home / "run" / "operator.sock"),
+        },
+        "paths": {"data": "data", "spool": "data/spool"},
+        "limits": {"queue_limit": 1_000_000, "low_disk_bytes": 64 << 20},
+        "log": {"format": "json"},
+    }
+
+
+def _roster(
+    key: SigningKey, orchestrator: SigningKey, authority: CertificateAuthority, port: int, now: datetime
+) -> Roster:
+    dates = {"valid_from": now - timedelta(hours=1), "valid_until": now + timedelta(days=1)}
+    me = RosterEntry.of(
+        key.public,
+        Role.AGENT,
+        "bench",
+        agent_url=f"https://{HOST}:{port}",
+        tls_ca=authority.certificate.decode(),
+        **dates,
+    )
+    return Roster((me, RosterEntry.of(orchestrator.public, Role.ORCHESTRATOR, "orchestrator", **dates)))
+
+
+def _policy(orchestrator: SigningKey) -> dict[str, object]:
+    return {
+        "orchestrators": [orchestrator.keyid],
+        "images": [PROBLEM, ALGO],
+        "datasets": "*",
+        "kinds": ["learn", "test"],
+    }
+
+
+def _write_tls(home: Path, authority: CertificateAuthority, now: datetime) -> None:
+    identity = authority.server([HOST], now=now)
+    (home / "authority.pem").write_bytes(authority.certificate)
+    (home / "tls.crt").write_bytes(identity.certificate)
+    (home / "tls.key").touch(mode=0o600)
+    (home / "tls.key").write_bytes(identity.private_key)
+
+
+def _await(log: Path, port: int, process: "subprocess.Popen[bytes]") -> None:
+    """Return once the agent answers. Raises: RuntimeError with the end of its log when it does not."""
+    deadline = time.monotonic() + START_S
+    while not _is_open(port):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the agent does not answer: {log.read_text(errors='replace')[-2000:]}")
+        time.sleep(0.02)
+
+
+def _is_open(port: int) -> bool:
+    with socket.socket() as door:
+        return door.connect_ex((HOST, port)) == 0
+
+
+def _free_port() -> int:
+    with socket.create_server((HOST, 0)) as door:
+        port: int = door.getsockname()[1]
+        return port
+
+
+def _cpu_of(pid: int) -> float:
+    """Seconds of CPU that a process has taken, all its threads together."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def _root() -> Path:
+    """From where `-m agent` finds this very package."""
+    return Path(__file__).resolve().parents[2]
