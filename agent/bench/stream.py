@@ -5,6 +5,7 @@ stage: the download to nowhere, SHA-256, the cipher, and the whole. The whole en
 """
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,10 +75,23 @@ def measured(told: Told, notes: list[str]) -> Measured:
         rows.append(Row(part=PART, name=f"CPU of {name}", unit="s/GiB", samples=samples))
     rows.append(Row(part=PART, name="memory grows by", unit="MiB", samples=told.growth_mib))
     ratio = median([mine / base for mine, base in zip(whole.samples, alone, strict=True)])
+    notes.append(floor(told, median(alone)))
     return Measured(
         rows=tuple(rows),
         figures={"stream_ratio": ratio, "stream_growth_mib": max(told.growth_mib)},
         notes=tuple(notes),
+    )
+
+
+def floor(told: Told, slowest: float) -> str:
+    """What no arrangement of the stages beats on this machine: their CPU alone, spread evenly over its CPUs."""
+    cpus = os.cpu_count() or 1
+    stages = [*told.alone, "storage during download"]
+    cpu_s = sum(median(told.cpu_s_per_gib[name]) for name in stages)
+    best = 1024 * cpus / cpu_s
+    return (
+        f"the stages alone take {cpu_s:.2f} s of CPU a GiB, storage's with them: {cpus} CPUs do no more than {best:.0f} MiB/s, "
+        f"{min(best / slowest, 1):.2f} of the slowest stage, before anything is written"
     )
 
 
