@@ -160,7 +160,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     """How much it takes on."""
 
     queue_limit: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="Jobs that wait; above it orders are refused.")
+        int, Meta(ge=1, le=100_000_000, description="Jobs that wait; above it orders are refused.")
     ] = 1000
     low_disk_bytes: Annotated[
         Bytes, Meta(description="Free room on disk below which no order is accepted.")

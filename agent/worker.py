@@ -28,6 +28,7 @@ from agent.pipeline.gate import Gate, Prove
 from agent.pipeline.host import Host
 from agent.pipeline.reconcile import Reconciler
 from agent.pipeline.resume import sweep
+from agent.pipeline.ringing import Ringing
 from agent.pipeline.run import JOB_LABEL
 from agent.pipeline.space import require_memory
 from agent.ports.broker import Consumer, Handler, Queue
@@ -132,7 +133,7 @@ def work(
     Raises: LedgerUnavailable when the ledger cannot be written at the start; WorkspaceOnDisk when plaintext would lie there.
     """
     stop, systemd = stop or Stop(), systemd or Systemd()
-    leases, rounds = Leases(host), Rounds(ROUND_S)
+    leases, rounds, ringing = Leases(host), Rounds(ROUND_S), Ringing()
     check_start(host)
     gate = Gate(host, prove)
     consumer = make_consumer(handlers(host, leases, gate))
@@ -145,11 +146,12 @@ def work(
             rounds.turn("sweep")
             leases.renew()  # after a jump of the clock the sweep must not take our own live tasks for orphans
             take_from_the_dead(host)
-            run_sweep(host)
+            run_sweep(host, ringing)
             rounds.turn("sweep", PROOF_S)
             if try_gate(gate):
                 rounds.turn("sweep")
-                run_sweep(host)  # rings for every job that waited for it
+                ringing.begin_anew()  # every job that waited for it
+                run_sweep(host, ringing)
             rounds.turn("sweep")
             give_memory_back()
             systemd.status(told_of(gate, leases))
@@ -199,10 +201,10 @@ def handlers(host: Host, leases: Leases, gate: Gate) -> dict[Queue, Handler]:
     return {queue: _guarded(queue, others.get(queue, go_on)) for queue in Queue}
 
 
-def run_sweep(host: Host) -> None:
-    """One sweep. What goes wrong in it is logged: the next one tries again."""
+def run_sweep(host: Host, ringing: Ringing | None = None) -> None:
+    """One sweep; without `ringing` through everything. What goes wrong in it is logged: the next one tries again."""
     try:
-        sweep(host.newest)
+        sweep(host.newest, ringing)
     except AgentError as error:
         log.error("sweep.failed", code=error.code, detail=error.detail, advice=error.advice)
     except Exception:

@@ -42,6 +42,7 @@ PLUMBING = {
     "container_run",
     "http_dates",
     "https",
+    "https_body",
     "image_archive",
     "image_context",
     "image_layers",
@@ -50,10 +51,12 @@ PLUMBING = {
     "image_tree",
     "image_writing",
     "ledger_schema",
+    "ledger_schema_parts",
     "memory_events",
     "migrations",
     "process_times",
     "punctual",
+    "relay",
     "run_end",
     "run_ended",
     "run_kept",
@@ -75,6 +78,7 @@ PART_OF_PORT = {
     "ledger_attempts": "ledger",
     "ledger_cancellations": "ledger",
     "ledger_audit": "ledger",
+    "ledger_bells": "ledger",
     "ledger_images": "ledger",
     "ledger_keeping": "ledger",
     "ledger_live": "ledger",
@@ -93,7 +97,7 @@ ADAPTERS_ARE_NAMED_BY = {
 
 LEDGER_ON_SQL = [
     "agent/ports/ledger_sqlalchemy*.py",
-    "agent/ports/ledger_schema.py",
+    "agent/ports/ledger_schema*.py",
     "agent/ports/migrations/*",
 ]
 
@@ -149,7 +153,7 @@ MAX_FUNCTION_LINES = 50  # in pipeline/: a page
 MAX_MODULE_LINES = 400
 LONG_BY_NATURE = {
     "agent/errors.py": 600,  # one tree, one class after the other
-    "agent/ports/user_namespace_inner.py": 450,  # a program of one file, which can import nothing of ours
+    "agent/ports/user_namespace_inner.py": 480,  # a program of one file, which can import nothing of ours
 }
 
 

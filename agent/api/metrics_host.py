@@ -16,7 +16,6 @@ from prometheus_client.registry import Collector
 from agent import __version__
 from agent.api import metrics_ledger
 from agent.domain.control import Mode
-from agent.domain.jobs import JobState
 from agent.errors import AgentError
 from agent.pipeline.gate import GateState, proved_at, standing
 from agent.pipeline.host import Host
@@ -34,9 +33,8 @@ class HostCollector(Collector):
     def __init__(self, host: Host) -> None:
         self._host = host
         self._lock = threading.Lock()
-        self._made_at = self._counted_at = self._measured_at = float("-inf")
+        self._made_at = self._measured_at = float("-inf")
         self._made: tuple[Metric, ...] = ()
-        self._counts: dict[JobState, int] = {}
         self._used: dict[str, int] = {}
 
     def collect(self) -> Iterator[Metric]:
@@ -174,11 +172,8 @@ class HostCollector(Collector):
         yield from metrics_ledger.durations(tallies)
 
     def _jobs(self) -> Metric:
-        """Jobs by state: open ones as they are now, those that ended as they were within the last minute."""
-        ledger = self._host.ports.ledger
-        if time.monotonic() - self._counted_at >= SLOW_S:
-            self._counts, self._counted_at = ledger.counts(), time.monotonic()
+        """Jobs by state, as they are now."""
         family = GaugeMetricFamily("dc_compute_jobs", "Jobs in the ledger, by state.", labels=("state",))
-        for state, count in (self._counts | ledger.open_counts()).items():
+        for state, count in self._host.ports.ledger.counts().items():
             family.add_metric((state,), count)
         return family

@@ -51,8 +51,10 @@ ORDER_BODY = 4 * -(-MAX_ORDER_BYTES // 3) + MAX_FRAME_BYTES  # the envelope of t
 CANCELLATION_BODY = 4 * -(-MAX_CANCELLATION_BYTES // 3) + MAX_FRAME_BYTES
 
 TABLE: tuple[Row, ...] = (
-    post("/v1/learnuplets", handlers.post_learnuplet, Who.ORCHESTRATORS, WireEnvelope, ORDER_BODY, JobView, keeps_nonce=True),
-    post("/v1/preduplets", handlers.post_preduplet, Who.ORCHESTRATORS, WireEnvelope, ORDER_BODY, JobView, keeps_nonce=True),
+    post("/v1/learnuplets", handlers.post_learnuplet, Who.ORCHESTRATORS, WireEnvelope, ORDER_BODY, JobView, keeps_nonce=True,
+         is_local=True),
+    post("/v1/preduplets", handlers.post_preduplet, Who.ORCHESTRATORS, WireEnvelope, ORDER_BODY, JobView, keeps_nonce=True,
+         is_local=True),
     post("/v1/handoffs", handlers.post_handoff, Who.AGENTS, HandoffBody, MAX_HANDOFF_BYTES, JobView, signs_answer=True,
          keeps_nonce=True),
     get("/v1/orders", handlers.get_orders, Who.READERS, JobPage, query=handlers.OrdersQuery),
@@ -138,6 +140,7 @@ def _signed(row: Row, desk: Desk, guard: Guard) -> Endpoint:
         limit_bytes=row.limit_bytes,
         signs_answer=row.signs_answer,
         keeps_nonce=row.keeps_nonce,
+        is_local=row.is_local,
     )
 
 

@@ -10,6 +10,7 @@ Source: docs/contracts/http.md, "Signed requests" and "Signed answers".
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -22,7 +23,7 @@ from starlette.responses import Response
 from agent.api.bodies import arrived, judged_body, read, spool
 from agent.api.claims import Claim, Claims, RememberNonce
 from agent.api.problems import problem
-from agent.api.threads import in_thread
+from agent.api.threads import ANY, OF_DISK, in_thread
 from agent.domain.ids import Digest, KeyId, digest_from_hex
 from agent.domain.nonces import Nonce
 from agent.errors import (
@@ -119,13 +120,16 @@ def signed(
     media_type: str = JSON_TYPE,
     signs_answer: bool = False,
     keeps_nonce: bool = False,
+    is_local: bool = False,
 ) -> Endpoint:
     """An endpoint for requests with a body of at most `limit_bytes` held in memory; 0: a body is refused.
 
     `roles`: who may call. `signs_answer`: sign what is answered to a known caller, refusals too. `keeps_nonce`: the handler
-    records the nonce with what it records, and says so in the call's claim.
+    records the nonce with what it records, and says so in the call's claim. `is_local`: it waits for nothing but this host's
+    disk.
     """
-    claims = guard.claims if keeps_nonce else None
+    claims, pool = guard.claims if keeps_nonce else None, OF_DISK if is_local else ANY
+    gate = _Gate(guard, claims, roles, limit_bytes, media_type, signs_answer, pool)
 
     async def endpoint(request: Request) -> Response:
         def handled(body: bytes, caller: VerifiedRequest, claim: Claim | None) -> Response:
@@ -133,7 +137,8 @@ def signed(
 
         async def serve(caller: VerifiedRequest, claim: Claim | None) -> Response:
             body = await read(request, caller, limit_bytes)
-            return await in_thread(_settled, partial(handled, body, caller, claim), claim, guard)
+            handle = partial(handled, body, caller, claim)
+            return await in_thread(_settled, handle, claim, guard, pool=gate.pool)
 
         def serve_at_once(pieces: Sequence[bytes], caller: VerifiedRequest, claim: Claim | None) -> Response:
             def judged() -> Response:
@@ -141,7 +146,6 @@ def signed(
 
             return _settled(judged, claim, guard)
 
-        gate = _Gate(guard, claims, roles, limit_bytes, media_type, signs_answer)
         return await _guarded(request, gate, serve, serve_at_once)
 
     return endpoint
@@ -178,7 +182,7 @@ def uploaded(
             finally:
                 await run_in_threadpool(partial(file.unlink, missing_ok=True))
 
-        gate = _Gate(guard, None, roles, limit_bytes, media_type, signs_answer)
+        gate = _Gate(guard, None, roles, limit_bytes, media_type, signs_answer, ANY)
         return await _guarded(request, gate, serve)
 
     return endpoint
@@ -215,6 +219,7 @@ class _Gate:
     limit_bytes: int
     media_type: str
     signs_answer: bool
+    pool: ThreadPoolExecutor
 
 
 Serve = Callable[[VerifiedRequest, Claim | None], Awaitable[Response]]
@@ -242,11 +247,10 @@ async def _guarded(
     guard, caller = gate.guard, None
     try:
         _check_announced(request, gate.limit_bytes, gate.media_type)
-        pieces = (
-            None if serve_at_once is None else await arrived(request)
-        )  # an upload streams its body itself
+        # Looking takes the body out of the request: only for who takes it so.
+        pieces = None if serve_at_once is None else await arrived(request)
         at_once = None if pieces is None or serve_at_once is None else partial(serve_at_once, pieces)
-        met = await in_thread(_meet, request, gate, at_once)
+        met = await in_thread(_meet, request, gate, at_once, pool=gate.pool)
         caller = met.caller
         if met.refusal is not None:
             raise met.refusal

@@ -49,6 +49,7 @@ class Row:
     query: type[Struct] | None = None
     signs_answer: bool = False
     keeps_nonce: bool = False  # with what it records, in one transaction
+    is_local: bool = False  # waits for nothing but this host's disk
     media_type: str | None = None  # of a success that is no JSON document
 
     @property
@@ -96,6 +97,7 @@ def post(
     *,
     signs_answer: bool = False,
     keeps_nonce: bool = False,
+    is_local: bool = False,
 ) -> Row:
     """A route that takes something in: 202 the first time, 200 for the same again."""
     return Row(
@@ -108,4 +110,5 @@ def post(
         limit_bytes=limit_bytes,
         signs_answer=signs_answer,
         keeps_nonce=keeps_nonce,
+        is_local=is_local,
     )

@@ -17,8 +17,6 @@ def measure(bench: Bench) -> Measured:
         known = engines(socket)
         engine = "runc" if "runc" in known else "podman"
         with town(bench, known[engine]) as made:
-            for name in NAMES:
-                made.keep(name, 1 + LONG // len(NAMES))
             hops, chains = [], []
             for number in range(bench.rounds + 1):
                 hop_ms, chain_ms = one_hop(made), one_chain(made)

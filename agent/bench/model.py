@@ -14,7 +14,6 @@ from agent.bench.engines import engines, podman_engine
 from agent.bench.figures import Bench, Measured, Row, median
 from agent.bench.images import model_image
 from agent.bench.town import Sent, Town, town
-from agent.domain.orders import DatasetRef
 
 PART = "model"
 MIB = 1 << 20
@@ -34,10 +33,9 @@ def measure(bench: Bench) -> Measured:
         engine = known.get("runc", known["podman"])
         room = (size_mib + 64) * MIB
         with town(bench, engine, hosts=("A", "B"), images=[model_image()], output_bytes=room) as made:
-            small, large = _data(made, 1), _data(made, size_mib)
-            _chain(made, small)
+            _chain(made, 1)
             for _ in range(min(bench.rounds, MOST_ROUNDS)):
-                for name, seconds in hop(made, _chain(made, large)).items():
+                for name, seconds in hop(made, _chain(made, size_mib)).items():
                     found[name].append(seconds)
                 made.forget()
                 found[WRITTEN].append(seconds_of(lambda: write(bench.folder / "alone", size_mib)))
@@ -51,13 +49,9 @@ def measure(bench: Bench) -> Measured:
     return Measured(rows=rows, figures={"model_hop_s": median(found[HOP])})
 
 
-def _data(made: Town, size_mib: int) -> list[DatasetRef]:
-    """A dataset at each host that asks for a model of this size."""
-    return [made.seal(name, b"%d\n" % size_mib) for name in ("A", "B")]
-
-
-def _chain(made: Town, data: list[DatasetRef]) -> Sent:
-    sent = made.order(["A", "B"], image=model_image()[1], data=data)
+def _chain(made: Town, size_mib: int) -> Sent:
+    """An order over both hosts whose model has this size."""
+    sent = made.order(["A", "B"], image=model_image()[1], content=b"%d\n" % size_mib)
     made.wait(sent)
     return sent
 

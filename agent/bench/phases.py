@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from agent.bench.cpu import cpu_s, spent
 from agent.bench.engines import engines, podman_engine
 from agent.bench.figures import Bench, Measured, median, p95
 from agent.bench.run import Asked, in_scratch
@@ -88,7 +89,7 @@ class _Story:
         """What the worker's own clock told, with the parts of each run within it."""
         found = []
         for line in (one for one in self._lines if one.name == "phase.ended"):
-            name, began_s = str(line.told["phase"]), line.at_s - line.told["took_s"]
+            name, began_s = str(line.told["phase"]), line.at_s - line.told["whole_s"]
             found.append(self.span(name, "worker", began_s, line.at_s))
             if name == "run":
                 found += self._runs(began_s, line.at_s)
@@ -169,20 +170,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"the bench needs {lacking}\n")
         return 1
     tasks: list[list[Span]] = []
+    took: dict[str, float] = {}
 
     def measure(bench: Bench) -> Measured:
         hosts = told.chain.split(",")
         with podman_engine() as socket:
             engine = engines(socket)[told.engine]
             with town(bench, engine, hosts=sorted(set(hosts)), settings=DEBUG) as made:
-                for name in set(hosts):
-                    made.keep(name, hosts.count(name))
                 many(made, 1, hosts)
+                before = cpu_s(made.consortium)
                 tasks.extend(many(made, told.rounds, hosts))
+                took.update(spent(before, cpu_s(made.consortium), told.rounds))
         return Measured(rows=(), figures={})
 
     in_scratch("phases", measure, Asked(rounds=told.rounds), print_nothing)
     sys.stderr.write("\n".join(lines_of(tasks)) + "\n")
+    sys.stderr.write(
+        "\n".join(["", "CPU ms an order", *(f"{n:22}{ms:8.1f}" for n, ms in took.items())]) + "\n"
+    )
     if told.waterfall:
         middle = sorted(tasks, key=whole_ms)[len(tasks) // 2]
         sys.stdout.write(picture(middle))

@@ -35,7 +35,7 @@ ACCEPTED_GAPS = ("memory_bytes", "cpu_millis", "pids")
 NOTHING = bytes(4096)  # what lies in a dataset that nobody reads
 DEFAULTS: Sections = {}
 LOOK_EVERY_S = 0.002  # at the logs' ends; the times themselves stand in the lines
-PATIENCE_S = 120.0
+PATIENCE_S = 60.0
 
 
 class Event(Struct, frozen=True):
@@ -63,13 +63,12 @@ class Sent(Struct, frozen=True):
 
 @dataclass
 class Town:
-    """The hosts, alive. `datasets`: sealed and at storage, by hospital."""
+    """The hosts, alive. `events`: what was read of the agents' logs."""
 
     consortium: Consortium
     image: Digest
     book: Book  # of the orchestrator that issues the orders
     client: Client  # its calls, on connections that are kept
-    datasets: dict[str, list[DatasetRef]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     _read: dict[str, int] = field(default_factory=dict)  # bytes of each agent's log
 
@@ -84,21 +83,13 @@ class Town:
         plain.unlink()
         return ref
 
-    def keep(self, name: str, count: int) -> None:
-        """See to it that so many datasets are at this hospital to order work on."""
-        kept = self.datasets.setdefault(name, [])
-        kept += [self.seal(name) for _ in range(count - len(kept))]
-
-    def order(
-        self, names: Sequence[str], *, image: Digest | None = None, data: Sequence[DatasetRef] | None = None
-    ) -> Sent:
+    def order(self, names: Sequence[str], *, image: Digest | None = None, content: bytes = NOTHING) -> Sent:
         """Issue a training that goes over these hospitals, one task each, and return when it is accepted.
 
-        `data`: where it is not the datasets that are kept there. Everything that the orchestrator does before (signing, writing
-        it down) is done before the clock starts.
+        Its datasets are fresh, so that nobody remembers anything of them from an order before. All that the owner and the
+        orchestrator do first (sealing, signing, writing it down) is done before the clock starts.
         """
-        kept = {name: iter(refs) for name, refs in self.datasets.items()}
-        data = [next(kept[name]) for name in names] if data is None else data
+        data = [self.seal(name, content) for name in names]
         signed = sign_order(self._learnuplet(data, image or self.image), self.client.key)
         self.book.record_order(signed, now())
         first = self.consortium.hospital(names[0]).agent.key.keyid
@@ -177,6 +168,9 @@ class Town:
             self.read()
             if is_there():
                 return
+            for one in self.events:
+                if one.name == "task.attempt_failed":
+                    raise NotFinished(f"{what}: {one.told.get('code')}: {one.told.get('detail')}")
             if time.monotonic() > deadline_s:
                 words = [f"{one.agent} {one.name} {dict(one.told)}" for one in self.events[-5:]]
                 raise NotFinished(f"{what} was not seen within {PATIENCE_S:.0f} s: " + " / ".join(words))
@@ -233,8 +227,6 @@ def town(
         for archive, _ in archives:
             consortium.publish_image(archive)
         made = Town(consortium, archives[0][1], consortium.book(), client)
-        for each in hosts:
-            made.keep(each, 1)
         for each in hosts:  # loads the image there, and waits until its cage is proved
             made.wait(made.order([each]))
         yield made

@@ -1,5 +1,8 @@
 """Ringing what a move in the ledger calls for. A bell may be lost or doubled: the sweep rings again, the ledger decides."""
 
+from collections.abc import Sequence
+
+from agent.domain.chain import TaskKind
 from agent.domain.ids import job_id
 from agent.domain.jobs import Job, JobState
 from agent.errors import OutsideError
@@ -19,10 +22,24 @@ def ring(queue: Queue, item: str, host: Host, *, delay_s: float = 0.0) -> None:
         log.warning("bell.lost", queue=queue, item=item, code=error.code, detail=error.detail)
 
 
+def ring_all(queue: Queue, items: Sequence[str], host: Host) -> None:
+    """Ring once for each, at once; all of these bells are lost where they cannot be rung."""
+    if not items:
+        return
+    try:
+        host.ports.broker.ring_all(queue, items)
+    except OutsideError as error:
+        log.warning("bells.lost", queue=queue, count=len(items), code=error.code, detail=error.detail)
+
+
+def queue_of(state: JobState, kind: TaskKind) -> Queue:
+    """Where such a job waits to be placed or run; a held one waits to be placed."""
+    return (PLACE_QUEUES if state in {JobState.RECEIVED, JobState.HELD} else TASK_QUEUES)[kind]
+
+
 def ring_job(job: Job, host: Host, *, delay_s: float = 0.0) -> None:
-    """Ring the queue in which this job waits to be placed or run; a held one waits to be placed."""
-    queues = PLACE_QUEUES if job.state in {JobState.RECEIVED, JobState.HELD} else TASK_QUEUES
-    ring(queues[job.kind], job.id, host, delay_s=delay_s)
+    """Ring the queue in which this job waits."""
+    ring(queue_of(job.state, job.kind), job.id, host, delay_s=delay_s)
 
 
 def ring_deliveries(job: Job, host: Host) -> None:

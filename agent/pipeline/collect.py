@@ -11,16 +11,12 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from agent.domain.ids import Digest
-from agent.domain.jobs import JobState
 from agent.log import get_logger
-from agent.pipeline.host import Host, Rules, signed_order
-from agent.ports.ledger import JobQuery
+from agent.pipeline.host import Host, Rules
 from agent.ports.runtime import ImageInfo
 
 log = get_logger(__name__)
 
-OPEN = frozenset({JobState.RECEIVED, JobState.HELD, JobState.QUEUED, JobState.RUNNING})
 FRESH = timedelta(minutes=10)  # what was loaded by hand, or for a look at the host, is let alone for so long
 
 
@@ -57,7 +53,7 @@ def collect_images(
         free = [shutil.disk_usage(folder).free for folder in host.rules.disks]
         chosen = choose(images, host.rules, now, min(free))
     if is_rehearsal:
-        needed = needed_images(host)
+        needed = host.ports.ledger.needed_images()
         return tuple(one for one in chosen if one.image.digest not in needed)
     return tuple(one for one in chosen if _discard(one, host))
 
@@ -80,23 +76,10 @@ def choose(images: Iterable[ImageInfo], rules: Rules, now: datetime, free_bytes:
     return tuple(chosen)
 
 
-def needed_images(host: Host) -> frozenset[Digest]:
-    """Every image that the order of an open job names. Raises: LedgerUnavailable."""
-    ledger, needed, orders = host.ports.ledger, set[Digest](), set[str]()
-    query = JobQuery(states=OPEN)
-    while page := ledger.jobs(query):
-        for job in page:
-            if job.order_id not in orders:
-                orders.add(job.order_id)
-                needed.update(signed_order(ledger.order(job.order_id)).order.images)
-        query = JobQuery(states=OPEN, after=page[-1].id)
-    return frozenset(needed)
-
-
 def _discard(one: Unneeded, host: Host) -> bool:
     """Whether it went. The ledger is asked right before: what is fetched after that finds no image, and fetches it."""
     image = one.image
-    if image.digest in needed_images(host):
+    if image.digest in host.ports.ledger.needed_images():
         return False
     if not host.ports.runtime.discard(image.digest):
         log.info("image.in_use", image=image.digest)

@@ -5,11 +5,8 @@ from msgspec import Struct
 from agent.domain.control import Control, Mode
 from agent.domain.jobs import JobState
 from agent.errors import HostRestored
-from agent.pipeline.bells import ring, ring_job
 from agent.pipeline.host import Host
-from agent.ports.broker import Queue
-
-BATCH = 1000
+from agent.pipeline.ringing import ring_first
 
 
 class Standing(Struct, frozen=True):
@@ -38,14 +35,5 @@ def say(wanted: Control, host: Host, *, is_forced: bool = False) -> bool:
     if is_new:
         host.ports.ledger.set_control(wanted, host.ports.now())
     if wanted.mode is Mode.RUNNING:
-        _ring_all(host)
+        ring_first(host)  # so that what waited need not wait for the sweep
     return is_new
-
-
-def _ring_all(host: Host) -> None:
-    """Ring for what waited, so that it need not wait for the sweep."""
-    unrung = host.ports.ledger.unrung(host.ports.now(), BATCH)
-    for job in unrung.jobs:
-        ring_job(job, host)
-    for delivery in unrung.deliveries:
-        ring(Queue.DELIVERIES, delivery, host)

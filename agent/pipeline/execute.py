@@ -65,7 +65,7 @@ class _Attempt:
 
 def execute(job: Job, host: Host, worker: str) -> None:
     """Claim a queued job and see its attempt to an end: attested, failed, back in the queue, put off, or lost to another."""
-    context = _start(context_of(job, host), host, worker)
+    context = claim(context_of(job, host), host, worker)
     if context is not None:
         work = Work(host.ports.now(), Phases())
         with bound(attempt=context.job.attempt), host.ports.progress.telling(context.job) as meter:
@@ -103,7 +103,7 @@ def _known(journal: Journal) -> Packed | Taken | None:
     return None
 
 
-def _start(context: Context, host: Host, worker: str) -> Context | None:
+def claim(context: Context, host: Host, worker: str) -> Context | None:
     """The context with its job RUNNING for this worker, or None when there is nothing to run."""
     now = host.ports.now()
     job = context.job

@@ -5,12 +5,10 @@ first: what the dataset's owner allows, then images and model, and the orchestra
 orchestrator for a task that could not have run.
 """
 
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from msgspec.structs import replace
 
@@ -22,12 +20,13 @@ from agent.errors import AgentError, TooLarge
 from agent.pipeline import audit
 from agent.pipeline.admit import require_admitted
 from agent.pipeline.host import Context, Host
+from agent.pipeline.opening import LateOpener, open_into
 from agent.pipeline.outputs import unpack
 from agent.pipeline.phases import Phases
 from agent.pipeline.workspace import Workspace, add_pred, set_modes, workspace
 from agent.ports.progress import Meter
 from agent.ports.storage import BlobInfo, DatasetInfo
-from agent.trust.seal import Opener, SignedHeader, check_use, parse_header
+from agent.trust.seal import SignedHeader, check_use, parse_header
 from agent.trust.shares import ShareKeyPair, ShareRequest, share_info, unwrap_data_key
 
 DATA, MODEL = "data", "model"  # folders of the workspace
@@ -214,49 +213,12 @@ def _data_key(context: Context, header: SignedHeader, host: Host) -> bytes:
 
 def _open_dataset(
     info: DatasetInfo,
-    opener: "LateOpener",
+    opener: LateOpener,
     target: Path,
     space: Workspace,
     meter: Meter,
     host: Host,
 ) -> None:
-    """The dataset's plaintext at `target`, which appears only after its last chunk was verified."""
+    """The dataset's plaintext at `target`, by a file that no guest sees."""
     partial = space.private("dataset.partial")
-    with partial.open("xb") as plain:
-        host.ports.storage.open_dataset(info, OpeningSink(opener, plain, meter.moved))
-        plain.write(opener.finish())
-    partial.chmod(0o644)
-    partial.rename(target)
-
-
-class LateOpener:
-    """An opener whose key is still on its way: `key` waits for it, at the first piece."""
-
-    def __init__(self, header: SignedHeader, key: Callable[[], bytes]) -> None:
-        self._header, self._key = header, key
-        self._opener: Opener | None = None
-
-    def feed(self, data: bytes) -> bytes:
-        """As of `Opener`. Raises too: CancelledError when no key comes."""
-        return self._opened().feed(data)
-
-    def finish(self) -> bytes:
-        """As of `Opener`. Raises too: CancelledError when no key comes."""
-        return self._opened().finish()
-
-    def _opened(self) -> Opener:
-        if self._opener is None:
-            self._opener = Opener(self._header, self._key())
-        return self._opener
-
-
-class OpeningSink:
-    """Takes the sealed file as it is downloaded and writes what opens."""
-
-    def __init__(self, opener: Opener | LateOpener, plain: BinaryIO, moved: Callable[[int], None]) -> None:
-        self._opener, self._plain, self._moved = opener, plain, moved
-
-    def write(self, data: bytes) -> int:
-        self._plain.write(self._opener.feed(data))
-        self._moved(len(data))
-        return len(data)
+    open_into(target, partial, opener, info, host.ports.storage, meter.moved)

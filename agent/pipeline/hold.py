@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from agent.domain.ids import Digest
@@ -24,7 +25,7 @@ from agent.log import get_logger
 from agent.pipeline.attest import Work, attest_failure
 from agent.pipeline.bells import ring_deliveries, ring_job
 from agent.pipeline.fetch import image_bytes
-from agent.pipeline.host import Context, Host, context_of, signed_order
+from agent.pipeline.host import Context, Host, context_of
 from agent.pipeline.phases import Phases
 from agent.pipeline.place import expire
 from agent.pipeline.report import report
@@ -40,9 +41,8 @@ COMES_WITHIN_S = 600.0  # from storage; in both, the thread that places orders d
 
 WAITING = frozenset({JobState.RECEIVED, JobState.HELD, JobState.QUEUED})
 PAGE = 500
-PLACING_S = (
-    60.0  # an order that could not be placed within this time is somebody's to mend: it keeps nobody waiting
-)
+# An order that could not be placed within this time is somebody's to mend: it keeps nobody waiting.
+PLACING = timedelta(seconds=60)
 
 
 def hold(context: Context, host: Host) -> Job | None:
@@ -98,13 +98,6 @@ def follow_ruling(image: Digest, host: Host) -> tuple[Job, ...]:
         except LostRace:
             log.info("ruling.lost_race", job=job.id)
     return tuple(moved)
-
-
-def waiting_images(host: Host) -> frozenset[Digest]:
-    """Every image of an order that is held here."""
-    orders = {job.order_id for job in _jobs({JobState.HELD}, host)}
-    records = (host.ports.ledger.order(order) for order in orders)
-    return frozenset(image for record in records for image in signed_order(record).order.images)
 
 
 def _jobs(states: Set[JobState], host: Host) -> Iterator[Job]:
@@ -175,10 +168,7 @@ def read(image: Digest, host: Host) -> ImageDescription | None:
 
 def _is_placing(host: Host) -> bool:
     """Whether an order that just came is to be placed: archives are read by the same thread, one in two minutes."""
-    now = host.ports.now()
-    return any(
-        abs((now - job.changed_at).total_seconds()) < PLACING_S for job in _jobs({JobState.RECEIVED}, host)
-    )
+    return host.ports.ledger.is_placing(host.ports.now(), PLACING)
 
 
 def _read(image: Digest, shelf: Path, host: Host) -> ImageDescription:
@@ -230,7 +220,7 @@ def _shelf(spool: Path) -> Iterator[Path | None]:
 
 def clear(host: Host) -> None:
     """Forget what was read of images for which nothing waits any more, and remove an archive that a killed reader left."""
-    host.ports.ledger.forget_descriptions(waiting_images(host))
+    host.ports.ledger.forget_descriptions(host.ports.ledger.needed_images(is_held=True))
     try:
         if (host.rules.spool / SHELF).exists():
             with _shelf(host.rules.spool):

@@ -27,6 +27,7 @@ from agent.pipeline.workspace import set_modes
 
 MAX_PERFORMANCE_BYTES = 1 << 20
 MAX_DEPTH = 16
+COPY_BYTES = 1 << 20  # of content at once; tarfile would take 16 KiB
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 1024  # far below what the system takes: the workspace stands before it
 MAX_HOLE_BYTES = 1 << 20  # of all files together: a formatted container may have some, a bomb is made of them
@@ -118,6 +119,7 @@ def strip_attributes(path: str | Path) -> None:
 def pack(folder: Path, names: tuple[str, ...], target: Path) -> Digest:
     """A tar of these files, the same bytes for the same content; its digest. `folder` is the agent's own."""
     with tarfile.open(target, mode="x:", format=tarfile.PAX_FORMAT) as archive:
+        archive.copybufsize = COPY_BYTES  # type: ignore[attr-defined]  # typeshed lacks it
         for name in names:
             entry = tarfile.TarInfo(name)
             entry.size = (folder / name).stat().st_size
@@ -260,6 +262,6 @@ def _unpack_member(source: StrictTar, member: Member, folder: Path) -> None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
+            shutil.copyfileobj(source, target, COPY_BYTES)
     except (FileExistsError, NotADirectoryError) as cause:
         raise BadOutput("the model holds a name twice", f"{member.name!r:.120}") from cause

@@ -29,7 +29,7 @@ class Phases:
             whole_s = time.monotonic() - began
             took_s, self._within_s = whole_s - self._within_s, before_s + whole_s
             self.seconds[name] = round(self.seconds.get(name, 0.0) + took_s, 4)
-            log.debug("phase.ended", phase=name, took_s=round(took_s, 6))
+            log.debug("phase.ended", phase=name, whole_s=round(whole_s, 6))
 
     def at_least(self, name: str, seconds: float) -> None:
         """The phase took so long, whoever measured it: a worker before this one may have waited for most of it."""

@@ -11,7 +11,8 @@ job, and the first one in which everybody answered ends that state.
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -136,15 +137,14 @@ def _orchestrators(host: Host) -> tuple[KeyId, ...]:
     )
 
 
-def _open_jobs(host: Host, signer: KeyId | None = None) -> tuple[Job, ...]:
-    """Every open job, oldest first."""
-    found: list[Job] = []
+def _open_jobs(host: Host, signer: KeyId | None = None) -> Iterator[Job]:
+    """Every open job, newest first, read page by page: there may be a million."""
     after = None
     while True:
         page = host.ports.ledger.jobs(JobQuery(states=OPEN, signer=signer, after=after, limit=PAGE))
-        found += page
+        yield from page
         if len(page) < PAGE:
-            return tuple(reversed(found))
+            return
         after = page[-1].id
 
 
@@ -155,8 +155,8 @@ def _ask(orchestrator: KeyId, host: Host, known: Known, done: Round, *, is_resto
     """Raises: OutsideError, TrustError."""
     there = {standing.id: standing for standing in _pages(orchestrator, host)}
     mine = _open_jobs(host, orchestrator)
-    asked = mine if is_restored else tuple(_in_doubt(mine, there))[:MOST_ASKED]
-    for job in asked:
+    asked = deque(mine) if is_restored else deque(_in_doubt(mine, there), MOST_ASKED)
+    for job in reversed(asked):  # the oldest first
         with about(job, host):
             _look_at(job, orchestrator, host, done, is_restored=is_restored)
     for standing in there.values():
@@ -175,7 +175,7 @@ def _pages(orchestrator: KeyId, host: Host) -> Iterator[Standing]:
         after = page.next
 
 
-def _in_doubt(mine: tuple[Job, ...], there: Mapping[OrderId, Standing]) -> Iterator[Job]:
+def _in_doubt(mine: Iterable[Job], there: Mapping[OrderId, Standing]) -> Iterator[Job]:
     """The jobs of which the list does not say that they stand there as they stand here."""
     for job in mine:
         standing = there.get(job.order_id)
@@ -261,14 +261,11 @@ def _look_after_hand_offs(host: Host, known: Known, done: Round) -> None:
 
 def _end_restored(host: Host, done: Round, asked: tuple[KeyId, ...]) -> None:
     """RUNNING, when everybody answered and no job is there, found or come meanwhile, that nobody was asked about."""
-    unknown = [
-        job.id
-        for orchestrator in asked
-        for job in _open_jobs(host, orchestrator)
-        if job.id not in done.looked_at
-    ]
+    unknown = sum(
+        job.id not in done.looked_at for orchestrator in asked for job in _open_jobs(host, orchestrator)
+    )
     if done.silent or unknown:
-        log.warning("host.stays_restored", silent=sorted(done.silent), jobs=len(unknown))
+        log.warning("host.stays_restored", silent=sorted(done.silent), jobs=unknown)
         return
     _run_again(ANSWERED, None, host)
     done.runs_again = True

@@ -10,9 +10,10 @@ from agent.domain.retries import LONGEST_REST
 from agent.errors import AgentError, NotFound, RuntimeUnavailable
 from agent.log import get_logger
 from agent.pipeline.audit import checkpoint
-from agent.pipeline.bells import ring, ring_job
+from agent.pipeline.bells import ring_all, ring_job
 from agent.pipeline.garbage import Gone, Kind, collect_garbage
 from agent.pipeline.host import Host
+from agent.pipeline.ringing import Ringing, ring_unsent, ring_waiting
 from agent.pipeline.run import ATTEMPT_LABEL, JOB_LABEL
 from agent.pipeline.space import used_bytes
 from agent.pipeline.trials import TRIAL_LABEL, abandoned, is_under_way
@@ -24,15 +25,15 @@ log = get_logger(__name__)
 BATCH = 1000
 
 
-def sweep(host: Host) -> None:
-    """Ring what should be ringing, remove what no live attempt owns.
+def sweep(host: Host, ringing: Ringing | None = None) -> None:
+    """Ring what should be ringing, remove what no live attempt owns. `ringing`: how far this process came; None: all anew.
 
     Raises: LedgerUnavailable, RuntimeUnavailable.
     """
     if host.ports.ledger.control().mode is Mode.RESTORED:
         return  # whose container and folder that is, orchestrators may know
     try:
-        _take_up(host)
+        _take_up(host, ringing or Ringing())
     finally:  # a full disk keeps the ledger from being written: what gives room back goes on
         tidy(host)
 
@@ -58,15 +59,19 @@ def tidy(host: Host, *, is_asked: bool = False, is_rehearsal: bool = False) -> t
     return tuple(gone)
 
 
-def _take_up(host: Host) -> None:
+def _take_up(host: Host, ringing: Ringing) -> None:
     now = host.ports.now()
     if corrected := host.ports.ledger.correct_clock(now, lease=host.rules.lease, rest=LONGEST_REST):
         log.warning("clock.set_back", corrected=corrected)
     unrung = host.ports.ledger.unrung(now, BATCH)
-    for job in (*unrung.orphans, *unrung.jobs, *unrung.held):  # orphans first: their containers run
+    for job in unrung.orphans:  # first: their containers run
         ring_job(job, host)
-    for delivery in unrung.deliveries:
-        ring(Queue.DELIVERIES, delivery, host)
+    is_whole = ringing.is_whole
+    ring_waiting(host, ringing)
+    ring_all(Queue.DELIVERIES, unrung.deliveries, host)
+    if is_whole:
+        ring_unsent(host)
+        ringing.is_whole = False
     checkpoint(host)
 
 

@@ -1,6 +1,6 @@
 """The port to the queues. A queue carries ids only: it is a bell, and the ledger is the truth."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Protocol
 
@@ -40,6 +40,10 @@ class Broker(Protocol):
         """Ring once for this id, not before `delay_s` from now. A doubled ring is harmless, and one that waits already may
         count for both. Raises: OutsideError when it could not be written; the sweep rings again.
         """
+        ...
+
+    def ring_all(self, queue: Queue, items: Sequence[str]) -> None:
+        """Ring once for each of these ids, in this order, as `ring` does without a delay. Raises: OutsideError."""
         ...
 
     def depth(self) -> Mapping[Queue, int]:

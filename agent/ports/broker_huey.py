@@ -10,7 +10,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,9 +33,22 @@ LOOK_EVERY_S: Final = 5.0  # a consumer's clock looks this often, for bells that
 TURN_EVERY_S: Final = 20.0  # a thread that waits comes round this often, to show that it lives
 BUSY_S: Final = 5.0
 
-_DEPTH: Final = """
-SELECT queue, count(*) FROM (SELECT queue FROM task UNION ALL SELECT queue FROM schedule) GROUP BY queue
+# How many rings wait, kept by triggers: whoever asks whether this host is ready does not count a million of them.
+_COUNT: Final = """
+CREATE TRIGGER IF NOT EXISTS {table}_{name} AFTER {event} ON {table} BEGIN
+INSERT INTO depth VALUES ({row}.queue, {change}) ON CONFLICT (queue) DO UPDATE SET count = count + {change}; END
 """
+_COUNTS: Final = (
+    "CREATE TABLE IF NOT EXISTS depth (queue TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID",
+    "INSERT INTO depth SELECT queue, count(*) FROM (SELECT queue FROM task UNION ALL SELECT queue FROM schedule)"
+    " WHERE NOT EXISTS (SELECT 1 FROM depth) GROUP BY queue",
+    *(
+        _COUNT.format(table=table, name=name, event=event, row=row, change=change)
+        for table in ("task", "schedule")
+        for name, event, row, change in (("comes", "INSERT", "NEW", 1), ("goes", "DELETE", "OLD", -1))
+    ),
+)
+_DEPTH: Final = "SELECT queue, count FROM depth"
 # The sweep rings every waiting job each minute: a ring that waits already is not written again. The index finds it.
 _INDEX: Final = "CREATE INDEX IF NOT EXISTS task_queue_data ON task (queue, data)"
 _ENQUEUE: Final = """
@@ -69,6 +82,10 @@ class HueyBroker:
                 huey.add_schedule(task)
             else:
                 huey.enqueue(task)
+
+    def ring_all(self, queue: Queue, items: Sequence[str]) -> None:
+        with translated(self._path):
+            self._queues[queue].storage.enqueue_all([data_of(item) for item in items])
 
     def depth(self) -> Mapping[Queue, int]:
         with translated(self._path):
@@ -222,11 +239,16 @@ def _task(handler: Handler | None) -> Callable[[str], None]:
     return ring
 
 
+def data_of(item: str) -> bytes:
+    """The row of a ring: nothing else travels."""
+    return json.dumps({"id": item}).encode()
+
+
 class _Ids(Serializer):  # type: ignore[misc]
     """Messages as {"id": …}: nothing else travels, and nothing that is read can run."""
 
     def serialize(self, message: Any) -> bytes:
-        return json.dumps({"id": message.args[0]}).encode()
+        return data_of(message.args[0])
 
     def deserialize(self, data: bytes) -> Any:
         item = json.loads(data)["id"]
@@ -240,7 +262,7 @@ class _BellStorage(SqliteStorage):  # type: ignore[misc]
 
     blocking = True
     turns: _Turns | None = None
-    ddl = (*SqliteStorage.ddl, _INDEX)
+    ddl = (*SqliteStorage.ddl, _INDEX, *_COUNTS)
 
     def __init__(self, name: str, *, bells: Bells, listener: Listener | None, **options: Any) -> None:
         self._bells = bells
@@ -256,6 +278,12 @@ class _BellStorage(SqliteStorage):  # type: ignore[misc]
 
     def enqueue(self, data: bytes, priority: float | None = None) -> None:
         self.sql(_ENQUEUE, {"queue": self.name, "data": data}, commit=True)
+        self._bells.ring(self.name)
+
+    def enqueue_all(self, rows: Sequence[bytes]) -> None:
+        """Many in one transaction, and one bell: who finds work wakes the next."""
+        with self.db(commit=True) as cursor:
+            cursor.executemany(_ENQUEUE, [{"queue": self.name, "data": data} for data in rows])
         self._bells.ring(self.name)
 
     def dequeue(self) -> bytes | None:

@@ -17,12 +17,17 @@ log = get_logger(__name__)
 
 CLOCK: Final = "schedule"  # the bell that is rung when a ring for later was written
 
-_NEXT: Final = "SELECT min(timestamp) FROM schedule WHERE queue IN ({queues})"
-_DUE: Final = (
-    "SELECT id, queue, data FROM schedule WHERE queue IN ({queues}) AND timestamp <= ? ORDER BY timestamp, id"
+DUE_AT_ONCE: Final = (
+    1000  # that leave the schedule in one transaction: what is due after a long stop is no list in memory
 )
+
+# Each queue is asked by itself, for its first row in an index: a million rings that wait cost what one does.
+_QUEUES: Final = "(VALUES {queues})"  # its column is named column1
+_FIRST: Final = "(SELECT timestamp FROM schedule WHERE queue = column1 ORDER BY timestamp LIMIT 1)"
+_NEXT: Final = f"SELECT min(at) FROM (SELECT {_FIRST} AS at FROM {_QUEUES})"  # noqa: S608 - parts of this file
+_DUE: Final = "SELECT id, queue, data FROM schedule WHERE queue IN ({queues}) AND timestamp <= ? ORDER BY timestamp, id LIMIT ?"
 _DONE: Final = "DELETE FROM schedule WHERE id = ?"
-_WAITING: Final = "SELECT DISTINCT queue FROM task WHERE queue IN ({queues})"
+_WAITING: Final = f"SELECT column1 FROM {_QUEUES} WHERE EXISTS (SELECT 1 FROM task WHERE queue = column1)"  # noqa: S608
 
 
 class Clock:
@@ -45,6 +50,7 @@ class Clock:
         self._storage, self._queues, self._listener = storage, tuple(queues), listener
         self._enqueue, self._every_s, self._note = enqueue, every_s, note
         self._marks = ", ".join("?" for _ in self._queues)
+        self._rows = ", ".join("(?)" for _ in self._queues)
         self._thread = threading.Thread(target=self._run, name="clock", daemon=True)
 
     def start(self) -> None:
@@ -81,16 +87,17 @@ class Clock:
         """What is due, from the schedule into the queues: both in one transaction, so that nothing is between them."""
         with self._storage.db(commit=True) as cursor:
             for number, queue, data in cursor.execute(
-                self._with_queues(_DUE), (*self._queues, now_s)
+                _with(_DUE, self._marks), (*self._queues, now_s, DUE_AT_ONCE)
             ).fetchall():
                 cursor.execute(self._enqueue, {"queue": queue, "data": data})
                 cursor.execute(_DONE, (number,))
 
     def _asked(self, statement: str) -> list[tuple[Any, ...]]:
         found: list[tuple[Any, ...]] = self._storage.sql(
-            self._with_queues(statement), self._queues, results=True
+            _with(statement, self._rows), self._queues, results=True
         )
         return found
 
-    def _with_queues(self, statement: str) -> str:
-        return statement.format(queues=self._marks)
+
+def _with(statement: str, queues: str) -> str:
+    return statement.format(queues=queues)

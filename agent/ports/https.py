@@ -26,6 +26,7 @@ from agent.domain.traces import HEADER, TraceId, traceparent
 from agent.errors import BadAnswer, DigestMismatch, OrderError, OutsideError, TrustError
 from agent.log import bound_trace
 from agent.ports.http_dates import moment, rest_asked
+from agent.ports.https_body import RawBody
 from agent.ports.punctual import PunctualSocket, deadline
 from agent.trust.http_messages import field_of
 from agent.trust.http_signatures import (
@@ -156,11 +157,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """An answer whose body is still to be read: raw bytes, within the call's timeouts."""
+    """An answer whose body is still to be read, within the call's timeouts.
+
+    `read_into` puts the next raw bytes of it into a buffer; how many, 0 at the end of the body. It may be fewer than there is
+    room for.
+    """
 
     status: int
     headers: Mapping[str, str]
-    pieces: Iterator[bytes]
+    read_into: Callable[[memoryview], int]
 
 
 class HttpsClient:
@@ -194,7 +199,8 @@ class HttpsClient:
     def stream(self, peer: Peer, target: str, headers: Mapping[str, str]) -> Iterator[Stream]:
         """GET with the answer's body still to be read, inside the block. Raises: `peer.unavailable`, also while reading."""
         with self._sent(peer, "GET", target, headers=headers, is_transfer=True) as (_, response):
-            yield Stream(response.status_code, response.headers, response.iter_raw())
+            body = RawBody(response, self.timeouts.read_s)
+            yield Stream(response.status_code, response.headers, body.read_into)
 
     @contextmanager
     def reading(

@@ -20,6 +20,7 @@ from agent.domain.receipts import SignedReceipt
 from agent.domain.traces import TraceId
 from agent.ports.ledger_attempts import AttemptsLedger
 from agent.ports.ledger_audit import AuditLedger
+from agent.ports.ledger_bells import BellsLedger
 from agent.ports.ledger_cancellations import CancellationsLedger
 from agent.ports.ledger_images import ImagesLedger
 from agent.ports.ledger_keeping import KeepingLedger
@@ -57,7 +58,6 @@ __all__ = [
     "OrderRecord",
     "Outbox",
     "Successor",
-    "Unrung",
 ]
 
 
@@ -161,6 +161,7 @@ class EventRecord(Struct, frozen=True):
 class Ledger(
     AttemptsLedger,
     AuditLedger,
+    BellsLedger,
     CancellationsLedger,
     ImagesLedger,
     KeepingLedger,
@@ -319,12 +320,6 @@ class Ledger(
 
     # ---- the sweep
 
-    def unrung(self, now: datetime, limit: int) -> "Unrung":
-        """What should be ringing now, oldest first, at most `limit` of each: jobs RECEIVED or QUEUED and due (none that waits
-        only for its hand-off), jobs HELD, jobs RUNNING whose lease ran out, deliveries that are due and not leased.
-        """
-        ...
-
     def correct_clock(self, now: datetime, *, lease: timedelta, rest: timedelta) -> int:
         """End every lease and rest that lies further ahead than any is ever given: the clock was set back. How many.
 
@@ -347,12 +342,3 @@ class Ledger(
     def close(self) -> None:
         """Let go of the file."""
         ...
-
-
-class Unrung(Struct, frozen=True):
-    """What the sweep has to ring or take over."""
-
-    jobs: tuple[Job, ...]  # RECEIVED or QUEUED, due
-    held: tuple[Job, ...]  # each looks again whether it was approved, denied or ran out of time
-    orphans: tuple[Job, ...]  # RUNNING under a lease that ran out
-    deliveries: tuple[DeliveryId, ...]  # pending and due

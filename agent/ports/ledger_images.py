@@ -29,6 +29,12 @@ class ImagesLedger(Protocol):
         """Rulings, of one image or of all, newest first."""
         ...
 
+    # ---- which images orders name
+
+    def needed_images(self, *, is_held: bool = False) -> frozenset[Digest]:
+        """Every image of an order with a job here that is to run still; `is_held`: with one that is held."""
+        ...
+
     # ---- what images hold that wait for the operator
 
     def describe(self, description: ImageDescription, listing: Sequence[ImageEntry] = ()) -> None:

@@ -6,7 +6,6 @@ process it is read, and after any restart.
 from typing import Protocol
 
 from agent.domain.ids import OrderId
-from agent.domain.jobs import JobState
 from agent.domain.measures import Gauges, PhaseTime, Tally
 from agent.domain.traces import TraceId
 
@@ -27,10 +26,6 @@ class MeasuresLedger(Protocol):
 
         None of it ever falls, but where a ledger is put back from a backup. As quick with a million orders as with none.
         """
-        ...
-
-    def open_counts(self) -> dict[JobState, int]:
-        """Jobs by open state, every one named. As quick with a million jobs that ended as with none."""
         ...
 
     def gauges(self) -> Gauges:

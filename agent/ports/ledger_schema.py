@@ -4,14 +4,11 @@ about by `migrations/`; a test holds that both give the same file.
 Large columns stand last or in a table of their own: a row that moves often must not drag megabytes along.
 """
 
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import (
-    DDL,
     BigInteger,
     Column,
-    Dialect,
     Float,
     ForeignKey,
     Index,
@@ -20,36 +17,22 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
-    TypeDecorator,
     UniqueConstraint,
-    event,
-    text,
 )
 
-HEAD: Final = "0010"  # the newest revision in migrations/versions
+from agent.ports.ledger_schema_parts import Moment, counting, needing, partly, trigger
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-class Moment(TypeDecorator[datetime]):
-    """An aware moment, kept as whole microseconds since 1970 in UTC: sortable, exact, no time zone to guess."""
-
-    impl = BigInteger
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
-        return None if value is None else (value - _EPOCH) // _MICROSECOND
-
-    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else _EPOCH + value * _MICROSECOND
-
+HEAD: Final = "0011"  # the newest revision in migrations/versions
 
 # The conditions of the partial indices. A query must carry the very same text, or SQLite does not see that an index fits:
 # values that are bound later prove nothing to its planner. A full index on a delivery's state would be worse than none: the
 # planner then prefers it to the order's, and reads everything that is pending.
 IS_PENDING: Final = "state = 'pending'"
 IS_DEAD: Final = "state = 'dead'"
+RESTS: Final = "state = 'queued' AND not_before IS NOT NULL"
+IS_RECEIVED: Final = "state = 'received'"
+IS_LEASED: Final = "state = 'pending' AND lease_until IS NOT NULL"
+IS_HANDED_OVER: Final = "kind = 'handoff' AND state = 'acknowledged'"
 IS_FINAL: Final = "state IN ('done', 'failed', 'cancelled', 'expired')"
 
 metadata = MetaData()
@@ -67,6 +50,9 @@ orders = Table(
     Column("expires", Moment, nullable=False),
     Column("received_at", Moment, nullable=False),
     Column("trace_id", Text),  # what was given with it; none where it is the order's own
+    Column(
+        "images", Text
+    ),  # their digests in order, between blanks; none in orders that were over before 0011
     Column("envelope", LargeBinary, nullable=False),
 )
 
@@ -108,6 +94,8 @@ jobs = Table(
 )
 Index("jobs_by_state", jobs.c.state, jobs.c.seq)
 Index("jobs_by_signer", jobs.c.signer, jobs.c.state, jobs.c.seq)
+Index("jobs_resting", jobs.c.not_before, **partly(RESTS))
+Index("jobs_placing", jobs.c.changed_at, **partly(IS_RECEIVED))
 
 # How many jobs are in each state. Triggers keep it, whoever writes: finished jobs only grow, and are asked for all the time.
 job_counts = Table(
@@ -117,18 +105,21 @@ job_counts = Table(
     Column("count", BigInteger, key="count_", nullable=False),
     sqlite_with_rowid=False,
 )
-_ONE_MORE: Final = (
-    "INSERT INTO job_counts VALUES (NEW.state, 1) ON CONFLICT (state) DO UPDATE SET count = count + 1;"
+COUNTING: Final = counting("jobs", "job_counts")
+trigger(jobs, *COUNTING)
+
+# Which images jobs name that are to run still, and that are held: asked at each sweep, whatever waits. By the sets that orders
+# name, of which there are few.
+image_needs = Table(
+    "image_needs",
+    metadata,
+    Column("images", Text, primary_key=True),  # as in `orders`
+    Column("open", BigInteger, nullable=False),
+    Column("held", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
-_ONE_LESS: Final = "UPDATE job_counts SET count = count - 1 WHERE state = OLD.state;"
-COUNTING: Final = (
-    f"CREATE TRIGGER jobs_come AFTER INSERT ON jobs BEGIN {_ONE_MORE} END",
-    f"CREATE TRIGGER jobs_go AFTER DELETE ON jobs BEGIN {_ONE_LESS} END",
-    "CREATE TRIGGER jobs_move AFTER UPDATE OF state ON jobs WHEN OLD.state IS NOT NEW.state"
-    f" BEGIN {_ONE_LESS} {_ONE_MORE} END",
-)
-for _counting in COUNTING:
-    event.listen(jobs, "after_create", DDL(_counting).execute_if(dialect="sqlite"))  # type: ignore[no-untyped-call]
+NEEDING: Final = needing("'received', 'held', 'queued', 'running'")
+trigger(jobs, *NEEDING)
 
 deliveries = Table(
     "deliveries",
@@ -152,12 +143,41 @@ deliveries = Table(
     Column("last_error", Text),
     UniqueConstraint("order_id", "position", "kind", "n"),
 )
-Index("deliveries_dead", deliveries.c.seq, sqlite_where=text(IS_DEAD))
+Index("deliveries_dead", deliveries.c.seq, **partly(IS_DEAD))
 Index(
     "deliveries_due",
     deliveries.c.next_try_at,
-    sqlite_where=text(IS_PENDING),
+    **partly(IS_PENDING),
 )
+Index("deliveries_by_job", deliveries.c.job_id)  # a job that goes is asked whether one points at it
+Index(
+    "deliveries_to",  # whoever is away holds up what is for others no more than by its own name
+    deliveries.c.target,
+    deliveries.c.next_try_at,
+    **partly(IS_PENDING),
+)
+Index("deliveries_unsent", deliveries.c.seq, **partly(IS_PENDING))
+Index(
+    "deliveries_leased",
+    deliveries.c.lease_until,
+    **partly(IS_LEASED),
+)
+Index(
+    "deliveries_handed_over",
+    deliveries.c.acknowledged_at,
+    **partly(IS_HANDED_OVER),
+)
+
+# The same for deliveries: what waits for one who is away may be a million.
+delivery_counts = Table(
+    "delivery_counts",
+    metadata,
+    Column("state", Text, primary_key=True),
+    Column("count", BigInteger, key="count_", nullable=False),
+    sqlite_with_rowid=False,
+)
+DELIVERY_COUNTING: Final = counting("deliveries", "delivery_counts")
+trigger(deliveries, *DELIVERY_COUNTING)
 
 bodies = Table(
     "bodies",
@@ -205,7 +225,7 @@ Index(
     "events_by_dataset",
     events.c.dataset,
     events.c.seq,
-    sqlite_where=text(HAS_DATASET),
+    **partly(HAS_DATASET),
 )
 
 # The log of events only grows. Who can write the file can drop these: they keep this program honest, the chain shows the rest.
@@ -216,8 +236,24 @@ APPEND_ONLY: Final = (
     "CREATE TRIGGER events_once BEFORE INSERT ON events WHEN EXISTS (SELECT 1 FROM events WHERE seq = NEW.seq)"
     " BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END",
 )
-for _trigger in APPEND_ONLY:
-    event.listen(events, "after_create", DDL(_trigger).execute_if(dialect="sqlite"))  # type: ignore[no-untyped-call]
+trigger(events, *APPEND_ONLY)
+
+# How many lines tell of each dataset, and the newest of them: what the status page shows of the whole log.
+dataset_lines = Table(
+    "dataset_lines",
+    metadata,
+    Column("dataset", Text, primary_key=True),
+    Column("lines", BigInteger, nullable=False),
+    Column("last", BigInteger, nullable=False),  # its number
+    sqlite_with_rowid=False,
+)
+Index("dataset_lines_by_last", dataset_lines.c.last)
+DATASET_COUNTING: Final = (
+    "CREATE TRIGGER events_of_dataset AFTER INSERT ON events WHEN NEW.dataset IS NOT NULL"
+    " BEGIN INSERT INTO dataset_lines VALUES (NEW.dataset, 1, NEW.seq)"
+    " ON CONFLICT (dataset) DO UPDATE SET lines = lines + 1, last = excluded.last; END"
+)
+trigger(events, DATASET_COUNTING)
 
 logs = Table(
     "logs",
@@ -350,7 +386,7 @@ past_orders = Table(
     Column("forgotten_at", Moment, nullable=False),
     sqlite_with_rowid=False,
 )
-Index("jobs_by_end", jobs.c.changed_at, sqlite_where=text(IS_FINAL))
+Index("jobs_by_end", jobs.c.changed_at, **partly(IS_FINAL))
 
 # One row that `check` writes to: a disk that is full or read-only shows itself there first.
 probe = Table(
@@ -359,3 +395,5 @@ probe = Table(
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("count", BigInteger, nullable=False),
 )
+
+TRIGGERS: Final = (*COUNTING, *NEEDING, *DELIVERY_COUNTING, *APPEND_ONLY, DATASET_COUNTING)

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import bindparam, delete, or_, select, text, update
+from sqlalchemy import bindparam, delete, select, text, tuple_, update
 
 from agent.domain.audit import NewEvent
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
@@ -24,11 +24,12 @@ from agent.ports.ledger import (
     NewDelivery,
     OrderRecord,
     Successor,
-    Unrung,
 )
 from agent.ports.ledger_schema import (
     IS_DEAD,
+    IS_LEASED,
     IS_PENDING,
+    RESTS,
     deliveries,
     jobs,
     logs,
@@ -40,19 +41,22 @@ from agent.ports.ledger_schema import (
 )
 from agent.ports.ledger_sqlalchemy_attempts import AttemptRecords, require_may_start
 from agent.ports.ledger_sqlalchemy_audit import AuditRecords
+from agent.ports.ledger_sqlalchemy_bells import BellRecords
 from agent.ports.ledger_sqlalchemy_cancellations import CancellationRecords
 from agent.ports.ledger_sqlalchemy_disk import Keeping
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
 from agent.ports.ledger_sqlalchemy_intake import IntakeRecords
-from agent.ports.ledger_sqlalchemy_live import LiveRecords, before, merged, page_of
+from agent.ports.ledger_sqlalchemy_live import LiveRecords, before, page_of
 from agent.ports.ledger_sqlalchemy_measures import MeasureRecords
-from agent.ports.ledger_sqlalchemy_outbox import OutboxRecords, full_deliveries, send_by
+from agent.ports.ledger_sqlalchemy_outbox import OutboxRecords, full_deliveries
 from agent.ports.ledger_sqlalchemy_page import PageRecords
 from agent.ports.ledger_sqlalchemy_prepared import Prepared
 from agent.ports.ledger_sqlalchemy_restores import RestoreRecords
 from agent.ports.ledger_sqlalchemy_rows import delivery_of, job_of, order_of, receipt_of
 from agent.ports.ledger_sqlalchemy_tallies import put_phases
+
+AT_ONCE = 1000  # nonces that go in one transaction, so that no order waits long
 
 __all__ = ["SqlAlchemyLedger", "migrate", "open_ledger"]
 
@@ -70,6 +74,7 @@ class SqlAlchemyLedger(
     ImageRecords,
     AttemptRecords,
     AuditRecords,
+    BellRecords,
     CancellationRecords,
     Keeping,
     LiveRecords,
@@ -206,39 +211,32 @@ class SqlAlchemyLedger(
 
     # ---- the sweep
 
-    def unrung(self, now: datetime, limit: int) -> Unrung:
-        is_here = jobs.c.next_agent.is_(None)
-        is_awake = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now)
-        waiting = {JobState.RECEIVED, JobState.QUEUED}
-        due = merged(waiting, [is_here, is_awake], limit, newest_first=False)
-        held = select(jobs).where(jobs.c.state == JobState.HELD).order_by(jobs.c.seq).limit(limit)
-        lapsed = select(jobs).where(jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= now)
-        with self._file.reading() as tx:
-            orphans = tx.execute(lapsed.order_by(jobs.c.lease_until, jobs.c.seq).limit(limit))
-            return Unrung(
-                jobs=tuple(job_of(row) for row in tx.execute(due).mappings()),
-                held=tuple(job_of(row) for row in tx.execute(held).mappings()),
-                orphans=tuple(job_of(row) for row in orphans.mappings()),
-                deliveries=send_by(tx, now, limit),
-            )
-
     def correct_clock(self, now: datetime, *, lease: timedelta, rest: timedelta) -> int:
-        running, queued = jobs.c.state == JobState.RUNNING, jobs.c.state == JobState.QUEUED
-        has_worker, pending = jobs.c.worker.is_not(None), text(IS_PENDING)
+        running, rests = jobs.c.state == JobState.RUNNING, text(RESTS)
+        has_worker, pending, leased = jobs.c.worker.is_not(None), text(IS_PENDING), text(IS_LEASED)
+        resting = update(jobs).with_hint(
+            "INDEXED BY jobs_resting", dialect_name="sqlite"
+        )  # not all that are queued
         corrections = (
             update(jobs).where(running, has_worker, jobs.c.lease_until > now + lease).values(lease_until=now),
             update(jobs).where(running, jobs.c.lease_until > now + max(lease, rest)).values(lease_until=now),
-            update(jobs).where(queued, jobs.c.not_before > now + rest).values(not_before=now),
+            resting.where(rests, jobs.c.not_before > now + rest).values(not_before=now),
             update(deliveries).where(pending, deliveries.c.next_try_at > now + rest).values(next_try_at=now),
-            update(deliveries).where(pending, deliveries.c.lease_until > now + lease).values(lease_until=now),
+            update(deliveries).where(leased, deliveries.c.lease_until > now + lease).values(lease_until=now),
             update(targets).where(targets.c.rests_until > now + rest).values(rests_until=now),
         )
         with self._file.writing() as tx:
             return sum(tx.execute(correction).rowcount for correction in corrections)
 
     def forget_nonces(self, now: datetime) -> int:
-        with self._file.writing() as tx:
-            return tx.execute(delete(nonces).where(nonces.c.keep_until < now)).rowcount
+        over = select(nonces.c.keyid, nonces.c.nonce).where(nonces.c.keep_until < now).limit(AT_ONCE)
+        some = delete(nonces).where(tuple_(nonces.c.keyid, nonces.c.nonce).in_(over))
+        count, is_more = 0, True
+        while is_more:
+            with self._file.writing() as tx:
+                went = tx.execute(some).rowcount
+            count, is_more = count + went, went == AT_ONCE
+        return count
 
     def check(self) -> None:
         with self._file.writing() as tx:

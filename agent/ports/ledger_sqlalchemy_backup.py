@@ -22,7 +22,7 @@ from agent.domain.backups import Backup, BackupFile, Restore, Restored
 from agent.domain.ids import KeyId, digest_from_hex
 from agent.domain.jobs import FINAL
 from agent.errors import BadBackup, BadSettings, LedgerInUse, LedgerUnavailable, NoSpace, NotFound
-from agent.ports.ledger_schema import APPEND_ONLY, COUNTING, HEAD
+from agent.ports.ledger_schema import HEAD, TRIGGERS
 from agent.ports.ledger_sqlalchemy_file import BUSY_S, open_staged, translated
 from agent.ports.ledger_sqlalchemy_restores import RestoreRecords
 from agent.ports.ledger_sqlalchemy_shape import differences, revision_of
@@ -265,7 +265,7 @@ def _examine(staged: Path, me: tuple[KeyId, ...], latest: datetime) -> Backup:
             acts = copy.execute(
                 "SELECT sql FROM sqlite_master WHERE type NOT IN ('table', 'index')"
             ).fetchall()
-            if {sql for (sql,) in acts} - {*APPEND_ONLY, *COUNTING}:
+            if {sql for (sql,) in acts} - set(TRIGGERS):
                 raise ValueError("it holds what acts by itself: a trigger or a view of nobody's")
             backup = _about(copy)
             copy.execute("DROP TABLE backup")

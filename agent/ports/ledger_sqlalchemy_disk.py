@@ -1,10 +1,11 @@
 """The ledger's transactions on what is over and may go, and on what must not come again. The rule is `domain.retention`."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Table, delete, func, insert, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Table, delete, func, insert, or_, select, text, tuple_
 
 from agent.domain.jobs import FINAL, Job
 from agent.domain.retention import Garbage, LedgerSizes, Retention
@@ -31,6 +32,9 @@ KEPT_FOR_EVER = {events.name, past_orders.name, orders.name}  # `orders` goes la
 
 
 _AWAITED = (DeliveryState.PENDING, DeliveryState.DEAD)  # somebody or something waits for these still
+
+
+_JOB_IS_FINAL = f"jobs.{IS_FINAL}"
 
 
 class Keeping:
@@ -72,7 +76,7 @@ class Keeping:
             old_bodies = tx.execute(_old_bodies(told).where(bodies.c.delivery.in_(names))).all()
             for name, _ in old_bodies:
                 tx.execute(delete(bodies).where(bodies.c.delivery == name))
-            still_over = tx.execute(_old_orders(told).where(orders.c.id.in_(over))).all()
+            still_over = tx.execute(_still_over(told, over)).all()
             for row in still_over:
                 _forget(tx, row, now)
         return Garbage(
@@ -105,10 +109,15 @@ class Keeping:
 # ------------------------------------------------------------------ which
 
 
+# Each goes along an index and stops at its limit: what is found is gone before the next look, so nothing is gone through twice.
+
+
 def _old_logs(told: Retention) -> Any:
     """(seq, bytes) of logs of jobs that ended, oldest first."""
-    ended = select(jobs.c.id).where(text(IS_FINAL), jobs.c.changed_at < told.logs_before)
-    return select(logs.c.seq, func.length(logs.c.log)).where(logs.c.job_id.in_(ended)).order_by(logs.c.seq)
+    ended = select(jobs.c.seq).where(
+        jobs.c.id == logs.c.job_id, text(IS_FINAL), jobs.c.changed_at < told.logs_before
+    )
+    return select(logs.c.seq, func.length(logs.c.log)).where(ended.exists()).order_by(logs.c.seq)
 
 
 def _old_bodies(told: Retention) -> Any:
@@ -118,19 +127,42 @@ def _old_bodies(told: Retention) -> Any:
         deliveries.c.acknowledged_at < told.bodies_before,
         orders.c.expires < told.expired_before,  # until then whoever lost it may ask for it again
     )
-    query = select(bodies.c.delivery, func.length(bodies.c.body))
-    return (
-        query.join(deliveries, deliveries.c.id == bodies.c.delivery)
+    over = (
+        select(deliveries.c.seq)
         .join(orders, orders.c.id == deliveries.c.order_id)
-        .where(*arrived)
-        .order_by(deliveries.c.seq)
+        .where(deliveries.c.id == bodies.c.delivery, *arrived)
     )
+    query = select(bodies.c.delivery, func.length(bodies.c.body))
+    return query.where(over.exists()).order_by(bodies.c.delivery)
 
 
 def _old_orders(told: Retention) -> Any:
-    """(id, digest, expires) of orders that are over, as `domain.retention.is_over` says."""
-    ended = select(jobs.c.order_id).where(text(IS_FINAL), jobs.c.changed_at < told.orders_before).distinct()
-    other = jobs.alias()
+    """(id, digest, expires) of orders that are over, as `domain.retention.is_over` says, by when their last job ended."""
+    later = jobs.alias("later")
+    is_followed = select(later.c.seq).where(
+        later.c.order_id == jobs.c.order_id,
+        tuple_(later.c.changed_at, later.c.seq) > tuple_(jobs.c.changed_at, jobs.c.seq),
+    )
+    return (
+        select(orders.c.id, orders.c.digest, orders.c.expires)
+        .select_from(jobs)
+        .join(orders, orders.c.id == jobs.c.order_id)
+        .where(text(_JOB_IS_FINAL), jobs.c.changed_at < told.orders_before, ~is_followed.exists())
+        .where(*_is_over(told))
+        .with_hint(jobs, "INDEXED BY jobs_by_end", "sqlite")
+        .order_by(jobs.c.changed_at, jobs.c.seq)
+    )
+
+
+def _still_over(told: Retention, these: Sequence[str]) -> Any:
+    """(id, digest, expires) of those orders that are over still."""
+    query = select(orders.c.id, orders.c.digest, orders.c.expires).where(orders.c.id.in_(these))
+    return query.where(*_is_over(told)).order_by(orders.c.id)
+
+
+def _is_over(told: Retention) -> tuple[ColumnElement[bool], ...]:
+    """That nothing of the order is open, awaited or fresh."""
+    other = jobs.alias("other")
     is_open = select(other.c.seq).where(
         other.c.order_id == orders.c.id,
         or_(other.c.state.not_in(FINAL), other.c.changed_at >= told.orders_before),
@@ -142,12 +174,7 @@ def _old_orders(told: Retention) -> Any:
             deliveries.c.acknowledged_at >= told.orders_before,
         ),
     )
-    return (
-        select(orders.c.id, orders.c.digest, orders.c.expires)
-        .where(orders.c.id.in_(ended), orders.c.expires < told.expired_before)
-        .where(~is_open.exists(), ~is_told.exists())
-        .order_by(orders.c.expires, orders.c.id)
-    )
+    return orders.c.expires < told.expired_before, ~is_open.exists(), ~is_told.exists()
 
 
 # ------------------------------------------------------------------ going

@@ -11,7 +11,7 @@ from agent.domain.approvals import Ruling, Verdict
 from agent.domain.ids import Digest
 from agent.domain.images import PAGE_ENTRIES, ImageAbout, ImageDescription, ImageEntry
 from agent.domain.strict_json import encode
-from agent.ports.ledger_schema import descriptions, listings, rulings
+from agent.ports.ledger_schema import descriptions, image_needs, listings, rulings
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
 from agent.ports.ledger_sqlalchemy_prepared import Prepared
 from agent.ports.ledger_sqlalchemy_rows import Plain
@@ -86,6 +86,13 @@ class ImageRecords:
         if entries is None:
             return ()
         return msgspec.json.decode(zlib.decompress(entries), type=tuple[ImageEntry, ...])
+
+    def needed_images(self, *, is_held: bool = False) -> frozenset[Digest]:
+        """From the sums that triggers keep: there is a row for each set of images, however many orders name it."""
+        count = image_needs.c.held if is_held else image_needs.c.open
+        with self._file.reading() as tx:
+            sets = tx.execute(select(image_needs.c.images).where(count > 0)).scalars().all()
+        return frozenset(Digest(image) for images in sets for image in images.split())
 
     def forget_descriptions(self, keep: Collection[Digest]) -> int:
         with self._file.writing() as tx:

@@ -52,13 +52,6 @@ class MeasureRecords:
         with self._file.reading() as tx:
             return read_tallies(tx)
 
-    def open_counts(self) -> dict[JobState, int]:
-        query = select(jobs.c.state, func.count().label("count")).where(jobs.c.state.in_(_OPEN))
-        with self._file.reading() as tx:
-            rows = tx.execute(query.group_by(jobs.c.state)).mappings()
-            found = {row["state"]: row["count"] for row in rows}
-        return {state: found.get(state, 0) for state in _OPEN}
-
     def gauges(self) -> Gauges:
         waiting: dict[JobState, datetime] = {}
         file_bytes, _, _ = self._file.pages()
@@ -68,11 +61,11 @@ class MeasureRecords:
                 since: datetime | None = tx.execute(first).scalar()
                 if since is not None:
                     waiting[state] = since
-            pending = select(func.min(deliveries.c.created_at)).where(text(IS_PENDING))
+            first_sent = select(deliveries.c.created_at).where(text(IS_PENDING)).order_by(deliveries.c.seq)
             lines, _ = last_line(tx)
             return Gauges(
                 waiting=waiting,
-                unsent=tx.execute(pending).scalar(),
+                unsent=tx.execute(first_sent.limit(1)).scalar(),
                 resting=tx.execute(select(func.count()).select_from(targets)).scalar_one(),
                 lines=lines,
                 unsigned=oldest_unsigned(tx),

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, bindparam, delete, func, insert, or_, select, text, update
+from sqlalchemy import Connection, Select, bindparam, delete, insert, or_, select, text, update
 
 from agent.domain.audit import is_told
 from agent.domain.ids import KeyId
@@ -13,7 +13,16 @@ from agent.domain.measures import delivered, not_delivered
 from agent.errors import LostRace, NotFound
 from agent.ports import ledger_sqlalchemy_writes as writes
 from agent.ports.ledger import Delivery, DeliveryHead, DeliveryId, DeliveryKind, DeliveryState, NewDelivery
-from agent.ports.ledger_schema import IS_DEAD, IS_PENDING, bodies, deliveries, targets
+from agent.ports.ledger_schema import (
+    IS_DEAD,
+    IS_HANDED_OVER,
+    IS_PENDING,
+    bodies,
+    deliveries,
+    delivery_counts,
+    targets,
+)
+from agent.ports.ledger_sqlalchemy_bells import due_to
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
 from agent.ports.ledger_sqlalchemy_prepared import Prepared, driver_of
 from agent.ports.ledger_sqlalchemy_rows import Plain, delivery_of, head_of
@@ -21,7 +30,6 @@ from agent.ports.ledger_sqlalchemy_tallies import count
 
 MAX_TOLD: Final = 200  # characters of an error in a line of the log of events
 _FAILURES: Final = Prepared(select(targets.c.failures).where(targets.c.target == bindparam("target")))
-PROBES: Final = 1  # deliveries that are rung for a target in trouble: one finds out whether it is back
 
 
 class OutboxRecords:
@@ -107,13 +115,10 @@ class OutboxRecords:
         return tuple(found[seq] for seq in sorted(found)[:limit])
 
     def outbox_counts(self) -> dict[DeliveryState, int]:
+        """From the sums that triggers keep: what waits for one who is away may be a million."""
         with self._file.reading() as tx:
-            return {
-                state: tx.execute(
-                    select(func.count()).select_from(deliveries).where(_in_state(state))
-                ).scalar_one()
-                for state in (DeliveryState.PENDING, DeliveryState.DEAD)
-            }
+            found = {row.state: row.count_ for row in tx.execute(select(delivery_counts))}
+        return {state: found.get(state, 0) for state in (DeliveryState.PENDING, DeliveryState.DEAD)}
 
     # ---- what a person decides
 
@@ -164,13 +169,13 @@ class OutboxRecords:
 
     def handed_over(self, since: datetime, now: datetime, limit: int) -> tuple[DeliveryHead, ...]:
         query = select(deliveries).where(
-            deliveries.c.kind == DeliveryKind.HANDOFF,
-            deliveries.c.state == DeliveryState.ACKNOWLEDGED,
+            text(IS_HANDED_OVER),
             deliveries.c.acknowledged_at >= since,
             deliveries.c.expires_at > now,
         )
         with self._file.reading() as tx:
-            rows = tx.execute(query.order_by(deliveries.c.seq.desc()).limit(limit)).mappings()
+            newest = query.order_by(deliveries.c.acknowledged_at.desc(), deliveries.c.seq.desc())
+            rows = tx.execute(newest.limit(limit)).mappings()
             return tuple(head_of(row) for row in rows)
 
     def count_on(self, job: Job, told: int, now: datetime) -> None:
@@ -195,7 +200,7 @@ class OutboxRecords:
             return ()
         with self._file.writing() as tx:
             tx.execute(delete(targets).where(targets.c.target == target))
-            return _due(tx, now, limit, deliveries.c.target == target)
+            return tuple(DeliveryId(row.id) for row in due_to(tx, target, now, limit))
 
 
 _RESTS: Final = Prepared(
@@ -217,14 +222,6 @@ _LEASE: Final = Prepared(
 )
 
 
-def send_by(tx: Connection, now: datetime, limit: int) -> tuple[DeliveryId, ...]:
-    """What should be sent now, soonest first: a backlog for one who is away keeps nothing for others from its turn."""
-    in_trouble = select(targets.c.target)
-    resting = tx.execute(in_trouble.where(targets.c.rests_until <= now)).scalars().all()
-    probes = [one for target in resting for one in _due(tx, now, PROBES, deliveries.c.target == target)]
-    return (*_due(tx, now, limit, deliveries.c.target.not_in(in_trouble)), *probes)
-
-
 def full_deliveries() -> Select[Any]:
     """Deliveries with their bodies."""
     return select(deliveries, bodies.c.body).outerjoin(bodies, bodies.c.delivery == deliveries.c.id)
@@ -235,14 +232,6 @@ _WHOLE: Final = Prepared(full_deliveries().where(deliveries.c.id == bindparam("i
 
 def _of(delivery: DeliveryId) -> Select[Any]:
     return full_deliveries().where(deliveries.c.id == delivery)
-
-
-def _due(tx: Connection, now: datetime, limit: int, which: Any) -> tuple[DeliveryId, ...]:
-    query = select(deliveries.c.id).where(
-        text(IS_PENDING), deliveries.c.next_try_at <= now, _is_free(now), which
-    )
-    ids = tx.execute(query.order_by(deliveries.c.next_try_at, deliveries.c.seq).limit(limit))
-    return tuple(DeliveryId(found) for found in ids.scalars())
 
 
 def _is_free(now: datetime) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Set
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, select, text
+from sqlalchemy import ColumnElement, Connection, select
 
 from agent.domain.ids import Digest, JobId
 from agent.domain.jobs import Job, JobState
@@ -11,7 +11,7 @@ from agent.domain.receipts import SignedReceipt
 from agent.errors import NotFound
 from agent.ports.ledger import EventRecord
 from agent.ports.ledger_page import DatasetUse
-from agent.ports.ledger_schema import HAS_DATASET, events, jobs, receipts
+from agent.ports.ledger_schema import dataset_lines, events, jobs, receipts
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
 from agent.ports.ledger_sqlalchemy_rows import event_of, job_of, receipt_of
 
@@ -54,13 +54,11 @@ class PageRecords:
         return self._lines(select(events).where(events.c.dataset == dataset), before, limit)
 
     def datasets_used(self, *, before: int | None = None, limit: int = 50) -> tuple[DatasetUse, ...]:
-        last = func.max(events.c.seq)
-        query = select(events.c.dataset, func.count().label("lines"), last.label("last"))
-        query = query.where(text(HAS_DATASET)).group_by(events.c.dataset)
+        query = select(dataset_lines)
         if before is not None:
-            query = query.having(last < before)
+            query = query.where(dataset_lines.c.last < before)
         with self._file.reading() as tx:
-            found = tx.execute(query.order_by(last.desc()).limit(limit)).mappings().all()
+            found = tx.execute(query.order_by(dataset_lines.c.last.desc()).limit(limit)).mappings().all()
             wanted = select(events).where(events.c.seq.in_([row["last"] for row in found]))
             lines = {row["seq"]: event_of(row) for row in tx.execute(wanted).mappings()}
         return tuple(

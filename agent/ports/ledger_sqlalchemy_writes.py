@@ -252,6 +252,7 @@ def put_order(tx: Connection, arrival: Arrival, now: datetime) -> None:
         "received_at": now,
         "envelope": signed.envelope,
         "trace_id": arrival.trace,
+        "images": " ".join(sorted(set(signed.order.images))),
     }
     _INSERT_ORDER.run(driver_of(tx), row)
 

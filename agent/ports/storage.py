@@ -148,8 +148,8 @@ class Storage(Protocol):
 
 
 class ByteSink(Protocol):
-    """Takes a stream piece by piece."""
+    """Takes a stream piece by piece, from one thread at a time. A piece is the sink's until `write` returns."""
 
-    def write(self, data: bytes, /) -> object:
+    def write(self, data: memoryview, /) -> object:
         """Take the next piece."""
         ...

@@ -41,7 +41,7 @@ from agent.ports.storage import (
 from agent.ports.storage_https_download import Download, Wanted
 from agent.trust.roster import Role, RosterEntry
 
-PIECE_BYTES = 1 << 16  # of a file that is sent
+PIECE_BYTES = 1 << 20  # of a file that is sent
 KEPT_DATASETS = 64  # what was said of them, for who asks again at once
 ASK_FIRST_BYTES = 1 << 20  # to send less takes no longer than to ask whether it is there already
 

@@ -370,21 +370,32 @@ def read_within(fd: int) -> bytes:
 def let_go(fifo: str, pid: int) -> Answer:
     """Let the program of a container begin, whose first process `pid` waits for a reader of this pipe: what `runc start` does.
 
-    Raises: OSError, FileNotFoundError when there is no such pipe: it began, or was never made.
+    Raises: OSError; FileNotFoundError when there is no such pipe: it began, or was never made.
     """
-    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    os.lstat(fifo)
+    process = os.pidfd_open(
+        pid
+    )  # before the pipe: once that is open, a short program is over before anybody looks
     try:
-        process = os.pidfd_open(pid)
+        reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            ready = select.select([reading, process], [], [], TOOL_S)[0]
-            if not (reading in ready and os.read(reading, 1)):
+            select.select([reading, process], [], [], TOOL_S)
+            if not _has_word(reading):
                 raise OSError(errno.ESRCH, "the container ended before it was started")
         finally:
-            os.close(process)
+            os.close(reading)
     finally:
-        os.close(reading)
+        os.close(process)
     os.unlink(fifo)
     return {}
+
+
+def _has_word(reading: int) -> bool:
+    """Whether the one byte came, also when its writer was over by the time that it was looked for."""
+    try:
+        return bool(os.read(reading, 1))
+    except BlockingIOError:
+        return False
 
 
 def run(command: list[str], env: dict[str, str]) -> Answer:

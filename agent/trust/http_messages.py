@@ -53,7 +53,7 @@ class ContentDigest:
         self._hash = hashlib.sha256()
         self.length = 0
 
-    def update(self, piece: bytes) -> None:
+    def update(self, piece: bytes | memoryview) -> None:
         """Take in the next bytes of the body."""
         self._hash.update(piece)
         self.length += len(piece)

@@ -156,7 +156,7 @@ class Opener:
     def __repr__(self) -> str:
         return f"Opener({self._ref})"
 
-    def feed(self, piece: bytes) -> bytes:
+    def feed(self, piece: bytes | memoryview) -> bytes:
         """The plaintext that these next bytes of the file complete. Raises: BadSeal."""
         if self._head is not None:
             self._head += piece

@@ -6,7 +6,7 @@ answer = house.operator.get("/v1/orders")
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -44,6 +44,9 @@ class Bells:
 
     def ring(self, queue: Queue, item: str, *, delay_s: float = 0.0) -> None:
         self.rung.append((queue, item))
+
+    def ring_all(self, queue: Queue, items: Sequence[str]) -> None:
+        self.rung += [(queue, item) for item in items]
 
     def depth(self) -> Mapping[Queue, int]:
         return {queue: sum(1 for rung, _ in self.rung if rung is queue) for queue in Queue}

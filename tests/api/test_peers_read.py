@@ -51,7 +51,7 @@ def test_an_agent_of_the_chain_reads_how_far_its_hand_off_came(town: Town, world
         receipts = port.receipts(B, ORDER.order.id)
 
     assert told is not None
-    assert [(job.position, job.state) for job in told.jobs] == [(1, JobState.RECEIVED)]
+    assert [(job.position, job.state) for job in told.jobs] == [(1, JobState.QUEUED)]
     assert (told.digest, told.is_known_at(1), told.is_known_at(0)) == (ORDER.digest, True, False)
     assert len(receipts) == 1
 

@@ -418,6 +418,18 @@ def test_an_upload_lies_whole_in_a_file_while_it_is_handled_and_is_gone_after(se
     assert server.left_over == []
 
 
+def test_an_upload_that_comes_in_one_piece_with_its_head_is_taken_like_any_other(server: Server) -> None:
+    content = b"small"
+    request = prepared(server, "PUT", "/upload", content)
+
+    with dial(server) as line:
+        line.sendall(head_of(request) + content)  # one record of TLS
+        answer = line.recv(4096)
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert server.handled == ["upload"]
+
+
 def test_an_upload_of_other_bytes_is_refused_and_leaves_nothing(server: Server) -> None:
     request = prepared(server, "PUT", "/upload", b"x" * 100_000)
     other = httpx.Request("PUT", request.url, headers=request.headers, content=b"y" * 100_000)

@@ -13,6 +13,7 @@ from agent.domain.chain import TaskKind
 from agent.domain.jobs import JobEvent, JobState
 from agent.pipeline.host import Host
 from agent.pipeline.resume import sweep
+from agent.pipeline.ringing import Ringing
 from agent.ports.broker import Handler, Queue
 from agent.ports.ledger import Arrival
 from tests.api.house import open_house
@@ -57,8 +58,8 @@ def test_a_clock_that_jumps_ahead_takes_no_task_from_a_worker_that_is_at_it(
             may_end.set()
             self.thread.join()
 
-    def swept(at: Host) -> None:
-        sweep(at)
+    def swept(at: Host, *told: Ringing) -> None:
+        sweep(at, *told)
         is_swept.release()
 
     monkeypatch.setattr(worker, "advance", claim)

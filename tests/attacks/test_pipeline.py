@@ -1,5 +1,6 @@
 """Orders lost, stolen, stuck or failed for good by what only passes; data that stay behind."""
 
+import io
 import json
 import subprocess
 from collections.abc import Iterator
@@ -171,10 +172,10 @@ def test_a_dataset_that_broke_on_its_way_is_fetched_again() -> None:
     class Broken:
         @contextmanager
         def stream(self, *_: object) -> Iterator[Stream]:
-            yield Stream(200, {}, iter([bytes([sealed[0] ^ 1]), sealed[1:]]))
+            yield Stream(200, {}, io.BytesIO(bytes([sealed[0] ^ 1]) + sealed[1:]).readinto)
 
     class Opening:
-        def write(self, data: bytes, /) -> int:
+        def write(self, data: memoryview, /) -> int:
             raise BadSeal("this is no sealed dataset of version 1")
 
     wanted = Wanted("/v1/datasets/x/content", digest_of(sealed), len(sealed), "dataset x")

@@ -23,7 +23,7 @@ from agent.ports.ledger_schema import bodies, deliveries, jobs, receipts, steps
 
 def without_sweep() -> None:
     """What was lost stays lost: bells, jobs of dead workers, containers, folders."""
-    setattr(worker, "sweep", lambda host: None)  # noqa: B010 - it is imported there, not its own
+    setattr(worker, "sweep", lambda *_: None)  # noqa: B010 - it is imported there, not its own
 
 
 def without_outbox() -> None:

@@ -1,6 +1,6 @@
 """Queues in memory with a clock of their own: nothing rings until a test pumps, and then in one order only."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 
 from msgspec import Struct
@@ -35,6 +35,10 @@ class MemoryBroker:
         is_delayed = delay_s > 0
         if is_delayed or not any((r.queue, r.item) == (queue, item) for r in self._due().values()):
             self._waiting[self._clock_s + max(delay_s, 0.0), next(self._numbers)] = ring
+
+    def ring_all(self, queue: Queue, items: Sequence[str]) -> None:
+        for item in items:
+            self.ring(queue, item)
 
     def depth(self) -> Mapping[Queue, int]:
         return {queue: sum(ring.queue is queue for ring in self._waiting.values()) for queue in Queue}

@@ -58,12 +58,12 @@ from agent.ports.ledger import (
     NewDelivery,
     OrderRecord,
     Successor,
-    Unrung,
 )
 from agent.ports.ledger_attempts import Step
 from agent.trust.envelope import parse_envelope
+from tests.fakes.ledger_bells import MemoryBells
 from tests.fakes.ledger_measures import MemoryMeasures, grow, put_phases
-from tests.fakes.ledger_outbox import MemoryOutbox, count_on, is_due, last_number, send_by
+from tests.fakes.ledger_outbox import MemoryOutbox, count_on, is_due, last_number
 from tests.fakes.ledger_page import MemoryPage
 
 Plain = str | int | float | None
@@ -99,7 +99,7 @@ class _Books:
         return _Books(**{each.name: copy.copy(getattr(self, each.name)) for each in fields(self)})
 
 
-class MemoryLedger(MemoryMeasures, MemoryOutbox, MemoryPage):
+class MemoryLedger(MemoryBells, MemoryMeasures, MemoryOutbox, MemoryPage):
     """See `Ledger`. `is_broken = True` makes every call raise LedgerUnavailable."""
 
     def __init__(self) -> None:
@@ -545,6 +545,15 @@ class MemoryLedger(MemoryMeasures, MemoryOutbox, MemoryPage):
             entries = books.descriptions[image][1] if image in books.descriptions else ()
             return entries[page * PAGE_ENTRIES : (page + 1) * PAGE_ENTRIES]
 
+    def needed_images(self, *, is_held: bool = False) -> frozenset[Digest]:
+        states = {JobState.HELD} if is_held else {*WAITING, JobState.RUNNING}
+        with self._reading() as books:
+            records = [books.orders[job.order_id] for job in books.jobs.values() if job.state in states]
+        signed = [parse_envelope(record.envelope, limit_bytes=MAX_ORDER_BYTES) for record in records]
+        return frozenset(
+            image for one in signed for image in parse_order(one.payload_type, one.payload).images
+        )
+
     def forget_descriptions(self, keep: Collection[Digest]) -> int:
         with self._writing() as books:
             over = [image for image in books.descriptions if image not in keep]
@@ -584,7 +593,7 @@ class MemoryLedger(MemoryMeasures, MemoryOutbox, MemoryPage):
             for name in old_bodies:
                 books.deliveries[name] = replace(books.deliveries[name], body=b"")
             over = _old_orders(books, told)[:limit]
-            for record in over:
+            for record in sorted(over, key=lambda record: record.id):
                 _forget(books, record, now)
             return Garbage(
                 logs=len(old_logs),
@@ -694,19 +703,6 @@ class MemoryLedger(MemoryMeasures, MemoryOutbox, MemoryPage):
             _settle(books, job, now)
 
     # ---- the sweep
-
-    def unrung(self, now: datetime, limit: int) -> Unrung:
-        with self._reading() as books:
-            due = [job for job in books.jobs.values() if _is_job_due(job, now)]
-            held = [job for job in books.jobs.values() if job.state is JobState.HELD]
-            lapsed = [job for job in books.jobs.values() if job.lease_until and job.lease_until <= now]
-            unsent = send_by(books, now, limit)
-        return Unrung(
-            jobs=tuple(due[:limit]),
-            held=tuple(held[:limit]),
-            orphans=tuple(sorted(lapsed, key=lambda job: job.lease_until or now)[:limit]),
-            deliveries=unsent,
-        )
 
     def correct_clock(self, now: datetime, *, lease: timedelta, rest: timedelta) -> int:
         with self._writing() as books:
@@ -896,11 +892,6 @@ def _fits(books: _Books, job: Job, query: JobQuery) -> bool:
     )
 
 
-def _is_job_due(job: Job, now: datetime) -> bool:
-    is_open = job.state in {JobState.RECEIVED, JobState.QUEUED} and job.next_agent is None
-    return is_open and (job.not_before is None or job.not_before <= now)
-
-
 # ------------------------------------------------------------------ cancellations
 
 
@@ -1014,19 +1005,20 @@ def _old_logs(books: _Books, told: Retention) -> list[tuple[JobId, int, str]]:
 def _old_bodies(books: _Books, told: Retention) -> list[DeliveryId]:
     arrived = [d for d in books.deliveries.values() if d.state is DeliveryState.ACKNOWLEDGED and d.body]
     over = [d for d in arrived if books.orders[d.order_id].expires < told.expired_before]
-    return [d.id for d in over if d.acknowledged_at and d.acknowledged_at < told.bodies_before]
+    return sorted(d.id for d in over if d.acknowledged_at and d.acknowledged_at < told.bodies_before)
 
 
 def _old_orders(books: _Books, told: Retention) -> list[OrderRecord]:
-    over = []
+    over: list[tuple[tuple[datetime, int], OrderRecord]] = []
+    number = {job: seq for seq, job in enumerate(books.jobs)}
     for record in books.orders.values():
         mine = [job for job in books.jobs.values() if job.order_id == record.id]
         sent = [d for d in books.deliveries.values() if d.order_id == record.id]
         waits = {DeliveryState.PENDING, DeliveryState.DEAD}
         arrived = [None if d.state in waits else d.acknowledged_at or d.created_at for d in sent]
         if is_over(record.expires, mine, arrived, told):
-            over.append(record)
-    return sorted(over, key=lambda record: (record.expires, record.id))
+            over.append((max((job.changed_at, number[job.id]) for job in mine), record))
+    return [record for _, record in sorted(over, key=lambda one: one[0])]
 
 
 def _forget(books: _Books, record: OrderRecord, now: datetime) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from agent.domain.audit import CHECKPOINT
 from agent.domain.ids import OrderId
-from agent.domain.jobs import FINAL, Job, JobState
+from agent.domain.jobs import Job
 from agent.domain.measures import PHASES_MOST, Gauges, PhaseTime, Tally, observed_phases
 from agent.domain.traces import TraceId
 from agent.ports.ledger import DeliveryState
@@ -41,11 +41,6 @@ class MemoryMeasures:
             return tuple(
                 Tally(name, labels, value) for (name, labels), value in sorted(books.tallies.items())
             )
-
-    def open_counts(self) -> dict[JobState, int]:
-        with self._reading() as books:
-            states = [job.state for job in books.jobs.values()]
-        return {state: states.count(state) for state in JobState if state not in FINAL}
 
     def gauges(self) -> Gauges:
         with self._reading() as books:

@@ -101,7 +101,8 @@ class MemoryOutbox:
                 and each.acknowledged_at >= since
                 and each.expires_at > now
             ]
-        return tuple(found[:limit])
+        newest = sorted(found, key=lambda head: head.acknowledged_at or now, reverse=True)
+        return tuple(newest[:limit])
 
     def count_on(self, job: Job, told: int, now: datetime) -> None:
         with self._writing() as books:

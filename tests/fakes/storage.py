@@ -96,7 +96,7 @@ class MemoryStorage:
         refusal: TrustError | None = None
         for start in range(0, len(content), PIECE):
             try:
-                sink.write(content[start : start + PIECE])
+                sink.write(memoryview(content)[start : start + PIECE])
             except (
                 TrustError
             ) as told:  # as the real one: the digest tells whether the bytes broke on their way

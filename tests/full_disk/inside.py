@@ -9,7 +9,7 @@ import os
 import shutil
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -87,6 +87,10 @@ class BothBells:
             self.lost += 1
             raise
         self.hospital.broker.ring(queue, item, delay_s=delay_s)
+
+    def ring_all(self, queue: Queue, items: Sequence[str]) -> None:
+        for item in items:
+            self.ring(queue, item)
 
     def depth(self) -> object:
         return self.real.depth()

@@ -141,6 +141,10 @@ class FatedBroker:
         for _ in range(self._fate.rings()):
             self._hospital.broker.ring(queue, item, delay_s=delay_s)
 
+    def ring_all(self, queue: Queue, items: Sequence[str]) -> None:
+        for item in items:
+            self.ring(queue, item)
+
 
 def mortal(hospital: Hospital, life: Life) -> Host:
     """The host as a process of this life has it: every port call may be its last, before its effect or just behind it."""

@@ -14,7 +14,7 @@ from agent.domain.orders import ImageRef, SignedOrder
 from agent.domain.receipts import Outcome
 from agent.domain.reports import ReportState
 from agent.errors import ImageDenied, LostRace, PolicyRefused
-from agent.pipeline.hold import follow_ruling, look_again, waiting_images
+from agent.pipeline.hold import follow_ruling, look_again
 from agent.pipeline.host import context_of
 from agent.pipeline.space import SHELF
 from agent.ports.ledger import JobQuery
@@ -520,7 +520,7 @@ def test_what_was_read_is_forgotten_when_nothing_waits_for_it(world: World, stra
     world.work()
     world.sweep()
     assert world.a.ledger.description(stranger) is not None
-    assert waiting_images(world.a.host) == {PROBLEM, stranger}
+    assert world.a.ledger.needed_images(is_held=True) == {PROBLEM, stranger}
 
     rule(world.a, stranger, Verdict.DENIED)
     world.sweep()

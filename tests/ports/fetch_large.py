@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from agent.domain.orders import DatasetRef
-from agent.pipeline.fetch import OpeningSink
+from agent.pipeline.opening import open_into
 from agent.ports.https import Identity, Timeouts
 from agent.ports.storage_https import HttpsStorage
 from agent.trust.keys import SigningKey
@@ -38,10 +38,8 @@ def main() -> None:
     info = storage.dataset(DatasetRef(dataset, "1"))
     header = parse_header(info.header, roster, at=datetime.now(UTC))
     before = peak_kib()
-    with Path(target).open("wb") as plain:
-        opener = Opener(header, bytes.fromhex(data_key))
-        storage.open_dataset(info, OpeningSink(opener, plain, lambda _size: None))
-        plain.write(opener.finish())
+    opener = Opener(header, bytes.fromhex(data_key))
+    open_into(Path(target), Path(f"{target}.partial"), opener, info, storage, lambda _size: None)
     sys.stdout.write(str(peak_kib() - before))
 
 

@@ -1,9 +1,11 @@
-"""What the tests of the ledger run in processes: `python -m tests.ports.ledger_processes claim|attest|admit|read FILE …`.
+"""What the tests of the ledger run in processes: `python -m tests.ports.ledger_processes claim|attest|admit|crowd|read FILE …`.
 
 Each prints a line only after the ledger said that it was done.
 """
 
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
@@ -18,8 +20,8 @@ from tests.ports.ledger_stage import LEASE, PEER, arrival, chain_of, handoff, or
 
 
 def say(*words: object) -> None:
-    """One line to the parent, at once."""
-    print(*words, flush=True)  # noqa: T201
+    """One line to the parent, at once, and whole whoever else says one."""
+    os.write(1, f"{' '.join(map(str, words))}\n".encode())
 
 
 def claim(ledger: SqlAlchemyLedger, name: str) -> None:
@@ -60,6 +62,13 @@ def admit(ledger: SqlAlchemyLedger, name: str) -> None:
         say(order.order.id)
 
 
+def crowd(ledger: SqlAlchemyLedger, name: str) -> None:
+    """The same from many threads at once, which share commits."""
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(8):
+            pool.submit(admit, ledger, f"{name} {number}")
+
+
 def read(ledger: SqlAlchemyLedger, job: str) -> None:
     """The job's state, and whether Alembic had to be imported to find out."""
     say(ledger.job(JobId(job)).state, "alembic" in sys.modules)
@@ -67,6 +76,6 @@ def read(ledger: SqlAlchemyLedger, job: str) -> None:
 
 if __name__ == "__main__":
     action, path, argument = sys.argv[1:]
-    {"claim": claim, "attest": attest, "admit": admit, "read": read}[action](
+    {"claim": claim, "attest": attest, "admit": admit, "crowd": crowd, "read": read}[action](
         open_ledger(Path(path)), argument
     )

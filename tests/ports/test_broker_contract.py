@@ -77,6 +77,21 @@ def test_a_ring_that_waits_already_counts_for_both(desk: Desk) -> None:
     assert sorted(heard.calls) == [(Queue.LEARN_TASKS, "again"), (Queue.TEST_TASKS, "again")]
 
 
+def test_many_are_rung_at_once_in_their_order_and_those_that_wait_already_are_not_rung_again(
+    desk: Desk,
+) -> None:
+    heard, names = Heard(), [f"job {n}" for n in range(5)]
+    desk.broker.ring(Queue.LEARN_TASKS, "job 3")
+
+    desk.broker.ring_all(Queue.LEARN_TASKS, names)
+    desk.broker.ring_all(Queue.LEARN_TASKS, [])
+    desk.broker.ring_all(Queue.LEARN_TASKS, names)
+
+    assert desk.broker.depth()[Queue.LEARN_TASKS] == 5
+    desk.deliver(heard, 5)
+    assert [item for _, item in heard.calls] == ["job 3", "job 0", "job 1", "job 2", "job 4"]
+
+
 def test_what_was_worked_off_can_be_rung_again(desk: Desk) -> None:
     heard = Heard()
     desk.broker.ring(Queue.LEARN_TASKS, "again")

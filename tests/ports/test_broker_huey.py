@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from agent.errors import OutsideError
-from agent.ports import broker_huey
+from agent.ports import broker_huey, broker_huey_clock
 from agent.ports.broker import Queue
 from agent.ports.broker_huey import HueyBroker
 from agent.ports.broker_huey_bell import Listener
-from agent.ports.broker_huey_clock import CLOCK
+from agent.ports.broker_huey_clock import CLOCK, Clock
 from tests.ports.broker_stage import PATIENCE_S, Heard
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +88,63 @@ def test_a_queue_carries_ids_as_json_and_nothing_else(broker: HueyBroker, path: 
         ("deliveries", {"id": "3f1c.0.report.1"}),
     ]
     assert kept == (0,)
+
+
+def test_the_rings_of_a_file_that_counted_none_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "older.db"
+    with closing(HueyBroker(path)) as broker:
+        broker.ring_all(Queue.LEARN_TASKS, ["one", "two"])
+        broker.ring(Queue.DELIVERIES, "three", delay_s=3600)
+    with closing(sqlite3.connect(path)) as plain, plain:
+        triggers = [
+            name for (name,) in plain.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
+        ]
+        for name in triggers:
+            plain.execute(f"DROP TRIGGER {name}")
+        plain.execute("DROP TABLE depth")
+
+    with closing(HueyBroker(path)) as broker:
+        broker.ring(Queue.LEARN_TASKS, "four")
+        depth = broker.depth()
+
+    assert len(triggers) == 4
+    assert (depth[Queue.LEARN_TASKS], depth[Queue.DELIVERIES], depth[Queue.TEST_TASKS]) == (3, 1, 0)
+
+
+def test_the_depth_is_what_waits_whoever_takes_it(broker: HueyBroker, path: Path) -> None:
+    heard = Heard()
+    broker.ring_all(Queue.LEARN_TASKS, [f"job {n}" for n in range(20)])
+    consumer = broker.consumer(heard.handlers(Queue.LEARN_TASKS), {})
+    consumer.start()
+    heard.wait_for(20)
+    consumer.stop()
+    with closing(sqlite3.connect(path)) as plain, plain:
+        plain.execute("INSERT INTO task (queue, data) VALUES ('learn_tasks', '{}')")
+
+    assert broker.depth()[Queue.LEARN_TASKS] == 1
+
+
+def test_what_is_due_after_a_long_stop_leaves_the_schedule_in_parts(
+    broker: HueyBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker_huey_clock, "DUE_AT_ONCE", 3)
+    for n in range(7):
+        broker.ring(Queue.DELIVERIES, f"{n}", delay_s=3600 + n)
+    storage = broker._queues[Queue.DELIVERIES].storage
+    with closing(broker._bells.listen([Queue.DELIVERIES])) as listener:
+        clock = Clock(
+            storage, [Queue.DELIVERIES], listener,
+            enqueue=broker_huey._ENQUEUE, every_s=1.0, note=lambda: None,
+        )  # fmt: skip
+        moved = []
+        for _ in range(4):
+            clock._move(time.time() + 7200)
+            moved.append(storage.queue_size())
+    ((first,),) = storage.sql("SELECT data FROM task ORDER BY id LIMIT 1", results=True)
+
+    assert moved == [3, 6, 7, 7]
+    assert json.loads(first)["id"] == "0"
+    assert broker.depth()[Queue.DELIVERIES] == 7
 
 
 def test_the_file_and_the_bells_belong_to_the_agent_alone(path: Path) -> None:

@@ -36,7 +36,7 @@ class Counting:
     def __init__(self) -> None:
         self.seen = ContentDigest()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: memoryview) -> None:
         self.seen.update(data)
 
 

@@ -1,7 +1,7 @@
 """What every ledger does, run on the one in memory and on SQLAlchemy over a real SQLite file."""
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from agent.domain.control import Control, Mode
 from agent.domain.ids import Digest, JobId, OrderId, digest_of, job_id
 from agent.domain.images import PAGE_ENTRIES, ImageAbout, ImageDescription, ImageEntry, ImageLayer
 from agent.domain.jobs import FINAL, TRANSITIONS, IllegalMove, Job, JobEvent, JobState
-from agent.errors import HandoffConflict, LostRace, NotFound, OrderConflict, QueueFull
+from agent.domain.nonces import Nonce
+from agent.errors import HandoffConflict, LostRace, NotFound, OrderConflict, QueueFull, ReplayedRequest
 from agent.ports.ledger import DeliveryId, DeliveryKind, DeliveryState, JobQuery, Ledger, Successor
 from tests.builders import NOW, failed, receipt_for, uuid_of
 from tests.fakes.ledger import MemoryLedger
@@ -53,6 +54,17 @@ def event_names(ledger: Ledger) -> list[str]:
 
 def pending(ledger: Ledger) -> list[DeliveryId]:
     return [delivery.id for delivery in ledger.deliveries(state=DeliveryState.PENDING)]
+
+
+def waiting(ledger: Ledger, now: datetime) -> list[JobId]:
+    """The jobs that the sweep would ring for, in pages of two."""
+    found, after = [], 0
+    while True:
+        page = ledger.waiting(now, after=after, limit=2)
+        found += [job.id for job in page.jobs]
+        if page.next is None:
+            return found
+        after = page.next
 
 
 # ------------------------------------------------------------------ intake
@@ -201,6 +213,40 @@ def test_a_nonce_is_new_once_until_its_time_is_over(ledger: Ledger) -> None:
     assert not ledger.remember_nonce(PEER, "n1", at(200), at(100))
     assert ledger.remember_nonce(PEER, "n1", at(300), at(100.000001))
     assert not ledger.remember_nonce(PEER, "n1", at(300), at(200))
+
+
+def test_the_nonce_of_a_request_is_kept_with_the_order_it_brought(ledger: Ledger) -> None:
+    nonce = Nonce(keyid=PEER, text="n1", keep_until=at(100))
+    came = replace(arrival(order_named("order")), nonce=nonce)
+    assert not ledger.knows_nonce(PEER, "n1", NOW)
+
+    admission = ledger.admit(came, NOW, max_attempts=3, queue_limit=10)
+
+    assert admission.keeps_nonce
+    assert ledger.knows_nonce(PEER, "n1", at(100))
+    assert not ledger.knows_nonce(PEER, "n1", at(100.000001))
+    assert not ledger.remember_nonce(PEER, "n1", at(200), at(1))
+
+
+def test_an_order_with_a_nonce_that_was_used_leaves_nothing(ledger: Ledger) -> None:
+    ledger.remember_nonce(PEER, "n1", at(100), NOW)
+    came = replace(arrival(order_named("order")), nonce=Nonce(keyid=PEER, text="n1", keep_until=at(100)))
+
+    with pytest.raises(ReplayedRequest):
+        ledger.admit(came, at(1), max_attempts=3, queue_limit=10)
+
+    assert ledger.digest_of_order(order_named("order").order.id) is None
+    assert ledger.events() == ()
+
+
+def test_an_order_that_is_refused_leaves_its_nonce_unused(ledger: Ledger) -> None:
+    received(ledger, "first")
+    came = replace(arrival(order_named("second")), nonce=Nonce(keyid=PEER, text="n1", keep_until=at(100)))
+
+    with pytest.raises(QueueFull):
+        ledger.admit(came, NOW, max_attempts=3, queue_limit=1)
+
+    assert not ledger.knows_nonce(PEER, "n1", NOW)
 
 
 def test_nonces_of_two_keys_do_not_meet(ledger: Ledger) -> None:
@@ -960,19 +1006,19 @@ def test_the_log_of_a_run_is_kept_by_attempt_and_run(ledger: Ledger) -> None:
 
 
 def test_the_sweep_finds_what_should_be_ringing(ledger: Ledger) -> None:
-    waiting = received(ledger, "received")
+    new = received(ledger, "received")
     ready = queued(ledger, "queued")
     resting = ledger.move(running(ledger, "resting"), JobEvent.RETRY, NOW, not_before=at(30))
-    ledger.move(received(ledger, "held"), JobEvent.HOLD, NOW)
+    held = ledger.move(received(ledger, "held"), JobEvent.HOLD, NOW)
     ledger.redirect(received(ledger, "redirected"), NOW, next_agent=PEER, delivery=handoff(PEER))
     busy = running(ledger, "running")
 
     early, later = ledger.unrung(at(29), 10), ledger.unrung(at(60), 10)
 
-    assert early.jobs == (waiting, ready)
+    assert waiting(ledger, at(29)) == [new.id, ready.id, held.id]
     assert early.orphans == ()
     assert early.deliveries == (DeliveryId(f"{job_id(order_named('redirected').order.id, 0)}.handoff.1"),)
-    assert later.jobs == (waiting, ready, resting)
+    assert waiting(ledger, at(60)) == [new.id, ready.id, resting.id, held.id]
     assert later.orphans == (busy,)
 
 
@@ -986,7 +1032,7 @@ def test_a_clock_that_was_set_back_ends_leases_and_rests_that_nobody_gave(ledger
 
     assert in_order == 0
     assert corrected == 2
-    assert {job.id for job in ledger.unrung(at(0), 10).jobs} == {resting.id}
+    assert waiting(ledger, at(0)) == [resting.id]
     assert {job.id for job in ledger.unrung(at(0), 10).orphans} == {busy.id}
 
 
@@ -1013,7 +1059,59 @@ def test_the_sweep_leaves_leased_and_resting_deliveries_alone(ledger: Ledger) ->
 def test_the_sweep_takes_the_oldest_up_to_its_limit(ledger: Ledger) -> None:
     jobs = [received(ledger, f"order {n}", now=at(n)) for n in range(5)]
 
-    assert ledger.unrung(at(10), 3).jobs == tuple(jobs[:3])
+    first = ledger.waiting(at(10), limit=3)
+    assert [job.id for job in first.jobs] == [job.id for job in jobs[:3]]
+    assert first.next is not None
+    rest = ledger.waiting(at(10), after=first.next, limit=3)
+    assert ([job.id for job in rest.jobs], rest.next) == ([job.id for job in jobs[3:]], None)
+
+
+def test_the_images_of_orders_that_are_to_run_are_known(ledger: Ledger) -> None:
+    assert (ledger.needed_images(), ledger.needed_images(is_held=True)) == (frozenset(), frozenset())
+    images = set(order_named("one").order.images)
+    one = ledger.move(received(ledger, "one"), JobEvent.HOLD, at(1))
+    two = running(ledger, "two")
+
+    assert ledger.needed_images() == images
+    assert ledger.needed_images(is_held=True) == images
+
+    one = ledger.move(one, JobEvent.APPROVE, at(2))
+    assert ledger.needed_images(is_held=True) == frozenset()
+    two = ledger.move(two, JobEvent.FAIL, at(3), reason="oom")
+    assert ledger.needed_images() == images
+    ledger.move(one, JobEvent.FAIL, at(4), reason="image-denied")
+    assert ledger.needed_images() == frozenset()
+
+
+def test_an_order_is_being_placed_for_as_long_as_was_said(ledger: Ledger) -> None:
+    queued(ledger, "placed", now=at(10))
+    ledger.redirect(received(ledger, "elsewhere", now=at(10)), at(10), next_agent=PEER, delivery=handoff())
+    minute = timedelta(seconds=60)
+    assert not ledger.is_placing(at(11), minute)
+
+    received(ledger, "new", now=at(10))
+
+    moments = {-51: False, -49: True, 11: True, 69: True, 71: False}
+    assert {second: ledger.is_placing(at(second), minute) for second in moments} == moments
+
+
+def test_what_is_to_be_sent_comes_in_pages_by_target(ledger: Ledger) -> None:
+    for n in range(2):
+        attested(ledger, report(b"1"), handoff(PEER), handoff(OTHER_PEER), name=f"order {n}")
+    leased, *_ = pending(ledger)
+    ledger.lease_delivery(leased, at(2), at(62))
+    ledger.rest_target(PEER, 1, at(300))
+
+    found, after = list[DeliveryId](), None
+    while True:
+        page = ledger.unsent(at(10), after=after, limit=1)
+        found += page.deliveries
+        after = page.next
+        if after is None:
+            break
+
+    to_others = {each.id for each in ledger.deliveries() if each.target != PEER} - {leased}
+    assert (set(found), len(found)) == (to_others, 3)
 
 
 def test_a_ledger_can_prove_that_it_writes(ledger: Ledger) -> None:
@@ -1126,14 +1224,16 @@ def test_descriptions_are_dropped_but_those_to_keep(ledger: Ledger) -> None:
 
 def test_held_jobs_are_rung_apart_from_those_that_wait_for_a_worker(ledger: Ledger) -> None:
     held = ledger.move(received(ledger, "held"), JobEvent.HOLD, NOW)
-    waiting = received(ledger, "waiting")
+    other = received(ledger, "waiting")
 
-    unrung = ledger.unrung(at(1), 10)
+    found = ledger.waiting(at(1), limit=10).jobs
 
-    assert (unrung.held, unrung.jobs) == ((held,), (waiting,))
+    assert {(job.id, job.state) for job in found} == {
+        (held.id, JobState.HELD),
+        (other.id, JobState.RECEIVED),
+    }
     again = ledger.move(held, JobEvent.APPROVE, at(2))
-    assert ledger.unrung(at(3), 10).held == ()
-    assert set(ledger.unrung(at(3), 10).jobs) == {again, waiting}
+    assert {job.id: job.state for job in ledger.waiting(at(3), limit=10).jobs}[again.id] is JobState.RECEIVED
 
 
 # ------------------------------------------------------------------ put back from a backup

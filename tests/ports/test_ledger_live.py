@@ -148,15 +148,20 @@ def test_an_agents_jobs_are_filtered_paged_and_looked_for_among_the_newest(ledge
 # ------------------------------------------------------------------ what it costs
 
 
+def _of_one(parameters: Any) -> Any:
+    """Of a statement that is executed many times, those of the first time."""
+    return parameters[0] if isinstance(parameters, list) else parameters
+
+
 @contextmanager
 def plans() -> Iterator[dict[str, list[str]]]:
     """SQLite's own plan of every statement that is executed while the context lasts."""
     found: dict[str, list[str]] = {}
 
     def note(connection: Connection, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if statement.startswith("SELECT"):
+        if statement.split(maxsplit=1)[0] in {"SELECT", "WITH", "UPDATE", "DELETE"}:
             plain: Any = connection.connection.dbapi_connection
-            rows = plain.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
+            rows = plain.execute(f"EXPLAIN QUERY PLAN {statement}", _of_one(parameters)).fetchall()
             found[statement] = [str(row[3]) for row in rows]
 
     event.listen(Engine, "before_cursor_execute", note)
@@ -168,7 +173,7 @@ def plans() -> Iterator[dict[str, list[str]]]:
 
 # What a plan may read from one end to the other: tables with a row for each state or each word of the operator, what a
 # subquery found, and `jobs` downwards by its key, which the page's limit ends.
-SMALL = {"job_counts", "control", "merged"}
+SMALL = {"job_counts", "delivery_counts", "control", "merged"}
 
 
 def whole_reads(plan: list[str]) -> list[str]:

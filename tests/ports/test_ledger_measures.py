@@ -12,7 +12,7 @@ import pytest
 from agent.domain import measures
 from agent.domain.audit import NewEvent
 from agent.domain.control import Control, Mode
-from agent.domain.jobs import FINAL, JobEvent, JobState
+from agent.domain.jobs import JobEvent, JobState
 from agent.domain.measures import PhaseTime
 from agent.domain.retention import Retention
 from agent.domain.traces import TraceId
@@ -198,9 +198,6 @@ def test_the_oldest_of_each_open_state_is_told(ledger: Ledger) -> None:
     gauges = ledger.gauges()
 
     assert gauges.waiting == {JobState.QUEUED: at(1), JobState.RECEIVED: at(3)}
-    counts = ledger.open_counts()
-    assert (counts[JobState.QUEUED], counts[JobState.RECEIVED], counts[JobState.RUNNING]) == (2, 1, 0)
-    assert set(counts) == set(JobState) - FINAL
 
 
 def test_what_is_unsent_and_who_rests_is_told(ledger: Ledger) -> None:

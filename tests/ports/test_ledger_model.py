@@ -7,7 +7,7 @@ which the two tell different stories, and for one after which what every ledger 
 import shutil
 import tempfile
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,23 @@ def outcome(call: Callable[[], Any]) -> Any:
 
 def receipts_in(ledger: Ledger, order: Digest) -> Any:
     return ledger.receipts(order)
+
+
+def every_bell(ledger: Ledger, now: datetime) -> tuple[set[JobId], set[DeliveryId]]:
+    """What the sweep's pages hold, in all."""
+    jobs, deliveries, after, place = set[JobId](), set[DeliveryId](), 0, None
+    while True:
+        page = ledger.waiting(now, after=after, limit=2)
+        jobs |= {job.id for job in page.jobs}
+        if page.next is None:
+            break
+        after = page.next
+    while True:
+        unsent = ledger.unsent(now, after=place, limit=2)
+        deliveries |= set(unsent.deliveries)
+        if unsent.next is None:
+            return jobs, deliveries
+        place = unsent.next
 
 
 class TwoLedgers(RuleBasedStateMachine):
@@ -344,6 +361,7 @@ class TwoLedgers(RuleBasedStateMachine):
         now = at(self.clock)
         self.same(lambda ledger: ledger.jobs(JobQuery()))
         self.same(lambda ledger: ledger.unrung(now, 3))
+        self.same(lambda ledger: every_bell(ledger, now))
 
     @invariant()
     def the_laws_hold(self) -> None:

@@ -139,9 +139,11 @@ def test_an_index_finds_every_page(tmp_path: Path) -> None:
     assert "SEARCH events USING INDEX events_by_order (order_id=?)" in plans
     assert "SEARCH events USING INDEX events_by_dataset (dataset=?)" in plans
     assert (
-        "SEARCH events USING COVERING INDEX events_by_dataset (dataset>?)" in plans
-    )  # an entry for each task
-    assert not [plan for plan in plans if plan.startswith("SCAN")]
+        "SCAN dataset_lines USING INDEX dataset_lines_by_last" in plans
+    )  # the newest first, to the page's end
+    assert [plan for plan in plans if plan.startswith("SCAN")] == [
+        "SCAN dataset_lines USING INDEX dataset_lines_by_last"
+    ]
 
 
 def _plain(value: str | int) -> str | int:

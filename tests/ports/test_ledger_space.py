@@ -21,7 +21,13 @@ from tests.ports.ledger_stage import at, attested, fresh_ledger, report
 from tests.ports.test_ledger_migrations import make_revision
 
 OF_NO_ORDER = {"control", "restores", "targets", "nonces", "rulings", "descriptions", "listings", "probe"}
-OF_NO_ORDER |= {"job_counts", "tallies"}  # counts of all of them
+OF_NO_ORDER |= {
+    "job_counts",
+    "delivery_counts",
+    "dataset_lines",
+    "image_needs",
+    "tallies",
+}  # counts of all of them
 
 
 @pytest.fixture

@@ -99,6 +99,8 @@ def everything_in(ledger: Ledger) -> tuple[Any, ...]:
         ledger.events(limit=10_000),
         ledger.counts(),
         ledger.unrung(at(100), 100),
+        ledger.waiting(at(100), limit=100),
+        ledger.unsent(at(100), limit=100),
     )
 
 

@@ -89,9 +89,11 @@ def test_a_run_that_one_place_calls_a_success_and_another_does_not_is_none(
 
 def conmon(exits: Path) -> "subprocess.Popen[bytes]":
     """A process that was told what conmon is told."""
-    return subprocess.Popen(
-        ["/bin/sh", "-c", "read _", "conmon", "--exit-dir", str(exits)], stdin=subprocess.PIPE
-    )
+    words = ["/bin/sh", "-c", "echo; read _", "conmon", "--exit-dir", str(exits)]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()  # from then on its words are its own
+    return process
 
 
 def test_where_conmon_writes_its_code_down_is_read_of_its_own_words(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def _no_compare_and_set(stack: ExitStack) -> None:
 
 def _no_sweep(stack: ExitStack) -> None:
     """What lost its bell or its worker is never looked for."""
-    stack.enter_context(patch.object(worker, "sweep", lambda _host: None))
+    stack.enter_context(patch.object(worker, "sweep", lambda *_: None))
 
 
 def _no_outbox(stack: ExitStack) -> None:

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -78,6 +78,10 @@ class Bells:
         for _ in range(times):
             self._delayed[queue] += 1
             self._hub.at(self._hub.now_s + max(0.0, delay_s), self._come_due, queue, item, times == 2)
+
+    def ring_all(self, queue: Queue, items: Sequence[str]) -> None:
+        for item in items:
+            self.ring(queue, item)
 
     def depth(self) -> Mapping[Queue, int]:
         return {queue: len(due) + self._delayed[queue] for queue, due in self._due.items()}

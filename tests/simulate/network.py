@@ -260,7 +260,8 @@ class PeersPort:
 READS = frozenset(
     {
         "job", "jobs", "receipts", "deliveries", "delivery", "events", "digest_of_order", "order_of_digest", "cancellations",
-        "recorded_last_receipt", "description", "listing", "logs", "counts", "unrung", "steps", "target_failures",
+        "recorded_last_receipt", "description", "listing", "logs", "counts", "unrung", "waiting", "unsent", "is_placing",
+        "steps", "target_failures",
     }
 )  # fmt: skip
 # What never changes once it is there, or nobody changes here: nothing can come in between.
