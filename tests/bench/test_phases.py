@@ -1,5 +1,6 @@
 """From the lines of the agents' logs to where the milliseconds of a task went, and to its picture."""
 
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -12,6 +13,7 @@ from agent.domain.ids import OrderId
 
 ORDER = OrderId("7d2f4f7e-3f0e-4b39-9a64-0c3f7d3c5b01")
 JOB = f"{ORDER}.0"
+DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 SENT = Sent(ORDER, 99.990, 100.004, ("A",))
 
 
@@ -82,3 +84,14 @@ def test_the_picture_has_a_bar_for_each_span_as_long_as_it_took() -> None:
     assert widths[0] == pytest.approx(2 * widths[1], abs=0.3)
     assert [one.attrib["fill"] for one in bars] == [COLOURS["worker"], COLOURS["cage"]]
     assert "75 ms" in drawn.attrib["aria-label"]
+
+
+def test_every_span_of_the_drawn_task_that_takes_over_5_ms_has_its_sentence() -> None:
+    drawn = ElementTree.parse(DOCS / "images" / "task.svg")  # noqa: S314 - our own
+    page = (DOCS / "performance.md").read_text()
+
+    told = [one[0].text or "" for one in drawn.iter("{http://www.w3.org/2000/svg}rect") if len(one)]
+    long = {name for name, took, _ in (one.split() for one in told) if float(took) > 5}
+
+    assert long
+    assert [name for name in sorted(long) if f"| `{name}` |" not in page] == []
