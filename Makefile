@@ -1,6 +1,7 @@
 # The desk of a developer. Root is welcome: whatever runs containers is run as the user dc-compute-dev.
 PYTHON := .venv/bin/python
-WORKERS ?= 2
+# more than cores by one: tests of whole consortia mostly wait
+WORKERS ?= 3
 ARGS ?=
 ROOT_TESTS := tests/pipeline/test_outputs.py tests/trust/test_keys.py tests/api/test_operator.py \
 	tests/ports/test_memory_events.py tests/test_cli_doctor.py

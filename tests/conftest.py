@@ -16,6 +16,11 @@ hypothesis.settings.load_profile(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The chain tests go first: they run one after the other, and mostly wait, so the other workers have the rest meanwhile."""
+    items.sort(key=lambda item: item.get_closest_marker("chain") is None)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what did not run, grouped by what was missing, so that a green line cannot hide it."""
     missing: defaultdict[str, list[str]] = defaultdict(list)

@@ -332,7 +332,7 @@ def test_who_ran_what_on_a_dataset_and_what_left(command: Command, stage: Stage)
     )
     assert [(run["run"], run["image"], run["outcome"]) for run in task["runs"]] == [("train", ALGO, "done")]
     assert {share["of"] for share in task["shares"]} == {stage.world.o1, stage.world.o2}
-    assert [left["what"] for left in task["left"]] == ["model", "report", "report", "handoff"]
+    assert [left["what"] for left in task["left"]] == ["model", "report", "handoff", "report"]
     assert task["bytes_left"] == sum(left["bytes"] for left in task["left"]) == said.json["bytes_left"]
     assert said.json["names"][stage.order.signer] == "o1"
 

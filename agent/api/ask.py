@@ -11,6 +11,7 @@ from starlette.requests import Request
 from agent.api.claims import Claim
 from agent.domain.ids import Digest, OrderId, parse_digest, parse_order_id
 from agent.domain.nonces import Nonce
+from agent.domain.prepared import prepared
 from agent.domain.traces import HEADER, TraceId, parse_traceparent
 from agent.errors import BadQuery, NotFound, UnsignedRequest
 from agent.trust.http_signatures import VerifiedRequest
@@ -108,7 +109,7 @@ class Ask:
             raise BadQuery(f"`{twice[0][:80]}` stands twice in the query")
         values = {name: given if name in lists else given[0] for name, given in told.items()}
         try:
-            return msgspec.convert(values, kind, strict=False)
+            return msgspec.convert(values, prepared(kind), strict=False)
         except msgspec.ValidationError as cause:
             raise BadQuery(f"the query: {cause}") from cause
 

@@ -30,6 +30,7 @@ from agent.bench.figures import Bench, Measured, Row, order_of, over, percentile
 from agent.bench.intake_load import HOST, Load, framed
 from agent.domain.ids import OrderId, digest_of, wire_time
 from agent.domain.orders import DatasetRef, ImageRef, Learnuplet
+from agent.domain.prepared import prepared
 from agent.trust.certificates import CertificateAuthority
 from agent.trust.http_signatures import HttpRequest, content_digest, sign_request
 from agent.trust.keys import SigningKey
@@ -168,7 +169,7 @@ def burst(agent: Agent, count: int, connections: int) -> Burst:
     server_s = _cpu_of(agent.pid) - before_s
     if done.returncode:
         raise RuntimeError(f"the load ended with {done.returncode}: {done.stderr.decode()[-2000:]}")
-    load = msgspec.json.decode(done.stdout, type=Load)
+    load = msgspec.json.decode(done.stdout, type=prepared(Load))
     if load["statuses"] != {"202": count}:
         raise RuntimeError(f"of {count} orders not all were accepted: {load['statuses']}")
     return Burst(orders=count, load=load, server_cpu_s=server_s)

@@ -22,6 +22,7 @@ from agent.devkit.server import now
 from agent.devkit.shelf import Shelf
 from agent.domain.ids import digest_from_hex
 from agent.domain.orders import DatasetRef
+from agent.domain.prepared import prepared
 from agent.pipeline.space import free_bytes, memory_available
 from agent.ports.storage import DatasetInfo, Location
 from agent.trust.seal import make_seal, parse_header, read_preamble
@@ -176,4 +177,4 @@ def in_a_process(stages: Stages) -> Told:
         cwd=ROOT,
         check=True,
     )
-    return msgspec.json.decode(done.stdout, type=Told)
+    return msgspec.json.decode(done.stdout, type=prepared(Told))

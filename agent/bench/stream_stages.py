@@ -24,6 +24,7 @@ from msgspec import Struct
 from agent.bench.figures import order_of
 from agent.config import load_settings
 from agent.domain.orders import DatasetRef
+from agent.domain.prepared import prepared
 from agent.errors import StorageUnavailable
 from agent.pipeline.opening import open_into
 from agent.ports.storage import DatasetInfo, Storage
@@ -181,7 +182,7 @@ def cpu_s_of(pid: int) -> float:
 
 def main() -> None:
     """Standard input to standard output."""
-    told = run(msgspec.json.decode(sys.stdin.buffer.read(), type=Stages))
+    told = run(msgspec.json.decode(sys.stdin.buffer.read(), type=prepared(Stages)))
     sys.stdout.buffer.write(msgspec.json.encode(told))
 
 

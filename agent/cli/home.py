@@ -15,6 +15,7 @@ import msgspec
 
 from agent import log
 from agent.config import Effective, LogSection, Settings, find_home, load_settings, read_settings
+from agent.domain.prepared import prepared
 from agent.errors import BadSettings
 from agent.ports.client import ApiAnswer, Client
 
@@ -89,7 +90,7 @@ def read_answer(answer: ApiAnswer, kind: type[T], *, also: Collection[int] = ())
     """The document in the answer, of a success or of these statuses `also`. Raises: Refused with the problem that it told."""
     if answer.is_success or answer.status in also:
         try:
-            return msgspec.json.decode(answer.body, type=kind)
+            return msgspec.json.decode(answer.body, type=prepared(kind))
         except msgspec.MsgspecError as cause:
             advice = "Compare the versions of the agent and of this command."
             raise Refused("bad-answer", f"the agent's answer cannot be read: {cause}", advice) from cause

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from agent.domain.prepared import prepared
+
 FOLDER = Path(__file__).resolve().parent.parent.parent / "seccomp"
 
 
@@ -46,7 +48,9 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 def read_source(folder: Path = FOLDER) -> Source:
     """The source as values. Raises: msgspec.ValidationError, tomllib.TOMLDecodeError."""
-    return msgspec.convert(tomllib.loads((folder / "source.toml").read_text(encoding="utf-8")), Source)
+    return msgspec.convert(
+        tomllib.loads((folder / "source.toml").read_text(encoding="utf-8")), prepared(Source)
+    )
 
 
 def profile(source: Source, name: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from agent.domain.prepared import prepared
 from agent.errors import BadSettings
 from agent.trust.roster import Roster
 
@@ -41,7 +42,7 @@ def read_settings(path: Path) -> ServerSettings:
     """The settings in this file. Raises: BadSettings."""
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
-        told = msgspec.convert(tree, ServerSettings, dec_hook=lambda kind, text: kind(text))
+        told = msgspec.convert(tree, prepared(ServerSettings), dec_hook=lambda kind, text: kind(text))
     except OSError as cause:
         raise BadSettings(f"cannot read {path}: {cause.strerror}") from cause
     except (ValueError, msgspec.ValidationError) as cause:

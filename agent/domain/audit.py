@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from agent.domain.chain import images_for, task_at
 from agent.domain.ids import Digest, DigestField, KeyIdField, OrderId, digest_of
 from agent.domain.orders import SignedOrder
+from agent.domain.prepared import prepared
 from agent.domain.strict_json import encode
 
 Plain = str | int | float | None
@@ -58,7 +59,7 @@ class Line(Struct, frozen=True):
     @property
     def told(self) -> dict[str, Plain]:
         """Its values, read. Raises: msgspec.MsgspecError when somebody wrote what is no flat object."""
-        return msgspec.json.decode(self.values, type=dict[str, Plain])
+        return msgspec.json.decode(self.values, type=prepared(dict[str, Plain]))
 
 
 class Head(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -76,7 +77,7 @@ class Head(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Line)
+_decoder = msgspec.json.Decoder(prepared(Line))
 
 
 def bytes_of(line: Line) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any, Never, TypeVar
 
 import msgspec
 
+from agent.domain.prepared import prepared
 from agent.errors import BadJson, BadOrder, OrderError, TooLarge
 
 MAX_DEPTH = 32
@@ -26,7 +27,7 @@ def decode(
     """
     tree = parse(data, limit_bytes=limit_bytes, what=what)
     try:
-        return msgspec.convert(tree, kind)
+        return msgspec.convert(tree, prepared(kind))
     except (msgspec.ValidationError, ValueError) as cause:
         raise error(f"{what}: {cause}") from cause
 

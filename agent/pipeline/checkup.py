@@ -10,6 +10,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from agent.domain.prepared import prepared
+
 CHECKUP_FILE: Final = "doctor.json"
 MAX_CHECKUP_BYTES: Final = 1 << 20
 
@@ -48,6 +50,6 @@ def last_checkup(folder: Path) -> Checkup | None:
     """The one that was kept there last; None where none was, or where it cannot be read."""
     try:
         with (folder / CHECKUP_FILE).open("rb") as file:
-            return msgspec.json.decode(file.read(MAX_CHECKUP_BYTES), type=Checkup)
+            return msgspec.json.decode(file.read(MAX_CHECKUP_BYTES), type=prepared(Checkup))
     except (OSError, msgspec.MsgspecError):
         return None

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from agent.domain.prepared import prepared
 from agent.errors import AgentError
 from agent.log import get_logger
 from agent.pipeline.host import Host
@@ -105,7 +106,7 @@ class Gate:
 def standing(workspace_root: Path) -> Standing:
     """Where this host's gate stood last, since its workspaces' folder was made."""
     try:
-        return msgspec.json.decode((workspace_root / STATE_FILE).read_bytes(), type=Standing)
+        return msgspec.json.decode((workspace_root / STATE_FILE).read_bytes(), type=prepared(Standing))
     except (OSError, msgspec.MsgspecError):
         return Standing(GateState.CLOSED, "no worker has tried the cage yet")
 

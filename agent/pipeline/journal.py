@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from agent.domain.audit import NewEvent
 from agent.domain.jobs import Job, JobState
+from agent.domain.prepared import prepared
 from agent.domain.strict_json import encode
 from agent.errors import LedgerUnavailable, WorkerLost
 from agent.pipeline.host import Host
@@ -73,7 +74,7 @@ class Journal:
         if step is None or step.outcome is None:
             return None
         try:
-            return msgspec.json.decode(step.outcome, type=kind)
+            return msgspec.json.decode(step.outcome, type=prepared(kind))
         except msgspec.MsgspecError as cause:
             raise WorkerLost(f"step {name} of job {self._job.id} cannot be read: {cause}") from cause
 

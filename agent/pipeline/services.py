@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.domain.ids import Digest
+from agent.domain.prepared import prepared
 from agent.log import get_logger
 
 log = get_logger(__name__)
@@ -116,7 +117,7 @@ def running(folder: Path) -> tuple[Service, ...]:
         if path.suffix != STATE or not _is_held(path.with_suffix(LOCK)):
             continue
         with suppress(FileNotFoundError, msgspec.MsgspecError):
-            told = msgspec.json.decode(path.read_bytes(), type=Service)
+            told = msgspec.json.decode(path.read_bytes(), type=prepared(Service))
             if told.file == path.name:
                 found.append(told)
     return tuple(found)

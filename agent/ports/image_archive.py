@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.domain.ids import Digest, digest_from_hex, digest_of, hex_of, parse_digest
+from agent.domain.prepared import prepared
 from agent.domain.strict_json import encode, parse
 from agent.domain.strict_tar import BadTar, Kind, Member, StrictTar
 from agent.errors import BadImage, OrderError
@@ -317,7 +318,7 @@ def _convert(content: bytes, kind: type[T], what: str) -> T:
     try:
         tree = parse(content, limit_bytes=MAX_DOCUMENT_BYTES, what=what)
         _check_spelling(tree, kind, what)
-        return msgspec.convert(tree, kind)
+        return msgspec.convert(tree, prepared(kind))
     except (OrderError, msgspec.ValidationError) as cause:
         raise BadImage(f"{what}: {cause}") from cause
 

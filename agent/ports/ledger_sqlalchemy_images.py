@@ -10,6 +10,7 @@ from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, select
 from agent.domain.approvals import Ruling, Verdict
 from agent.domain.ids import Digest
 from agent.domain.images import PAGE_ENTRIES, ImageAbout, ImageDescription, ImageEntry
+from agent.domain.prepared import prepared
 from agent.domain.strict_json import encode
 from agent.ports.ledger_schema import descriptions, image_needs, listings, rulings
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
@@ -85,7 +86,7 @@ class ImageRecords:
             entries = tx.execute(query).scalar_one_or_none()
         if entries is None:
             return ()
-        return msgspec.json.decode(zlib.decompress(entries), type=tuple[ImageEntry, ...])
+        return msgspec.json.decode(zlib.decompress(entries), type=prepared(tuple[ImageEntry, ...]))
 
     def needed_images(self, *, is_held: bool = False) -> frozenset[Digest]:
         """From the sums that triggers keep: there is a row for each set of images, however many orders name it."""
@@ -127,7 +128,7 @@ def _description_of(row: RowMapping) -> ImageDescription:
         read_at=row["read_at"],
         archive_bytes=row["archive_bytes"],
         problem=row["problem"],
-        about=None if about is None else msgspec.json.decode(about, type=ImageAbout),
+        about=None if about is None else msgspec.json.decode(about, type=prepared(ImageAbout)),
     )
 
 

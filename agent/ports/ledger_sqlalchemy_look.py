@@ -17,6 +17,7 @@ from agent.domain.approvals import Verdict
 from agent.domain.control import Mode
 from agent.domain.images import ImageAbout, ImageEntry
 from agent.domain.jobs import JobState
+from agent.domain.prepared import prepared
 from agent.errors import LedgerUnavailable
 from agent.ports.ledger_schema import HEAD
 from agent.ports.ledger_sqlalchemy_file import BUSY_S, translated
@@ -134,6 +135,6 @@ def look_into(path: Path) -> Iterator[LedgerLook]:
 
 def _odd(where: str, data: Any, kind: Any) -> Iterator[tuple[str, str]]:
     try:
-        msgspec.json.decode(data, type=kind)
+        msgspec.json.decode(data, type=prepared(kind))
     except (msgspec.MsgspecError, TypeError, UnicodeError) as cause:
         yield where, str(cause)[:200]

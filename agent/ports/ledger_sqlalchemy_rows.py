@@ -12,6 +12,7 @@ from agent.domain.chain import TaskKind
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.jobs import Job, JobState
 from agent.domain.orders import MAX_ORDER_BYTES, SignedOrder, parse_order
+from agent.domain.prepared import prepared
 from agent.domain.receipts import MAX_RECEIPT_BYTES, SignedReceipt, parse_receipt
 from agent.errors import AgentError, LedgerUnavailable
 from agent.ports.ledger import (
@@ -145,7 +146,7 @@ def event_of(row: RowMapping) -> EventRecord:
         name=row["name"],
         order_id=row["order_id"],
         position=row["position"],
-        values=msgspec.json.decode(row["values"], type=dict[str, Plain]),
+        values=msgspec.json.decode(row["values"], type=prepared(dict[str, Plain])),
         dataset=row["dataset"],
         digest=row["digest"],
     )

@@ -9,6 +9,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from agent.domain.jobs import Job
 from agent.domain.measures import PHASES_MOST, Tally, added_up, observed_phases
+from agent.domain.prepared import prepared
 from agent.ports.ledger_schema import phases, tallies
 from agent.ports.ledger_sqlalchemy_prepared import Prepared, driver_of
 
@@ -50,6 +51,6 @@ def read_tallies(tx: Connection) -> tuple[Tally, ...]:
     """Every number, by name and labels."""
     rows = tx.execute(select(tallies).order_by(tallies.c.name, tallies.c.labels)).mappings()
     return tuple(
-        Tally(row["name"], msgspec.json.decode(row["labels"], type=tuple[str, ...]), row["value"])
+        Tally(row["name"], msgspec.json.decode(row["labels"], type=prepared(tuple[str, ...])), row["value"])
         for row in rows
     )

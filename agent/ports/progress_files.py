@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from agent.domain.ids import JobId
 from agent.domain.jobs import Job
+from agent.domain.prepared import prepared
 from agent.log import get_logger
 from agent.ports.progress import Meter, Progress
 
@@ -28,7 +29,7 @@ SUFFIX: Final = ".json"
 FORGOTTEN_S: Final = 24 * 3600.0  # a file that nobody wrote for so long is removed by whoever begins next
 MAX_BYTES: Final = 8 << 10
 
-_decoder = msgspec.json.Decoder(Progress)
+_decoder = msgspec.json.Decoder(prepared(Progress))
 
 
 class FileProgress:
@@ -102,8 +103,12 @@ class FileProgress:
 
     def _clear(self) -> None:
         """Remove what dead workers left long ago. Until then a reader sees by the job's state that it is over."""
-        with suppress(OSError):
-            for path in self._folder.iterdir():
+        try:
+            paths = list(self._folder.iterdir())
+        except OSError:
+            return
+        for path in paths:
+            with suppress(OSError):  # a part that was put in place just now
                 if self._now().timestamp() - path.stat().st_mtime > FORGOTTEN_S:
                     path.unlink(missing_ok=True)
 

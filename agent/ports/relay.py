@@ -4,8 +4,8 @@ each other one in a thread of its own.
 Receiving, hashing and opening go on side by side; the slowest sets the pace. Every taker gets every piece, whole and in order,
 and a buffer is filled anew only after the last taker is done with it. Memory is what the buffers have, however long the stream.
 
-A thread for each taker was measured and was slower. The likely cause: Python gives one thread at a time its lock, and who receives
-lets go of it for each TLS record and has it back before anybody woke up. SHA-256 needs it once a piece.
+A thread for each taker was measured and was slower. The likely cause: Python gives one thread at a time its lock, and who
+receives lets go of it for each TLS record and has it back before anybody woke up. SHA-256 needs it once a piece.
 """
 
 import threading

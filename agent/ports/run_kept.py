@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from agent.domain.ceilings import Ceilings
 from agent.domain.ids import Digest, digest_of
+from agent.domain.prepared import prepared
 from agent.ports.runtime import Cage, RunSpec
 
 
@@ -53,6 +54,6 @@ def write_kept(kept: Kept) -> str:
 def read_kept(text: str) -> Kept | None:
     """What was kept; None when nothing was, or nothing that this version understands."""
     try:
-        return msgspec.json.decode(text, type=Kept)
+        return msgspec.json.decode(text, type=prepared(Kept))
     except msgspec.MsgspecError:
         return None

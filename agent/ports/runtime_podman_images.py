@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from agent.domain.ids import Digest, digest_from_hex, hex_of
+from agent.domain.prepared import prepared
 from agent.errors import BadImage, NoSpace, RuntimeUnavailable
 from agent.ports import image_archive, image_parts
 from agent.ports.cage import StoredImage
@@ -81,7 +82,7 @@ class PodmanImages:
     def remembered(self, digest: Digest) -> StoredImage | None:
         """The same without asking Podman, who may have lost the image."""
         try:
-            return msgspec.json.decode(self._path(digest, LOADED).read_bytes(), type=StoredImage)
+            return msgspec.json.decode(self._path(digest, LOADED).read_bytes(), type=prepared(StoredImage))
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
 
@@ -131,7 +132,7 @@ class PodmanImages:
             return False
         if not self._path(digest, LOADED).exists():
             with contextlib.suppress(msgspec.MsgspecError):  # then nothing was begun with it
-                stored = msgspec.json.decode(path.read_bytes(), type=StoredImage)
+                stored = msgspec.json.decode(path.read_bytes(), type=prepared(StoredImage))
                 if not self._delete(digest) or not self._delete_unnamed(stored):
                     return False
         path.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from agent.domain.ids import Digest, digest_from_hex, hex_of
+from agent.domain.prepared import prepared
 from agent.errors import NoSpace
 from agent.ports import image_archive, image_tree
 from agent.ports.cage import StoredImage
@@ -107,7 +108,7 @@ class RuncImages:
     def stored(self, digest: Digest) -> StoredImage | None:
         """What is remembered of this archive's image, None when it is not here."""
         try:
-            return msgspec.json.decode((self._folder(digest) / NOTE).read_bytes(), type=StoredImage)
+            return msgspec.json.decode((self._folder(digest) / NOTE).read_bytes(), type=prepared(StoredImage))
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
 

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.domain.ids import Digest
+from agent.domain.prepared import prepared
 from agent.errors import RuntimeUnavailable
 from agent.ports import process_times, run_end
 from agent.ports.alone import alone
@@ -75,7 +76,7 @@ class Runs:
     def read(self, folder: Path) -> Known | None:
         """What is remembered there, None when nothing is."""
         try:
-            return msgspec.json.decode((folder / NOTE).read_bytes(), type=Known)
+            return msgspec.json.decode((folder / NOTE).read_bytes(), type=prepared(Known))
         except (OSError, msgspec.MsgspecError):
             return None
 

@@ -24,6 +24,7 @@ from agent.domain.ceilings import DEFAULT_CEILINGS, Ceilings
 from agent.domain.chain import Task, TaskKind
 from agent.domain.ids import Digest, DigestField, KeyIdField, UuidField, digest_of
 from agent.domain.orders import Limits, SignedOrder
+from agent.domain.prepared import prepared
 from agent.errors import BadSettings, ImageDenied, PolicyRefused
 
 EVERY_DATASET: Final = "*"
@@ -67,7 +68,7 @@ class HostPolicy(_Terms, frozen=True, kw_only=True):
         Raises: BadSettings for anything that is not TOML, not known, or not of its kind.
         """
         try:
-            terms = msgspec.convert(_with_default_ceilings(tomllib.loads(text)), _Terms)
+            terms = msgspec.convert(_with_default_ceilings(tomllib.loads(text)), prepared(_Terms))
         except (tomllib.TOMLDecodeError, msgspec.ValidationError) as cause:
             raise BadSettings(f"the policy: {cause}") from cause
         return cls(**msgspec.structs.asdict(terms), digest=digest_of(text.encode("utf-8")))

@@ -19,6 +19,7 @@ from msgspec import Meta, Struct, field
 from agent.domain.cancellations import CANCEL_TYPE
 from agent.domain.ids import KeyId, KeyIdField, is_wire_time, wire_time
 from agent.domain.orders import LEARNUPLET_TYPE, PREDUPLET_TYPE
+from agent.domain.prepared import prepared
 from agent.domain.receipts import RECEIPT_TYPE
 from agent.domain.strict_json import decode, encode
 from agent.errors import (
@@ -309,7 +310,7 @@ class Roster(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     def from_toml(cls, text: str) -> Self:
         """The roster in this file's text: `[[entries]]` tables. Raises: BadSettings."""
         try:
-            return msgspec.convert(tomllib.loads(text), cls)
+            return msgspec.convert(tomllib.loads(text), prepared(cls))
         except (tomllib.TOMLDecodeError, msgspec.ValidationError) as cause:
             raise BadSettings(f"the roster: {cause}") from cause
 

@@ -260,7 +260,7 @@ def _settle(stage: Stage, hospital: str) -> None:
     file = stage.consortium.hospital(hospital).agent.folder / "agent.toml"
     told = tomllib.loads(file.read_text())
     if stage.engines[hospital] == "podman":
-        told["runtime"] = on_podman(stage.podman_socket) | {"seccomp_dir": told["runtime"]["seccomp_dir"]}
+        told["runtime"] = dict(on_podman(stage.podman_socket))
     told["timeouts"] = TIMEOUTS
     told["limits"] |= {"lease_s": LEASE_S, "low_disk_bytes": LOW_DISK_BYTES}
     told["workers"] = {"grace_s": 3.0}
