@@ -1,6 +1,7 @@
 """The container engines that the bench measures, wired as an agent's: a Podman service of the bench's own, and runc."""
 
 import hashlib
+import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ ME = KeyId(hashlib.sha256(b"dc-compute bench").hexdigest())  # whose containers 
 def podman_engine() -> Iterator[Path]:
     """The socket of a Podman service on this checkout's storage, for the bench alone. Raises: NoPodman."""
     runtime_dir, root = checkout_folders()
-    with podman_service(runtime_dir, root, name="bench") as socket:
+    with podman_service(runtime_dir, root, name=f"bench-{os.getpid()}") as socket:
         yield socket
 
 
