@@ -141,6 +141,8 @@ class PodmanApi:
             if client is None:
                 stack.enter_context(self.kept())
                 client = self._kept.client
+            else:  # the service may have ended meanwhile, and its client leaves a socket open that does not connect
+                self._knock()
             stack.enter_context(_translated(self.path))
             answer = getattr(client, method)(path, **options)
             if answer.status_code >= 400:
