@@ -13,8 +13,7 @@ from datetime import datetime
 from typing import Final
 
 from agent.domain.ids import KeyId
-from agent.domain.nonces import Nonce
-from agent.errors import ReplayedRequest
+from agent.domain.nonces import Nonce, replayed
 
 RememberNonce = Callable[[KeyId, str, datetime, datetime], bool]
 """(keyid, nonce, keep until, now): whether it is new; from then on it is not, also after a restart."""
@@ -46,7 +45,7 @@ class Claims:
         name = nonce.keyid, nonce.text
         with self._lock:
             if name in self._under_way:
-                raise _replayed()
+                raise replayed()
             self._under_way.add(name)
         is_known = True
         try:
@@ -55,7 +54,7 @@ class Claims:
             if is_known:
                 self._let_go(nonce)
         if is_known:
-            raise _replayed()
+            raise replayed()
         return Claim(nonce)
 
     def settle(self, claim: Claim, now: datetime) -> None:
@@ -64,14 +63,10 @@ class Claims:
         nonce, claim.is_settled = claim.nonce, True
         try:
             if not claim.is_kept and not self._remember(nonce.keyid, nonce.text, nonce.keep_until, now):
-                raise _replayed()
+                raise replayed()
         finally:
             self._let_go(nonce)
 
     def _let_go(self, nonce: Nonce) -> None:
         with self._lock:
             self._under_way.discard((nonce.keyid, nonce.text))
-
-
-def _replayed() -> ReplayedRequest:
-    return ReplayedRequest("this signed request was received before")

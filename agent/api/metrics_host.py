@@ -23,7 +23,7 @@ from agent.pipeline.services import running
 from agent.pipeline.space import reserved_in, used_bytes
 
 KEPT_S: Final = 1.0
-SLOW_S: Final = 60.0  # counting a million jobs, or a folder's files
+SLOW_S: Final = 60.0  # a folder's files
 MOST_FILES: Final = 100_000  # of a folder that are looked at
 
 

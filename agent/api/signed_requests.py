@@ -25,12 +25,11 @@ from agent.api.claims import Claim, Claims, RememberNonce
 from agent.api.problems import problem
 from agent.api.threads import ANY, OF_DISK, in_thread
 from agent.domain.ids import Digest, KeyId, digest_from_hex
-from agent.domain.nonces import Nonce
+from agent.domain.nonces import Nonce, replayed
 from agent.errors import (
     AgentError,
     BadRequestSignature,
     JustRestored,
-    ReplayedRequest,
     TooLarge,
     WrongMediaType,
     WrongRole,
@@ -354,7 +353,7 @@ def _check_nonce(caller: VerifiedRequest, guard: Guard, claims: Claims | None) -
     if claims is not None:
         return claims.take(Nonce(keyid=caller.keyid, text=caller.nonce, keep_until=keep_until), guard.now())
     if not guard.remember_nonce(caller.keyid, caller.nonce, keep_until, guard.now()):
-        raise ReplayedRequest("this signed request was received before")
+        raise replayed()
     return None
 
 

@@ -75,6 +75,8 @@ TRANSITIONS = MappingProxyType(
     }
 )
 
+# to be placed, ruled on or run: what the queue's limit counts
+WAITING = frozenset({JobState.RECEIVED, JobState.HELD, JobState.QUEUED})
 FINAL = frozenset(state for state in JobState if not any(before is state for before, _ in TRANSITIONS))
 
 

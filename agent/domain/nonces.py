@@ -5,6 +5,7 @@ from datetime import datetime
 from msgspec import Struct
 
 from agent.domain.ids import KeyId
+from agent.errors import ReplayedRequest
 
 
 class Nonce(Struct, frozen=True, kw_only=True):
@@ -13,3 +14,8 @@ class Nonce(Struct, frozen=True, kw_only=True):
     keyid: KeyId
     text: str
     keep_until: datetime
+
+
+def replayed() -> ReplayedRequest:
+    """What a request is refused with whose nonce is not new."""
+    return ReplayedRequest("this signed request was received before")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from agent.domain.ids import Digest
 from agent.domain.images import ImageDescription
-from agent.domain.jobs import Job, JobEvent, JobState
+from agent.domain.jobs import WAITING, Job, JobEvent, JobState
 from agent.domain.orders import is_expired
 from agent.domain.reports import ReportState
 from agent.errors import BadImage, LostRace, NoSpace, PolicyRefused, TooLarge
@@ -39,7 +39,6 @@ UNKNOWN_IMAGE = "image-unknown"  # the reason of a held job
 READ_WITHIN_S = 120.0  # about 20 GiB of content
 COMES_WITHIN_S = 600.0  # from storage; in both, the thread that places orders does nothing else
 
-WAITING = frozenset({JobState.RECEIVED, JobState.HELD, JobState.QUEUED})
 PAGE = 500
 # An order that could not be placed within this time is somebody's to mend: it keeps nobody waiting.
 PLACING = timedelta(seconds=60)

@@ -20,7 +20,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from agent.ports.ledger_schema_parts import Moment, counting, needing, partly, trigger
+from agent.ports.ledger_schema_parts import Moment, counting, counts_table, needing, partly, trigger
 
 HEAD: Final = "0011"  # the newest revision in migrations/versions
 
@@ -98,13 +98,7 @@ Index("jobs_resting", jobs.c.not_before, **partly(RESTS))
 Index("jobs_placing", jobs.c.changed_at, **partly(IS_RECEIVED))
 
 # How many jobs are in each state. Triggers keep it, whoever writes: finished jobs only grow, and are asked for all the time.
-job_counts = Table(
-    "job_counts",
-    metadata,
-    Column("state", Text, primary_key=True),
-    Column("count", BigInteger, key="count_", nullable=False),
-    sqlite_with_rowid=False,
-)
+job_counts = counts_table("job_counts", metadata)
 COUNTING: Final = counting("jobs", "job_counts")
 trigger(jobs, *COUNTING)
 
@@ -169,13 +163,7 @@ Index(
 )
 
 # The same for deliveries: what waits for one who is away may be a million.
-delivery_counts = Table(
-    "delivery_counts",
-    metadata,
-    Column("state", Text, primary_key=True),
-    Column("count", BigInteger, key="count_", nullable=False),
-    sqlite_with_rowid=False,
-)
+delivery_counts = counts_table("delivery_counts", metadata)
 DELIVERY_COUNTING: Final = counting("deliveries", "delivery_counts")
 trigger(deliveries, *DELIVERY_COUNTING)
 

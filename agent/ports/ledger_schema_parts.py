@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import DDL, BigInteger, Dialect, Table, TypeDecorator, event, text
+from sqlalchemy import DDL, BigInteger, Column, Dialect, MetaData, Table, Text, TypeDecorator, event, text
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -20,6 +20,17 @@ class Moment(TypeDecorator[datetime]):
 
     def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
         return None if value is None else _EPOCH + value * _MICROSECOND
+
+
+def counts_table(name: str, metadata: MetaData) -> Table:
+    """How many rows of another table are in each state: what the triggers of `counting` keep."""
+    return Table(
+        name,
+        metadata,
+        Column("state", Text, primary_key=True),
+        Column("count", BigInteger, key="count_", nullable=False),
+        sqlite_with_rowid=False,
+    )
 
 
 def counting(table: str, counts: str) -> tuple[str, ...]:

@@ -47,6 +47,7 @@ from agent.ports.ledger_sqlalchemy_disk import Keeping
 from agent.ports.ledger_sqlalchemy_file import migrate, open_file
 from agent.ports.ledger_sqlalchemy_images import ImageRecords
 from agent.ports.ledger_sqlalchemy_intake import IntakeRecords
+from agent.ports.ledger_sqlalchemy_lines import tell_these
 from agent.ports.ledger_sqlalchemy_live import LiveRecords, before, page_of
 from agent.ports.ledger_sqlalchemy_measures import MeasureRecords
 from agent.ports.ledger_sqlalchemy_outbox import OutboxRecords, full_deliveries
@@ -149,7 +150,7 @@ class SqlAlchemyLedger(
         if score is not None:
             columns["score"] = score
         with self._file.writing() as tx:
-            writes.tell_these(tx, told, now)
+            tell_these(tx, told, now)
             moved = writes.transit(tx, job, event, now, **columns)
             if receipt is not None:
                 writes.put_own_receipt(tx, moved, receipt, now)

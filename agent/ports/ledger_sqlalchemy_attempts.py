@@ -15,6 +15,7 @@ from agent.ports import ledger_sqlalchemy_writes as writes
 from agent.ports.ledger_attempts import Step
 from agent.ports.ledger_schema import control, jobs, steps
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
+from agent.ports.ledger_sqlalchemy_lines import tell, tell_these
 from agent.ports.ledger_sqlalchemy_prepared import Prepared, driver_of
 from agent.ports.ledger_sqlalchemy_rows import told_of
 
@@ -42,7 +43,7 @@ class AttemptRecords:
                 raise LostRace(f"job {job.id} is leased until {current.lease_until.isoformat()}")
             columns = {"worker": worker, "lease_until": lease_until, "claim": job.claim + 1, "reason": None}
             adopted = writes.change(tx, job, **columns)
-            writes.tell(tx, "job.adopted", now, job.order_id, job.position, told_of(adopted))
+            tell(tx, "job.adopted", now, job.order_id, job.position, told_of(adopted))
             return adopted
 
     def park(self, job: Job, now: datetime, *, until: datetime, reason: str) -> Job:
@@ -51,7 +52,7 @@ class AttemptRecords:
             columns = {"worker": None, "lease_until": until, "claim": job.claim + 1, "reason": reason}
             parked = writes.change(tx, job, **columns)
             tx.execute(update(steps).where(*_of(job), steps.c.ended_at.is_(None)).values(tries=0))
-            writes.tell(tx, "job.parked", now, job.order_id, job.position, told_of(parked))
+            tell(tx, "job.parked", now, job.order_id, job.position, told_of(parked))
             return parked
 
     def release(self, process: str, now: datetime) -> int:
@@ -69,7 +70,7 @@ class AttemptRecords:
             again = {"tries": steps.c.tries + 1, "begun_at": now, "ended_at": None, "outcome": None}
             if tx.execute(update(steps).where(*here).values(**again)).rowcount == 0:
                 tx.execute(insert(steps), _row(job, name, tries=1, begun_at=now))
-            writes.tell_these(tx, told, now)
+            tell_these(tx, told, now)
             return _step(tx.execute(select(steps).where(*here)).mappings().one())
 
     def end_step(
@@ -90,7 +91,7 @@ class AttemptRecords:
                 tx.execute(insert(steps), _row(job, name, tries=1, begun_at=now) | ended)
             if log is not None:
                 writes.put_log(tx, job, *log)
-            writes.tell_these(tx, told, now)
+            tell_these(tx, told, now)
 
     def steps(self, job: Job) -> tuple[Step, ...]:
         query = select(steps).where(*_of(job)).order_by(steps.c.begun_at, steps.c.name)
@@ -120,7 +121,7 @@ def put_control(tx: Connection, said: Control, now: datetime) -> None:
     }
     tx.execute(delete(control))
     tx.execute(insert(control), row)
-    writes.tell(tx, f"host.{said.mode}", now, None, None, {"reason": said.reason, "uid": said.uid})
+    tell(tx, f"host.{said.mode}", now, None, None, {"reason": said.reason, "uid": said.uid})
 
 
 def require_may_start(tx: Connection) -> None:

@@ -13,8 +13,8 @@ from agent.domain.ids import OrderId
 from agent.ports.ledger import EventRecord
 from agent.ports.ledger_schema import events
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
+from agent.ports.ledger_sqlalchemy_lines import last_line, tell, tell_these
 from agent.ports.ledger_sqlalchemy_rows import Plain, event_of
-from agent.ports.ledger_sqlalchemy_writes import last_line, tell, tell_these
 
 
 class AuditRecords:

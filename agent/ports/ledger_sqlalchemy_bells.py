@@ -7,7 +7,7 @@ from sqlalchemy import Connection, literal, or_, select, text, tuple_
 
 from agent.domain.chain import TaskKind
 from agent.domain.ids import JobId, KeyId
-from agent.domain.jobs import JobState
+from agent.domain.jobs import WAITING, JobState
 from agent.ports.ledger import DeliveryId
 from agent.ports.ledger_bells import Unrung, Unsent, UnsentPage, Waiting, WaitingPage
 from agent.ports.ledger_schema import IS_PENDING, IS_RECEIVED, deliveries, jobs, targets
@@ -15,7 +15,6 @@ from agent.ports.ledger_sqlalchemy_file import LedgerFile
 from agent.ports.ledger_sqlalchemy_live import merged
 from agent.ports.ledger_sqlalchemy_rows import job_of
 
-WAITING: Final = frozenset({JobState.RECEIVED, JobState.HELD, JobState.QUEUED})
 PROBES: Final = 1  # deliveries that are rung for a target in trouble: one finds out whether it is back
 
 # Each target by one look into the index: SQLite would read every pending delivery to tell which targets there are.

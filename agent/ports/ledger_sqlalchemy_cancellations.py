@@ -14,6 +14,7 @@ from agent.ports import ledger_sqlalchemy_writes as writes
 from agent.ports.ledger import CancelStep, DeliveryState, OrderRecord
 from agent.ports.ledger_schema import cancellations, jobs, orders
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
+from agent.ports.ledger_sqlalchemy_lines import tell
 from agent.ports.ledger_sqlalchemy_rows import Plain, order_of
 
 OPEN = (JobState.RECEIVED, JobState.HELD, JobState.QUEUED, JobState.RUNNING)
@@ -86,7 +87,7 @@ def _keep(tx: Connection, kept: KeptCancellation, now: datetime, most_without_or
         "uid": kept.uid,
         "reason": kept.reason,
     }
-    writes.tell(tx, "order.cancelled", now, order_id, None, told)
+    tell(tx, "order.cancelled", now, order_id, None, told)
     return True
 
 

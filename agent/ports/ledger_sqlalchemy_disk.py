@@ -23,8 +23,8 @@ from agent.ports.ledger_schema import (
     receipts,
 )
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
+from agent.ports.ledger_sqlalchemy_lines import tell
 from agent.ports.ledger_sqlalchemy_rows import Plain
-from agent.ports.ledger_sqlalchemy_writes import tell
 
 # What a table calls the order or the job that its rows belong to, where no foreign key says so.
 ORDER_COLUMNS = {"order_id": "id", "order_digest": "digest"}

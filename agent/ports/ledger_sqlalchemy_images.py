@@ -14,9 +14,9 @@ from agent.domain.prepared import prepared
 from agent.domain.strict_json import encode
 from agent.ports.ledger_schema import descriptions, image_needs, listings, rulings
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
+from agent.ports.ledger_sqlalchemy_lines import tell
 from agent.ports.ledger_sqlalchemy_prepared import Prepared
 from agent.ports.ledger_sqlalchemy_rows import Plain
-from agent.ports.ledger_sqlalchemy_writes import tell
 
 _LAST_VERDICT: Final = Prepared(
     select(rulings.c.verdict)

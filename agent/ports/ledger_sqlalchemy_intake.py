@@ -12,8 +12,8 @@ from sqlalchemy.dialects.sqlite import insert
 
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.jobs import Job, JobEvent, JobState
-from agent.domain.nonces import Nonce
-from agent.errors import HandoffConflict, OrderConflict, OrderExpired, ReplayedRequest
+from agent.domain.nonces import Nonce, replayed
+from agent.errors import HandoffConflict, OrderConflict, OrderExpired
 from agent.ports import ledger_sqlalchemy_writes as writes
 from agent.ports.ledger import Admission, Arrival
 from agent.ports.ledger_schema import cancellations, nonces, orders, past_orders, receipts
@@ -86,7 +86,7 @@ class IntakeRecords:
 
 def _admit(tx: Connection, arrival: Arrival, now: datetime, max_attempts: int, queue_limit: int) -> Admission:
     if arrival.nonce is not None and not _put_nonce(tx, arrival.nonce, now):
-        raise ReplayedRequest("this signed request was received before")
+        raise replayed()
     is_known = _is_known(tx, arrival)
     before = writes.find_repeat(tx, arrival) if is_known else None
     job = before or _put(tx, arrival, now, max_attempts, queue_limit, is_known=is_known)

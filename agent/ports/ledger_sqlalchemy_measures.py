@@ -12,9 +12,9 @@ from agent.domain.traces import TraceId
 from agent.ports.ledger_schema import IS_PENDING, deliveries, jobs, orders, phases, targets
 from agent.ports.ledger_sqlalchemy_audit import oldest_unsigned
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
+from agent.ports.ledger_sqlalchemy_lines import last_line
 from agent.ports.ledger_sqlalchemy_prepared import Prepared
 from agent.ports.ledger_sqlalchemy_tallies import read_tallies
-from agent.ports.ledger_sqlalchemy_writes import last_line
 
 _TRACE: Final = Prepared(select(orders.c.trace_id).where(orders.c.id == bindparam("id")))
 _OPEN: Final = tuple(state for state in JobState if state not in FINAL)

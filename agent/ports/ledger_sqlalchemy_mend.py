@@ -11,6 +11,7 @@ from agent.domain.jobs import JobState
 from agent.ports import ledger_sqlalchemy_writes as writes
 from agent.ports.ledger_schema import jobs
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
+from agent.ports.ledger_sqlalchemy_lines import tell
 
 
 class LedgerMends:
@@ -49,5 +50,5 @@ class LedgerMends:
             if not change(tx):
                 return False
             found = writes.read_job(tx, JobId(job))
-            writes.tell(tx, "fsck.mended", now, found.order_id, found.position, {"mend": mend})
+            tell(tx, "fsck.mended", now, found.order_id, found.position, {"mend": mend})
             return True

@@ -24,6 +24,7 @@ from agent.ports.ledger_schema import (
 )
 from agent.ports.ledger_sqlalchemy_bells import due_to
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
+from agent.ports.ledger_sqlalchemy_lines import tell
 from agent.ports.ledger_sqlalchemy_prepared import Prepared, driver_of
 from agent.ports.ledger_sqlalchemy_rows import Plain, delivery_of, head_of
 from agent.ports.ledger_sqlalchemy_tallies import count
@@ -164,7 +165,7 @@ class OutboxRecords:
             writes.change_delivery(tx, delivery, state=DeliveryState.PENDING, **again)
             told = writes.read_job(tx, job)
             values: dict[str, Plain] = {"delivery": delivery, "kind": kind, "why": why}
-            writes.tell(tx, "delivery.sent_again", now, told.order_id, told.position, values)
+            tell(tx, "delivery.sent_again", now, told.order_id, told.position, values)
             return True
 
     def handed_over(self, since: datetime, now: datetime, limit: int) -> tuple[DeliveryHead, ...]:
@@ -234,10 +235,6 @@ def _of(delivery: DeliveryId) -> Select[Any]:
     return full_deliveries().where(deliveries.c.id == delivery)
 
 
-def _is_free(now: datetime) -> Any:
-    return or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until <= now)
-
-
 def _in_state(state: DeliveryState) -> Any:
     """The condition, in the very words of the partial index where there is one."""
     words = {DeliveryState.PENDING: IS_PENDING, DeliveryState.DEAD: IS_DEAD}
@@ -253,5 +250,5 @@ def _decide(tx: Connection, seen: DeliveryHead, now: datetime, event: str, uid: 
     if row["state"] != seen.state or (event == "delivery.dropped" and is_leased):
         raise LostRace(f"delivery {seen.id} is {row['state']}" + (" and being sent" if is_leased else ""))
     values: dict[str, Plain] = {"delivery": seen.id, "was": seen.state, "target": seen.target, "uid": uid}
-    writes.tell(tx, event, now, seen.order_id, seen.position, values)
+    tell(tx, event, now, seen.order_id, seen.position, values)
     return writes.read_job(tx, seen.job)

@@ -12,6 +12,7 @@ from agent.ports import ledger_sqlalchemy_writes as writes
 from agent.ports.ledger_schema import deliveries, jobs, restores
 from agent.ports.ledger_sqlalchemy_attempts import put_control
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
+from agent.ports.ledger_sqlalchemy_lines import tell
 from agent.ports.ledger_sqlalchemy_rows import Plain
 
 
@@ -48,7 +49,7 @@ class RestoreRecords:
                 "backup_made_at": backup_made_at.isoformat(timespec="seconds"),
                 "uid": uid,
             }
-            writes.tell(tx, "ledger.restored", now, None, None, values)
+            tell(tx, "ledger.restored", now, None, None, values)
             put_control(tx, Control(mode=Mode.RESTORED, since=now, reason=reason, uid=uid), now)
         return restore
 

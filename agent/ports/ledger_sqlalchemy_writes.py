@@ -11,7 +11,7 @@ from agent.domain.audit import told_of_task
 from agent.domain.backups import NUMBERS_BETWEEN
 from agent.domain.chain import TaskKind, task_at
 from agent.domain.ids import Digest, JobId, KeyId, job_id
-from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
+from agent.domain.jobs import WAITING, IllegalMove, Job, JobEvent, JobState, follow
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
 from agent.errors import HandoffConflict, LostRace, NotFound, QueueFull
@@ -40,7 +40,6 @@ from agent.ports.ledger_sqlalchemy_rows import (
 
 __all__ = ["last_line", "tell", "tell_these"]  # told from here to whoever writes
 
-WAITING: Final = (JobState.RECEIVED, JobState.HELD, JobState.QUEUED)  # what the queue's limit counts
 
 _INSERT_ORDER: Final = inserting(orders)
 _INSERT_JOB: Final = inserting(jobs, "seq")

@@ -27,9 +27,9 @@ from agent.domain.chain import TaskKind, task_at
 from agent.domain.control import Control, Mode
 from agent.domain.ids import Digest, JobId, KeyId, OrderId, job_id
 from agent.domain.images import PAGE_ENTRIES, ImageDescription, ImageEntry
-from agent.domain.jobs import IllegalMove, Job, JobEvent, JobState, follow
+from agent.domain.jobs import WAITING, IllegalMove, Job, JobEvent, JobState, follow
 from agent.domain.measures import delivered, not_delivered, tallies_of
-from agent.domain.nonces import Nonce
+from agent.domain.nonces import Nonce, replayed
 from agent.domain.orders import MAX_ORDER_BYTES, SignedOrder, parse_order
 from agent.domain.receipts import SignedReceipt
 from agent.domain.retention import Garbage, LedgerSizes, Retention, is_over
@@ -42,7 +42,6 @@ from agent.errors import (
     OrderConflict,
     OrderExpired,
     QueueFull,
-    ReplayedRequest,
 )
 from agent.ports.ledger import (
     ATTEMPT_FAILED,
@@ -67,8 +66,6 @@ from tests.fakes.ledger_outbox import MemoryOutbox, count_on, is_due, last_numbe
 from tests.fakes.ledger_page import MemoryPage
 
 Plain = str | int | float | None
-
-WAITING = {JobState.RECEIVED, JobState.HELD, JobState.QUEUED}
 
 
 @dataclass
@@ -118,7 +115,7 @@ class MemoryLedger(MemoryBells, MemoryMeasures, MemoryOutbox, MemoryPage):
         }
         with self._writing() as books:
             if nonce is not None and not _put_nonce(books, nonce, now):
-                raise ReplayedRequest("this signed request was received before")
+                raise replayed()
             known = books.orders.get(order_id)
             if known is not None and known.digest != signed.digest:
                 raise OrderConflict(f"order {order_id} is recorded with other content")

@@ -3,12 +3,10 @@
 from datetime import datetime, timedelta
 from typing import Any
 
-from agent.domain.jobs import Job, JobState
+from agent.domain.jobs import WAITING, Job, JobState
 from agent.ports.ledger import DeliveryState
 from agent.ports.ledger_bells import Unrung, Unsent, UnsentPage, Waiting, WaitingPage
 from tests.fakes.ledger_outbox import is_due, send_by
-
-WAITING = {JobState.RECEIVED, JobState.HELD, JobState.QUEUED}
 
 
 class MemoryBells:
