@@ -102,6 +102,13 @@ def default_network() -> str | None:
     return None if has_program and os.access("/dev/net/tun", os.R_OK | os.W_OK) else "none"
 
 
+def network_notes() -> tuple[str, ...]:
+    """What a reader of figures beside `podman run` must know of its network here."""
+    network = default_network()
+    note = f"`podman run` had --network {network}: this user cannot have Podman's default network"
+    return () if network is None else (note,)
+
+
 def _every_id() -> dict[str, Any]:
     """This user as root inside, and its subordinate ids from 1 on."""
     maps = {}

@@ -7,7 +7,6 @@ interpreter and ends, `fit` trains with scikit-learn. The guest times its own tr
 import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -20,14 +19,15 @@ from typing import Any
 
 from msgspec import Struct
 
-from agent.bench.cage_alone import measure_alone
-from agent.bench.engines import engines, podman_engine, runtime_of
+from agent.bench.bare import default_network, network_notes
+from agent.bench.cage_alone import caged_run, measure_alone
+from agent.bench.engines import engines, podman_engine, podman_name, podman_program, runtime_of
 from agent.bench.figures import Bench, Measured, Row, order_of, over
 from agent.bench.images import TRAINING, training_image
-from agent.devkit.podman_service import checkout_folders, oci_runtime
+from agent.devkit.podman_service import service_environment
 from agent.domain.ceilings import Ceilings
 from agent.domain.ids import Digest
-from agent.ports.runtime import Mount, RunKind, RunSpec, Runtime
+from agent.ports.runtime import Mount, Runtime
 from agent.selftest.images import ENV
 
 PART = "cage"
@@ -97,13 +97,12 @@ def measured(samples: list[Sample], has_trained: bool) -> Measured:
             if any(mine) and told == "total_s" and side.startswith(PART):
                 engine = side.removeprefix(f"{PART} (").removesuffix(")")
                 figures[f"cage_{work}_{engine}_ratio"] = over(mine, base)
-    notes = [f"`podman run` had {' '.join(network())}: this user cannot have Podman's default network"]
     meanwhile = "under podman an ended container is removed while its caller goes on: in no figure, nor in the next run's"
     untrained = ["nothing was trained: scikit-learn is not installed here, or the bench is a short one"]
     return Measured(
         rows=tuple(rows),
         figures=figures,
-        notes=(meanwhile, *(notes if network() else ()), *(() if has_trained else untrained)),
+        notes=(meanwhile, *network_notes(), *(() if has_trained else untrained)),
     )
 
 
@@ -189,23 +188,10 @@ def bare(root: Path) -> str:
 
 def plain(socket: Path, digest: Digest) -> Side:
     """`podman run --rm` with nothing set but the data; `--network none` where this user can have no network of Podman's."""
-    runtime_dir, _ = checkout_folders()
-    environment = {
-        name: os.environ[name] for name in ("PATH", "HOME", "XDG_RUNTIME_DIR") if name in os.environ
-    }
-    url = f"unix://{socket}"
-    ask = ["podman", "--remote", "--url", url, "info", "--format", "{{.Store.GraphRoot}}"]
-    places = {
-        "--root": said(ask, environment).strip(),
-        "--runroot": str(runtime_dir / "run"),
-        "--tmpdir": str(runtime_dir / "tmp"),
-        "--runtime": oci_runtime(),
-        "--storage-driver": "overlay",
-    }
-    podman = ["podman", *itertools.chain(*places.items())]
-    command = [*podman, "run", "--rm", "--pull", "never", *network()]
-    named = said([*podman, "images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}}"], environment)
-    name = next(name for name in named.split() if digest.removeprefix("sha256:") in name)
+    podman, network = podman_program(socket), default_network()
+    asked = [] if network is None else ["--network", network]
+    command = [*podman, "run", "--rm", "--pull", "never", *asked]
+    name, environment = podman_name(podman, digest), service_environment()
 
     def run(root: Path) -> str:
         binds = ["--volume", f"{root}/train:/data/train", "--volume", f"{root}/model:/data/model"]
@@ -214,34 +200,18 @@ def plain(socket: Path, digest: Digest) -> Side:
     return run
 
 
-def network() -> list[str]:
-    """What `podman run` must be told where this user cannot have its default network: no program for it, or no tun device."""
-    has_program = shutil.which("slirp4netns") or shutil.which("pasta")
-    return [] if has_program and os.access("/dev/net/tun", os.R_OK | os.W_OK) else ["--network", "none"]
-
-
 def caged(runtime: Runtime, digest: Digest) -> Side:
     """A run as a worker makes it: created, looked at, started, awaited, removed."""
     numbers = itertools.count()
 
     def run(root: Path) -> str:
-        spec = RunSpec(
-            name=f"bench-{next(numbers)}",
-            labels={"job": "bench.0"},
-            image=digest,
-            kind=RunKind.TRAIN,
-            args=(*ARGS, "/data"),
-            mounts=(
-                Mount(root / "train", "/data/train"),
-                Mount(root / "model", "/data/model", is_writable=True),
-            ),
-            ceilings=CEILINGS,
-            accept_missing=frozenset({"cpu_millis", "memory_bytes"}),
+        mounts = (
+            Mount(root / "train", "/data/train"),
+            Mount(root / "model", "/data/model", is_writable=True),
         )
-        with runtime.run(spec) as running:
-            outcome = running.wait()
-        if outcome.cause is not None:
-            raise RuntimeError(f"the guest ended as {outcome.cause}: {outcome.log.decode(errors='replace')}")
+        outcome = caged_run(
+            runtime, digest, f"bench-{next(numbers)}", args=(*ARGS, "/data"), mounts=mounts, ceilings=CEILINGS
+        )
         runtime.reclaim(root / "model")
         return outcome.log.decode()
 

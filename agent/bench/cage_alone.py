@@ -14,7 +14,7 @@ from agent.bench.figures import Bench, Measured, Row, beyond, interleaved
 from agent.bench.images import BARE_WORDS, noop_image
 from agent.domain.ceilings import Ceilings
 from agent.domain.ids import Digest
-from agent.ports.runtime import Mount, RunKind, RunSpec, Runtime
+from agent.ports.runtime import Mount, RunKind, RunOutcome, RunSpec, Runtime
 
 PART = "cage"
 MOST_ROUNDS = 15
@@ -67,24 +67,45 @@ def run_of(runtime: Runtime, digest: Digest, place: Path, ceilings: Ceilings) ->
         model = place / f"model-{next(numbers)}"
         model.mkdir()
         model.chmod(0o777)
-        spec = RunSpec(
-            name=f"bench-alone-{model.name}",
-            labels={"job": "bench.0"},
-            image=digest,
-            kind=RunKind.TRAIN,
+        began_s = time.perf_counter()
+        caged_run(
+            runtime,
+            digest,
+            f"bench-alone-{model.name}",
             args=("-V", "/data", "-T", "train"),
             mounts=(Mount(model, "/data/model", is_writable=True),),
             ceilings=ceilings,
-            accept_missing=frozenset({"cpu_millis", "memory_bytes"}),
         )
-        began_s = time.perf_counter()
-        with runtime.run(spec) as running:
-            outcome = running.wait()
         runtime.reclaim(model)
         seconds = time.perf_counter() - began_s
         runtime.leftovers()  # waits for what Podman still takes away: it is not to be in the next one's time
-        if outcome.cause is not None:
-            raise RuntimeError(f"the guest ended as {outcome.cause}: {outcome.log.decode(errors='replace')}")
         return seconds
 
     return run
+
+
+def caged_run(
+    runtime: Runtime,
+    digest: Digest,
+    name: str,
+    *,
+    args: tuple[str, ...],
+    mounts: tuple[Mount, ...],
+    ceilings: Ceilings,
+) -> RunOutcome:
+    """A training as a worker runs it. Raises: RuntimeError when the guest did not end well."""
+    spec = RunSpec(
+        name=name,
+        labels={"job": "bench.0"},
+        image=digest,
+        kind=RunKind.TRAIN,
+        args=args,
+        mounts=mounts,
+        ceilings=ceilings,
+        accept_missing=frozenset({"cpu_millis", "memory_bytes"}),
+    )
+    with runtime.run(spec) as running:
+        outcome = running.wait()
+    if outcome.cause is not None:
+        raise RuntimeError(f"the guest ended as {outcome.cause}: {outcome.log.decode(errors='replace')}")
+    return outcome

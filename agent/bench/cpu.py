@@ -1,42 +1,32 @@
 """What CPU time the processes of a town took, by name: who does the work of a task, and how much of it the other side does."""
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from agent.bench.processes import OF_CHILDREN, OWN, PPID, cpu_s_in, stats
 from agent.devkit.consortium import Consortium
 
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SERVICES = ("serve", "work")
-PPID = 1  # in /proc/PID/stat, from the state on
-UTIME, STIME, CUTIME, CSTIME = 11, 12, 13, 14
 
 
 def cpu_s(consortium: Consortium) -> dict[str, float]:
     """Seconds of CPU by process so far, with the children that it waited for; an agent's services apart."""
-    stats = dict(_stats())
+    known = stats()
     parties = {process.pid: name for name, process in consortium.processes.items()}
     found: dict[str, float] = {}
-    for pid, fields in stats.items():
-        party = parties.get(_oldest(pid, stats, parties))
+    for pid, fields in known.items():
+        party = parties.get(_oldest(pid, known, parties))
         if party is not None:
             name = f"{party}{_service(pid)}"
-            ticks = sum(int(fields[n]) for n in (UTIME, STIME, CUTIME, CSTIME))
-            found[name] = found.get(name, 0.0) + ticks / TICKS_PER_S
+            found[name] = found.get(name, 0.0) + cpu_s_in(fields, (*OWN, *OF_CHILDREN))
     return found
 
 
-def _stats() -> Iterator[tuple[int, list[str]]]:
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # ended meanwhile
-            yield int(folder.name), (folder / "stat").read_text().rpartition(")")[2].split()
-
-
-def _oldest(pid: int, stats: Mapping[int, list[str]], parties: Mapping[int, str]) -> int:
+def _oldest(pid: int, known: Mapping[int, list[str]], parties: Mapping[int, str]) -> int:
     """The process of a party that this one descends from; 0 when it is nobody's."""
-    while pid in stats and pid not in parties:
-        pid = int(stats[pid][PPID])
+    while pid in known and pid not in parties:
+        pid = int(known[pid][PPID])
     return pid if pid in parties else 0
 
 

@@ -37,6 +37,11 @@ def engines(socket: Path) -> dict[str, Mapping[str, str]]:
     return {"podman": on_podman(socket), **({} if why_no_runc() else {"runc": on_runc()})}
 
 
+def quickest(known: Mapping[str, Mapping[str, str]]) -> str:
+    """The name of the engine that starts a container sooner, of those that work here."""
+    return "runc" if "runc" in known else "podman"
+
+
 def runtime_of(engine: Mapping[str, str]) -> Runtime:
     """The runtime that an agent with this section of settings has. What it loaded stays from run to run."""
     return wiring.make_runtime(settings_of(engine), ME)

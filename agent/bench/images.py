@@ -36,17 +36,18 @@ def noop_image() -> tuple[Path, Digest]:
 
     Whatever arguments it is given are ignored.
     """
-    archive, folder = cache_folder() / "learns-nothing.tar", cache_folder()
-    layers = [command_layer(folder, SHELL), program_layer(folder, {MODEL: Entry(is_open=True)})]
-    return archive, build_image(archive, layers=layers, entrypoint=NOOP_WORDS, env={"PATH": "/usr/bin"})
+    return _shell_image("learns-nothing.tar", NOOP_WORDS)
 
 
 @cache
 def busy_image(cpu_s: int) -> tuple[Path, Digest]:
     """(archive, digest) of the image that does the same after so many seconds of CPU time of its own."""
-    archive, folder = cache_folder() / f"busy-{cpu_s}.tar", cache_folder()
+    return _shell_image(f"busy-{cpu_s}.tar", _busy_words(cpu_s, f"{MODEL}/noop"))
+
+
+def _shell_image(name: str, words: tuple[str, ...]) -> tuple[Path, Digest]:
+    archive, folder = cache_folder() / name, cache_folder()
     layers = [command_layer(folder, SHELL), program_layer(folder, {MODEL: Entry(is_open=True)})]
-    words = _busy_words(cpu_s, f"{MODEL}/noop")
     return archive, build_image(archive, layers=layers, entrypoint=words, env={"PATH": "/usr/bin"})
 
 

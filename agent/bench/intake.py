@@ -28,6 +28,7 @@ from msgspec import Struct
 
 from agent.bench.figures import Bench, Measured, Row, order_of, over, percentile
 from agent.bench.intake_load import HOST, Load, framed
+from agent.bench.processes import cpu_s_of
 from agent.domain.ids import OrderId, digest_of, wire_time
 from agent.domain.orders import DatasetRef, ImageRef, Learnuplet
 from agent.domain.prepared import prepared
@@ -43,7 +44,6 @@ CONNECTIONS: Final = (1, 16, 64)
 JUDGED: Final = 16  # connections that the figures are about
 START_S: Final = 60.0
 STOP_S: Final = 30.0
-TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class Size(Struct, frozen=True):
@@ -162,11 +162,11 @@ def burst(agent: Agent, count: int, connections: int) -> Burst:
     """So many new orders, sent as fast as they are answered. Raises: RuntimeError when one was not accepted."""
     requests = b"".join(framed(request_of(agent)) for _ in range(count))
     command = (sys.executable, "-m", "agent.bench.intake_load", str(agent.port), str(agent.authority))
-    before_s = _cpu_of(agent.pid)
+    before_s = cpu_s_of(agent.pid)
     done = subprocess.run(
         (*command, str(connections)), input=requests, capture_output=True, check=False, cwd=_root()
     )
-    server_s = _cpu_of(agent.pid) - before_s
+    server_s = cpu_s_of(agent.pid) - before_s
     if done.returncode:
         raise RuntimeError(f"the load ended with {done.returncode}: {done.stderr.decode()[-2000:]}")
     load = msgspec.json.decode(done.stdout, type=prepared(Load))
@@ -318,12 +318,6 @@ def _free_port() -> int:
     with socket.create_server((HOST, 0)) as door:
         port: int = door.getsockname()[1]
         return port
-
-
-def _cpu_of(pid: int) -> float:
-    """Seconds of CPU that a process has taken, all its threads together."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def _root() -> Path:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.bench.engines import engines, podman_engine
+from agent.bench.engines import engines, podman_engine, quickest
 from agent.bench.figures import Bench, Measured, Row, median
 from agent.bench.images import model_image
 from agent.bench.town import Sent, Town, town
@@ -30,7 +30,7 @@ def measure(bench: Bench) -> Measured:
     found: dict[str, list[float]] = {name: [] for name in (SENT, FETCHED, HOP, WRITTEN, HASHED)}
     with podman_engine() as socket:
         known = engines(socket)
-        engine = known.get("runc", known["podman"])
+        engine = known[quickest(known)]
         room = (size_mib + 64) * MIB
         with town(bench, engine, hosts=("A", "B"), images=[model_image()], output_bytes=room) as made:
             _chain(made, 1)

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from agent.bench.bare import BareRunc, unpacked
-from agent.bench.engines import engines, podman_engine
+from agent.bench.engines import engines, podman_engine, quickest
 from agent.bench.figures import Bench, Measured, Row, over
 from agent.bench.images import bare_busy_words, busy_image
 from agent.bench.town import Town, town
@@ -43,7 +43,7 @@ def measure(bench: Bench) -> Measured:
     bare = BareRunc(bench.memory, root, bare_busy_words(CPU_S))
     with podman_engine() as socket:
         known = engines(socket)
-        engine = "runc" if "runc" in known else "podman"
+        engine = quickest(known)
         images = ((archive, digest),)
         with town(bench, known[engine], hosts=("A",), images=images, output_bytes=OUTPUT_BYTES) as made:
             agents: dict[int, list[float]] = {}

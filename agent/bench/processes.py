@@ -13,6 +13,13 @@ from pathlib import Path
 from msgspec import Struct
 
 KIB, MIB = 1 << 10, 1 << 20
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+# In /proc/PID/stat, from the state on.
+PPID = 1
+OWN, OF_CHILDREN = (
+    (11, 12),
+    (13, 14),
+)  # ticks in user and in kernel mode, of its own and of the children that it waited for
 
 
 class Memory(Struct, frozen=True):
@@ -76,8 +83,8 @@ def woken(before: dict[str, int], after: dict[str, int]) -> int:
 def descendants(pids: Iterable[int]) -> list[int]:
     """The processes that these started, and those that they started, as far as they are still theirs."""
     children: dict[int, list[int]] = {}
-    for pid, parent in _parents().items():
-        children.setdefault(parent, []).append(pid)
+    for pid, fields in stats().items():
+        children.setdefault(int(fields[PPID]), []).append(pid)
     found, left = [], list(pids)
     while left:
         mine = children.get(left.pop(), [])
@@ -96,14 +103,28 @@ def with_word(word: str) -> list[int]:
     return found
 
 
-def _parents() -> dict[int, int]:
-    parents = {}
+def stats() -> dict[int, list[str]]:
+    """The fields of /proc/PID/stat from the state on, of every process."""
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            # The name of the program stands in brackets and may hold anything; then come its state and its parent.
-            after = (folder / "stat").read_text().rpartition(")")[2].split()
-            parents[int(folder.name)] = int(after[1])
-    return parents
+        with suppress(OSError):  # it ended meanwhile
+            found[int(folder.name)] = _stat(int(folder.name))
+    return found
+
+
+def cpu_s_of(pid: int) -> float:
+    """CPU time of a process so far, all its threads together, in steps of 10 ms. Raises: OSError when it is gone."""
+    return cpu_s_in(_stat(pid), OWN)
+
+
+def cpu_s_in(fields: list[str], which: Iterable[int]) -> float:
+    """Seconds in these fields of its stat."""
+    return sum(int(fields[number]) for number in which) / TICKS_PER_S
+
+
+def _stat(pid: int) -> list[str]:
+    # The name of the program stands in brackets and may hold anything.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def _fields(text: str) -> dict[str, int]:

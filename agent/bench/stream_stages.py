@@ -9,7 +9,6 @@ sealed bytes in memory.
 
 import hashlib
 import io
-import os
 import ssl
 import sys
 import time
@@ -22,6 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.bench.figures import order_of
+from agent.bench.processes import cpu_s_of
 from agent.config import load_settings
 from agent.domain.orders import DatasetRef
 from agent.domain.prepared import prepared
@@ -37,7 +37,6 @@ WHOLE = "whole"
 ALONE = ("download", "SHA-256", "opening")
 MIB, GIB = 1 << 20, 1 << 30
 PIECE_BYTES = MIB
-TICKS_S = os.sysconf("SC_CLK_TCK")
 
 
 class Stages(Struct, frozen=True, kw_only=True):
@@ -172,12 +171,6 @@ def memory_kib(name: str) -> int:
 def forget_peak() -> None:
     """Let VmHWM begin at what is resident now (proc(5), clear_refs)."""
     Path("/proc/self/clear_refs").write_text("5")
-
-
-def cpu_s_of(pid: int) -> float:
-    """CPU time of a process so far, in steps of 10 ms."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_S
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from agent.bench.bare import BarePodman, BareRunc, default_network, unpacked
+from agent.bench.bare import BarePodman, BareRunc, default_network, network_notes, unpacked
 from agent.bench.engines import engines, podman_engine, podman_name, podman_program, runtime_of
 from agent.bench.figures import Bench, Measured, Row, beyond, interleaved, over
 from agent.bench.images import BARE_WORDS, noop_image
@@ -75,7 +75,5 @@ def measured(samples: dict[str, tuple[float, ...]]) -> Measured:
             figures[f"task_{engine}_over_bare_ms"] = beyond(samples[side_of(engine)], samples[base])
     quickest = side_of("runc") if side_of("runc") in samples else side_of("podman")
     figures["task_over_podman_run_ratio"] = over(samples[quickest], samples[PODMAN])
-    network = default_network()
-    note = f"`podman run` had --network {network}: this user cannot have Podman's default network"
     whole = f"task_over_podman_run_ratio is that of {quickest}"
-    return Measured(rows=tuple(rows), figures=figures, notes=(whole, *(() if network is None else (note,))))
+    return Measured(rows=tuple(rows), figures=figures, notes=(whole, *network_notes()))
