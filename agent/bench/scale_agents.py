@@ -15,11 +15,11 @@ from uuid import uuid4
 from agent.bench.figures import Bench
 from agent.bench.scale_rows import Pattern, end_orders, order_name, pattern_of, put_orders
 from agent.config import Settings, load_settings
-from agent.devkit.consortium import Consortium, Hospital, NotStarted, found, in_an_hour, on_podman
-from agent.devkit.server import now
-from agent.domain.ids import Digest, JobId, OrderId, digest_of, job_id, wire_time
+from agent.devkit.consortium import Consortium, Hospital, NotStarted, found, on_podman
+from agent.devkit.trainings import training
+from agent.domain.ids import Digest, JobId, digest_of, job_id
 from agent.domain.jobs import Job, JobEvent
-from agent.domain.orders import LEARNUPLET_TYPE, DatasetRef, ImageRef, Learnuplet, SignedOrder
+from agent.domain.orders import LEARNUPLET_TYPE, DatasetRef, SignedOrder
 from agent.errors import ImageDenied
 from agent.pipeline.attest import Work, attest_failure
 from agent.pipeline.host import Host, context_of
@@ -69,24 +69,8 @@ class Side:
 
     def order(self) -> SignedOrder:
         """A fresh one: a training on one dataset."""
-        orchestrator, image = self.consortium.orchestrators[0].key, ImageRef(str(uuid4()), IMAGE)
-        return sign_order(
-            Learnuplet(
-                id=OrderId(str(uuid4())),
-                orchestrator=orchestrator.keyid,
-                problem=str(uuid4()),
-                problem_image=image,
-                algo_image=image,
-                model_start=None,
-                model_end=str(uuid4()),
-                rank=0,
-                train_data=(DatasetRef(DATASET, "1"),),
-                test_data=(),
-                not_before=wire_time(now()),
-                expires=in_an_hour(),
-            ),
-            orchestrator,
-        )
+        key = self.consortium.orchestrators[0].key
+        return sign_order(training(key.keyid, IMAGE, [DatasetRef(DATASET, "1")]), key)
 
     def fill(self, count: int) -> None:
         """So many copies in all. Nobody has the ledger open meanwhile."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from msgspec import Struct
 
@@ -20,11 +19,12 @@ from agent.bench.figures import Bench
 from agent.bench.images import noop_image
 from agent.devkit.book import Book
 from agent.devkit.client import Client
-from agent.devkit.consortium import Consortium, Party, Sections, found, in_an_hour, running
+from agent.devkit.consortium import Consortium, Party, Sections, found, running
 from agent.devkit.issuing import send
 from agent.devkit.server import now
-from agent.domain.ids import Digest, OrderId, job_id, wire_time
-from agent.domain.orders import DatasetRef, ImageRef, Learnuplet
+from agent.devkit.trainings import fresh_dataset, training
+from agent.domain.ids import Digest, OrderId, job_id
+from agent.domain.orders import DatasetRef
 from agent.domain.receipts import MAX_RECEIPT_BYTES, parse_receipt
 from agent.trust.envelope import parse_envelope
 from agent.trust.signed import sign_order
@@ -76,12 +76,7 @@ class Town:
 
     def seal(self, name: str, content: bytes = NOTHING) -> DatasetRef:
         """Bring a fresh dataset to this hospital."""
-        ref = DatasetRef(str(uuid4()), "1")
-        plain = self.consortium.folder / ref.id
-        plain.write_bytes(content)
-        self.consortium.seal(plain, ref, self.consortium.hospital(name), ["train"])
-        plain.unlink()
-        return ref
+        return fresh_dataset(self.consortium, self.consortium.hospital(name), content)
 
     def order(self, names: Sequence[str], *, image: Digest | None = None, content: bytes = NOTHING) -> Sent:
         """Issue a training that goes over these hospitals, one task each, and return when it is accepted.
@@ -90,30 +85,13 @@ class Town:
         orchestrator do first (sealing, signing, writing it down) is done before the clock starts.
         """
         data = [self.seal(name, content) for name in names]
-        signed = sign_order(self._learnuplet(data, image or self.image), self.client.key)
+        order = training(self.client.key.keyid, image or self.image, data, attempts=1)
+        signed = sign_order(order, self.client.key)
         self.book.record_order(signed, now())
         first = self.consortium.hospital(names[0]).agent.key.keyid
         sent_s = time.time()
         send(signed, self.book, self.client, to=first)
         return Sent(signed.order.id, sent_s, time.time(), tuple(names))
-
-    def _learnuplet(self, data: Sequence[DatasetRef], digest: Digest) -> Learnuplet:
-        image = ImageRef(str(uuid4()), digest)
-        return Learnuplet(
-            id=OrderId(str(uuid4())),
-            orchestrator=self.consortium.orchestrators[0].key.keyid,
-            problem=str(uuid4()),
-            problem_image=image,
-            algo_image=image,
-            model_start=None,
-            model_end=str(uuid4()),
-            rank=0,
-            train_data=tuple(data),
-            test_data=(),
-            max_attempts=1,
-            not_before=wire_time(now()),
-            expires=in_an_hour(),
-        )
 
     # ---- what happened
 

@@ -6,17 +6,16 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
-from agent.devkit.consortium import Consortium, Hospital, found, in_an_hour, on_podman, on_runc
+from agent.devkit.consortium import Consortium, Hospital, found, on_podman, on_runc
 from agent.devkit.issuing import issue
 from agent.devkit.podman_service import why_no_runc
-from agent.devkit.server import now
+from agent.devkit.trainings import fresh_dataset, training
 from agent.devkit.waiting import wait_for
-from agent.domain.ids import Digest, OrderId, wire_time
-from agent.domain.orders import DatasetRef, ImageRef, Learnuplet, SignedOrder
+from agent.domain.ids import Digest
+from agent.domain.orders import DatasetRef, SignedOrder
 from agent.domain.reports import ReportBody, parse_report
 from agent.selftest.images import build_image, program_layer, python_layer
 from tests.host.podman import Engine, image_cache, open_engine
@@ -59,32 +58,13 @@ class Town:
 
     def dataset(self, hospital: Hospital, content: bytes = b"a,target\n1,0\n") -> DatasetRef:
         """A fresh sealed dataset at this hospital, for training."""
-        ref = DatasetRef(str(uuid4()), "1")
-        plain = self.consortium.folder / ref.id
-        plain.write_bytes(content)
-        self.consortium.seal(plain, ref, hospital, ["train"])
-        plain.unlink()
-        return ref
+        return fresh_dataset(self.consortium, hospital, content)
 
     def issue(self, guest: str, datasets: list[DatasetRef], *, attempts: int = 3) -> SignedOrder:
         """A learnuplet without a test, signed and sent by the first orchestrator."""
-        image = ImageRef(str(uuid4()), self.image(guest))
-        order = Learnuplet(
-            id=OrderId(str(uuid4())),
-            orchestrator=self.consortium.orchestrators[0].key.keyid,
-            problem=str(uuid4()),
-            problem_image=image,
-            algo_image=image,
-            model_start=None,
-            model_end=str(uuid4()),
-            rank=0,
-            train_data=tuple(datasets),
-            test_data=(),
-            max_attempts=attempts,
-            not_before=wire_time(now()),
-            expires=in_an_hour(),
-        )
-        return issue(order, self.consortium.book(), self.consortium.client(self.consortium.orchestrators[0]))
+        orchestrator = self.consortium.orchestrators[0]
+        order = training(orchestrator.key.keyid, self.image(guest), datasets, attempts=attempts)
+        return issue(order, self.consortium.book(), self.consortium.client(orchestrator))
 
     def reports(self, signed: SignedOrder) -> list[ReportBody]:
         """What was told of this order so far."""
