@@ -21,7 +21,7 @@ from agent.pipeline.attest import Done, Work, attest
 from agent.pipeline.bells import ring_deliveries, ring_successor
 from agent.pipeline.fail import end_badly
 from agent.pipeline.fetch import Inputs, dataset_for, fetch, kept_inputs, model_for
-from agent.pipeline.frame import framing
+from agent.pipeline.frame import framing, remove_frames
 from agent.pipeline.host import Context, Host, context_of
 from agent.pipeline.journal import INPUTS, LATE, OUTPUT, RUN, Journal
 from agent.pipeline.phases import Phases
@@ -211,6 +211,7 @@ def _clear(attempt: _Attempt) -> None:
         journal.begin(INPUTS)
     finally:
         if not journal.is_anothers():
+            remove_frames(context.job, host)
             _remove_folders(context.job, host)
     if is_expired(context.signed.order, host.ports.now(), host.rules.skew):
         raise OrderExpired("the order expired before its task had its inputs")

@@ -94,11 +94,8 @@ def fetch(
     Raises: OutsideError by the ports; TrustError for a header, share or dataset that does not hold; BadImage; BadOutput for a
     model that is no plain archive.
     """
-    order, task = context.signed.order, context.task
     with phase("fetch"):
-        images = {
-            role: _image(role, digest, context, meter, host) for role, digest in images_for(order, task)
-        }
+        images = _images(context, meter, host)
         model_folder = _model(context, model, space, meter, host)
     require_admitted(context, host)  # images and a model may have taken hours
     key: Future[bytes] = Future()
@@ -124,7 +121,7 @@ def fetch(
         host.ports.together(
             ask_shares,
             lambda: meanwhile(inputs),
-            lambda: _open_dataset(info, opener, data / task.dataset.id, space, meter, host),
+            lambda: _open_dataset(info, opener, data / context.task.dataset.id, space, meter, host),
         )
     holders = [holder.keyid for holder in header.header.orchestrators]
     return dataclasses.replace(inputs, told=audit.shares("received", context, holders))
@@ -133,6 +130,11 @@ def fetch(
 def kept_inputs(images: dict[str, Digest], space: Workspace) -> Inputs:
     """The same as a worker before this one left it."""
     return Inputs(images, space.root / DATA, space.root / MODEL)
+
+
+def _images(context: Context, meter: Meter, host: Host) -> dict[str, Digest]:
+    named = images_for(context.signed.order, context.task)
+    return {role: _image(role, digest, context, meter, host) for role, digest in named}
 
 
 def _image(role: str, digest: Digest, context: Context, meter: Meter, host: Host) -> Digest:

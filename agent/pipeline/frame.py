@@ -5,17 +5,19 @@ there is a frame: the inputs are whole and verified, the policy and the operator
 the run begins, the cage is looked at, the program is let go (`run.py`, `agent/ports/runtime.py`).
 
 The journal knows nothing of a frame, because nothing follows from one. It bears the labels of its attempt: a cancellation finds
-it by them, and so does the sweep when the attempt is over. Who takes the attempt over makes a container of its own.
+it by them, and so does the sweep when the attempt is over. Who takes the attempt over removes it and makes one of its own.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
-from agent.errors import AgentError
+from agent.domain.jobs import Job
+from agent.errors import AgentError, RuntimeUnavailable
 from agent.log import get_logger
 from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
-from agent.pipeline.run import first_run
+from agent.pipeline.phases import Phases
+from agent.pipeline.run import ATTEMPT_LABEL, JOB_LABEL, first_run
 from agent.pipeline.workspace import Workspace
 
 log = get_logger(__name__)
@@ -35,11 +37,19 @@ def framing(
         def make(inputs: Inputs) -> None:
             if awaited_bytes > SOON_BYTES:
                 return
-            spec = first_run(context, inputs, space, host)
+            spec, took = first_run(context, inputs, space, host), Phases()
             try:
                 stack.enter_context(host.ports.runtime.framed(spec))
-                log.debug("run.framed", container=spec.name)
+                log.debug("run.framed", container=spec.name, whole_s=took.total_s)
             except AgentError as error:  # what is wrong with it, the run tells, which makes its own
                 log.debug("run.not_framed", container=spec.name, code=error.code, detail=error.detail)
 
         yield make
+
+
+def remove_frames(job: Job, host: Host) -> None:
+    """Take away what was made for an attempt of which nothing ran. While the engine is away it stays, for the sweep."""
+    with suppress(RuntimeUnavailable):
+        for left in host.ports.runtime.leftovers():
+            if (left.labels.get(JOB_LABEL), left.labels.get(ATTEMPT_LABEL)) == (job.id, str(job.attempt)):
+                host.ports.runtime.remove(left.name)

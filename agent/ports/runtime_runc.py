@@ -9,7 +9,6 @@ goes after it, so whoever comes later finds every container of this agent.
 """
 
 import contextlib
-import errno
 import json
 import os
 import time
@@ -28,7 +27,7 @@ from agent.ports.cage import EngineFacts, StoredImage
 from agent.ports.cage_check import Bind
 from agent.ports.container_run import ContainerRun
 from agent.ports.memory_events import MemoryEvents
-from agent.ports.process_times import began, open_process
+from agent.ports.process_times import began, opened
 from agent.ports.run_ended import EndedRun
 from agent.ports.run_kept import Kept, plan_of
 from agent.ports.run_stack import RunStack
@@ -38,6 +37,7 @@ from agent.ports.runtime_runc_adoption import Adoption
 from agent.ports.runtime_runc_cgroups import Cgroups
 from agent.ports.runtime_runc_frames import Frame, Frames
 from agent.ports.runtime_runc_images import RuncImages
+from agent.ports.runtime_runc_mount_points import add_mount_points
 from agent.ports.runtime_runc_output import ConmonOutput
 from agent.ports.runtime_runc_programs import Programs
 from agent.ports.runtime_runc_runs import Known, Runs, end_unknown
@@ -114,14 +114,14 @@ class RuncRuntime:
         with RunStack() as stack:
             frame = self._made_ahead(spec, stack) or self._frame(spec, stack, spec.patience_s)
             folder, known = frame.folder, frame.known
-            pidfd = cage_seen.read_back(lambda: _opened(known.pid, known.began))
+            pidfd = cage_seen.read_back(lambda: opened(known.pid, known.began))
             stack.callback(os.close, pidfd)
             self._check(frame)
             applied = cage.applied(self.name, spec, frame.facts, frame.seccomp_digest)
             kept = Kept.of(spec, applied, lying_before(spec, self._inside))
             let_go_s = time.clock_gettime(time.CLOCK_BOOTTIME)
             self._runs.remember(folder, replace(known, kept=kept, let_go_s=let_go_s))
-            monitor = cage_seen.read_back(lambda: _opened(known.monitor, known.monitor_began))
+            monitor = cage_seen.read_back(lambda: opened(known.monitor, known.monitor_began))
             stack.callback(os.close, monitor)
             memory = cage_seen.read_back(lambda: MemoryEvents(known.pid))
             stack.callback(memory.close)
@@ -243,7 +243,8 @@ class RuncRuntime:
         if frame is None:
             return None
         stack.removes(self._destroy, frame.folder, frame.known)
-        is_fit = frame.is_fit_for(spec, self._inside.started)
+        stage, helper = self._inside.stage, self._inside.started  # in this order: it is alive, and which one
+        is_fit = frame.is_fit_for(spec, helper) and bool(stage)
         if is_fit and self._runs.is_there(frame.folder, frame.known):
             return frame
         _LOG.info("frame.not_taken", container=spec.name)
@@ -283,7 +284,7 @@ class RuncRuntime:
     ) -> dict[str, Any]:
         """The run's folders where its ids can reach them, and its bundle; the config as it was read back from there."""
         root = self._images.root(spec.image)
-        _add_mount_points(root, [mount.target for mount in spec.mounts])
+        add_mount_points(root, [mount.target for mount in spec.mounts])
         stage = f"{self._inside.stage}/{folder.name}"
         binds = [(str(root), "root"), *((str(m.source), f"m{n}") for n, m in enumerate(spec.mounts))]
         self._inside.do("stage_run", stage, binds)
@@ -382,14 +383,6 @@ class RuncRuntime:
         self._runs.forget(folder)
 
 
-def _opened(pid: int, when: int) -> int:
-    """A pidfd of the process that had this id and began then. Raises: ProcessLookupError."""
-    pidfd = open_process(pid, when)
-    if pidfd is None:
-        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-    return pidfd
-
-
 @contextlib.contextmanager
 def _unless_taken_away(name: str) -> Iterator[None]:
     """Somebody else may remove a run while it is set up: who gave this worker up, as it did not answer."""
@@ -397,32 +390,3 @@ def _unless_taken_away(name: str) -> Iterator[None]:
         yield
     except FileNotFoundError as cause:
         raise RuntimeUnavailable(f"the container {name} was removed by somebody else") from cause
-
-
-def _add_mount_points(root: Path, targets: list[str]) -> None:
-    """The folders that a run is mounted on, in the shared root. A link in the way is refused. Raises: BadImage."""
-    for target in targets:
-        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for name in target.strip("/").split("/"):
-                is_new = _make_folder(name, fd)
-                below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-                if is_new:
-                    os.fchmod(below, 0o755)
-                os.close(fd)
-                fd = below
-        except OSError as cause:
-            if cause.errno not in {errno.ENOTDIR, errno.ELOOP}:
-                raise RuntimeUnavailable(f"no folder can be made at {target}: {cause.strerror}") from cause
-            raise BadImage(f"the image has something else than a folder at {target}") from cause
-        finally:
-            os.close(fd)
-
-
-def _make_folder(name: str, fd: int) -> bool:
-    """Whether it was not there yet."""
-    try:
-        os.mkdir(name, 0o700, dir_fd=fd)
-    except FileExistsError:
-        return False
-    return True

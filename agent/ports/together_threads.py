@@ -5,7 +5,10 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from typing import Any, Final
 
-THREADS: Final = 8  # of one process; a call that finds none free waits for one
+# Of one process; a call that finds none free waits for one. More than all workers that may be set (64 of each kind of task):
+# each may have a call under way that waits for another one, a dataset for its key, and that one needs a thread too. A thread
+# is started when none is free.
+THREADS: Final = 256
 
 
 class ThreadsTogether:

@@ -203,6 +203,7 @@ class MemoryRuntime:
         self.specs: list[RunSpec] = []  # every run that was begun, in order
         self.frames: list[RunSpec] = []  # every one that was made ahead of its run, in order
         self._framed: dict[str, _Held] = {}  # those that no run took
+        self.is_worker_gone = False  # nobody lets go of a frame: its worker was killed
         self.is_down = False
 
     def add(self, digest: Digest, program: str) -> None:
@@ -283,11 +284,8 @@ class MemoryRuntime:
         self.frames.append(spec)
         try:
             yield
-        except WorkerDied:
-            self._framed.pop(spec.name, None)  # the engine has it still, nobody else
-            raise
         finally:
-            if self._framed.pop(spec.name, None) is frame:
+            if self._framed.pop(spec.name, None) is frame and not self.is_worker_gone:
                 self._drop_frame(frame)
 
     def _drop_frame(self, frame: _Held | None) -> None:

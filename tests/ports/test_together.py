@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -77,3 +78,30 @@ def test_nothing_is_under_way_any_more_when_one_failed(threads: ThreadsTogether)
 def test_a_call_in_another_thread_carries_on_the_trace(threads: ThreadsTogether) -> None:
     with bound(trace="0af7651916cd43dd8448eb211c80319c"):
         assert set(threads(bound_trace, bound_trace, bound_trace)) == {"0af7651916cd43dd8448eb211c80319c"}
+
+
+def test_many_tasks_whose_datasets_wait_for_their_keys_do_not_keep_the_keys_from_coming(
+    threads: ThreadsTogether,
+) -> None:
+    tasks = 12
+    are_waiting = threading.Barrier(2 * tasks)  # every dataset is on its way before any key is asked for
+
+    def task(number: int) -> tuple[int, int]:
+        key: Future[int] = Future()
+
+        def ask() -> int:
+            are_waiting.wait(WAIT_S)
+            parts = threads(lambda: number, lambda: 0)  # the holders of its shares
+            key.set_result(sum(parts))
+            return number
+
+        def opened() -> int:
+            are_waiting.wait(WAIT_S)
+            return key.result(WAIT_S)
+
+        return threads(ask, opened)
+
+    with ThreadPoolExecutor(tasks) as workers:
+        found = list(workers.map(task, range(tasks)))
+
+    assert found == [(number, number) for number in range(tasks)]
