@@ -90,7 +90,7 @@ def fetch(
     """Everything the task's runs need, in the workspace. Its phases: fetch (images and model), shares, open (the dataset).
 
     The sealed dataset is on its way while the shares are asked for: it waits for the key at its first piece. `meanwhile` is
-    called beside both, with where the inputs will lie; images and model are there by then.
+    told before both where the inputs will lie; images and model are there by then.
     Raises: OutsideError by the ports; TrustError for a header, share or dataset that does not hold; BadImage; BadOutput for a
     model that is no plain archive.
     """
@@ -117,10 +117,10 @@ def fetch(
         data = space.readable(DATA)
         add_pred(data)
         inputs = Inputs(images, data, model_folder)
+        meanwhile(inputs)
         opener = LateOpener(header, key_is_here)
         host.ports.together(
             ask_shares,
-            lambda: meanwhile(inputs),
             lambda: _open_dataset(info, opener, data / context.task.dataset.id, space, meter, host),
         )
     holders = [holder.keyid for holder in header.header.orchestrators]

@@ -12,15 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 from agent.domain.jobs import Job
-from agent.errors import AgentError, RuntimeUnavailable
-from agent.log import get_logger
+from agent.errors import RuntimeUnavailable
 from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
-from agent.pipeline.phases import Phases
 from agent.pipeline.run import ATTEMPT_LABEL, JOB_LABEL, first_run
 from agent.pipeline.workspace import Workspace
-
-log = get_logger(__name__)
 
 SOON_BYTES = 256 << 20  # a frame takes a place, which is not kept from others while much data comes
 
@@ -37,12 +33,8 @@ def framing(
         def make(inputs: Inputs) -> None:
             if awaited_bytes > SOON_BYTES:
                 return
-            spec, took = first_run(context, inputs, space, host), Phases()
-            try:
-                stack.enter_context(host.ports.runtime.framed(spec))
-                log.debug("run.framed", container=spec.name, whole_s=took.total_s)
-            except AgentError as error:  # what is wrong with it, the run tells, which makes its own
-                log.debug("run.not_framed", container=spec.name, code=error.code, detail=error.detail)
+            with suppress(RuntimeUnavailable):  # the run tells, which makes its own
+                stack.enter_context(host.ports.runtime.framed(first_run(context, inputs, space, host)))
 
         yield make
 

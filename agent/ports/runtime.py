@@ -154,12 +154,12 @@ class Runtime(Protocol):
         ...
 
     def framed(self, spec: RunSpec) -> AbstractContextManager[None]:
-        """Have the container of this spec made ahead, as far as this engine can: none of the image's code is let go. `run` of
-        the very same spec, within the context, takes it. The mounts' folders are there; what a guest reads may come into them
-        until `run` is called.
+        """Have the container of this spec made ahead, beside what the caller does, as far as this engine can: none of the
+        image's code is let go. `run` of the very same spec, within the context, waits for it and takes it. The mounts'
+        folders are there; what a guest reads may come into them until `run` is called.
 
-        Leaving the context removes a container that no run took; one that cannot go is left to the sweep. Raises: as `run`,
-        which tells the same if it is called nonetheless; RuntimeUnavailable too where a place would have to be waited for.
+        What goes wrong with it, no free place too, is told by `run`, which makes its own. Leaving the context removes a
+        container that no run took; one that cannot go is left to the sweep. Raises: RuntimeUnavailable.
         """
         ...
 

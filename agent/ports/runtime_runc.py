@@ -140,14 +140,12 @@ class RuncRuntime:
     @contextlib.contextmanager
     def framed(self, spec: RunSpec) -> Iterator[None]:
         """As the protocol says."""
-        with RunStack() as stack:
-            self._frames.keep(self._frame(spec, stack, patience_s=0.0))
-            stack.pop_all()  # from here on it is the run's that takes it, or goes below
+        self._programs.check()
+        self._frames.begin(spec.name, lambda: self._ahead(spec))
         try:
             yield
         finally:
-            frame = self._frames.take(spec.name)
-            if frame is not None:
+            if (frame := self._frames.take(spec.name)) is not None:
                 self._let_fall(frame)
 
     @contextlib.contextmanager
@@ -250,6 +248,13 @@ class RuncRuntime:
         _LOG.info("frame.not_taken", container=spec.name)
         self._destroy(frame.folder, frame.known)
         return None
+
+    def _ahead(self, spec: RunSpec) -> Frame:
+        """One that outlives this call. No place is waited for. Raises: as `_frame`."""
+        with RunStack() as stack:
+            frame = self._frame(spec, stack, patience_s=0.0)
+            stack.pop_all()
+        return frame
 
     def _let_fall(self, frame: Frame) -> None:
         """Remove a frame that no run took; what cannot go is left to the sweep."""

@@ -2,16 +2,22 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
 from agent.domain.ids import Digest
+from agent.errors import AgentError
+from agent.log import get_logger
 from agent.ports.cage import EngineFacts, StoredImage
 from agent.ports.runtime import RunSpec
 from agent.ports.runtime_runc_runs import Known
+
+_LOG = get_logger(__name__)
 
 # conmon counts from its own begin, and kills an orphan `cage.ORPHAN_GRACE_S` after its wall clock: what a frame waited is taken
 # from that grace, so it is bounded to a third of it.
@@ -42,18 +48,33 @@ class Frame(Struct, frozen=True, kw_only=True):
 
 
 class Frames:
-    """Those that no run took yet, by the names of their runs. Safe to share between threads."""
+    """Those that no run took yet, by the names of their runs, each made in a thread of its own. Safe between threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._made: dict[str, Frame] = {}
+        self._making: dict[str, Future[Frame | None]] = {}
 
-    def keep(self, frame: Frame) -> None:
-        """Until it is taken."""
+    def begin(self, name: str, make: Callable[[], Frame]) -> None:
+        """Make one, meanwhile. A process that ends does not wait for it: what it leaves then is found by the sweep."""
+        made: Future[Frame | None] = Future()
         with self._lock:
-            self._made[frame.spec.name] = frame
+            self._making[name] = made
+        work, words = copy_context(), (_make, name, make, made)
+        threading.Thread(target=work.run, args=words, name=f"frame-{name}", daemon=True).start()
 
     def take(self, name: str) -> Frame | None:
-        """The one of this run, for the caller alone; None when there is none."""
+        """The one of this run, for the caller alone, once it is made; None when there is none, or it could not be made."""
         with self._lock:
-            return self._made.pop(name, None)
+            made = self._making.pop(name, None)
+        return None if made is None else made.result()
+
+
+def _make(name: str, make: Callable[[], Frame], made: "Future[Frame | None]") -> None:
+    began_s, frame = time.monotonic(), None
+    try:
+        frame = make()
+        _LOG.debug("run.framed", container=name, whole_s=round(time.monotonic() - began_s, 6))
+    except (AgentError, OSError) as error:  # the run makes its own, and tells what is wrong with that
+        _LOG.debug("run.not_framed", container=name, detail=str(error))
+    finally:
+        made.set_result(frame)

@@ -70,6 +70,7 @@ elif moment == "made":
 desk = Desk(runtime, Digest(image), Path(root))
 if moment == "made ahead":
     with runtime.framed(desk.spec("sleep", "600", name="orphan")):
+        runtime._frames.take("orphan")  # once it is made
         die()
 with desk.runtime.run(desk.spec("sleep", "600", name="orphan")) as run:
     print("started", flush=True)
@@ -232,6 +233,17 @@ def test_an_agent_that_died_while_conmon_did_too_leaves_nothing(runc_desk: Desk)
 # ------------------------------------------------------------------ made ahead of its run
 
 
+def made_of(runtime: RuncRuntime, name: str) -> Known:
+    """What is noted of one that is being made ahead, once it is made."""
+    deadline_s = time.monotonic() + 30
+    while time.monotonic() < deadline_s:
+        known = runtime._runs.read(runtime._runs.folder_of(name))
+        if known is not None and known.pid:
+            return known
+        time.sleep(0.01)
+    raise AssertionError(f"{name} was not made")
+
+
 def note_of(runtime: RuncRuntime, name: str) -> Known:
     known = runtime._runs.read(runtime._runs.folder_of(name))
     assert known is not None
@@ -246,7 +258,7 @@ def test_a_run_takes_the_very_container_that_was_made_ahead_and_its_clock_begins
     spec = runc_desk.spec("sleep", "60", name="ahead")
 
     with runtime.framed(spec):
-        ahead = note_of(runtime, "ahead")
+        ahead = made_of(runtime, "ahead")
         threading.Event().wait(1.5)
         with runtime.run(spec):
             taken = note_of(runtime, "ahead")
@@ -286,7 +298,7 @@ def test_one_that_waited_too_long_or_is_not_whole_any_more_is_made_anew(
     spec = runc_desk.spec("exit", "0", name="ahead")
 
     with runtime.framed(spec):
-        ahead = note_of(runtime, "ahead")
+        ahead = made_of(runtime, "ahead")
         what(monkeypatch, runtime, ahead.pid)
         with runtime.run(spec) as run:
             taken = note_of(runtime, "ahead")
@@ -304,7 +316,11 @@ def test_what_was_changed_in_one_that_was_made_ahead_is_seen_before_its_program_
     output = runc_desk.output()
     spec = runc_desk.spec("write", f"{output.target}/ran", "", name="ahead", mounts=(output,))
 
-    with runc_desk.runtime.framed(spec):
+    runtime = runc_desk.runtime
+    assert isinstance(runtime, RuncRuntime)
+
+    with runtime.framed(spec):
+        made_of(runtime, "ahead")
         output.source.rename(output.source.with_name("elsewhere"))
         output.source.mkdir()
         with pytest.raises(CageNotApplied, match="another folder"), runc_desk.runtime.run(spec):
@@ -320,7 +336,8 @@ def test_no_place_is_waited_for_to_make_one_ahead(runc_desk: Desk) -> None:
     with ExitStack() as stack:
         for number in range(runtime._pool_size):
             stack.enter_context(runtime.framed(runc_desk.spec("exit", "0", name=f"one-{number}")))
-        with pytest.raises(RuntimeUnavailable, match="in use"), runtime.framed(runc_desk.spec(name="more")):
-            pass
+            made_of(runtime, f"one-{number}")
+        with runtime.framed(runc_desk.spec(name="more")):
+            assert runtime._frames.take("more") is None
 
     assert runtime.leftovers() == ()
