@@ -11,6 +11,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -30,6 +31,7 @@ from agent.errors import (
     AgentError,
     BadRequestSignature,
     JustRestored,
+    ReplayedRequest,
     TooLarge,
     WrongMediaType,
     WrongRole,
@@ -151,12 +153,17 @@ def signed(
 
 
 def _settled(handle: Callable[[], Response], claim: Claim | None, guard: Guard) -> Response:
-    """What is answered, once the nonce is kept."""
-    try:
+    """What is answered, once the nonce is kept. What the handler raises is told, also where the nonce was kept before that."""
+    if claim is None or guard.claims is None:
         return handle()
-    finally:
-        if claim is not None and guard.claims is not None:
+    try:
+        answer = handle()
+    except BaseException:
+        with suppress(ReplayedRequest):
             guard.claims.settle(claim, guard.now())
+        raise
+    guard.claims.settle(claim, guard.now())
+    return answer
 
 
 def uploaded(

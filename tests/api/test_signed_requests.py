@@ -26,7 +26,7 @@ from agent.api.signed_requests import Call, Guard, Upload, signed, uploaded
 from agent.devkit.certificates import write_identity
 from agent.domain.backups import signed_after
 from agent.domain.ids import KeyId, digest_of
-from agent.errors import AgentError, BadOrder, StaleRequest
+from agent.errors import AgentError, BadOrder, LedgerUnavailable, StaleRequest
 from agent.trust.certificates import CertificateAuthority
 from agent.trust.http_signatures import (
     ContentDigest,
@@ -74,6 +74,10 @@ class Server:
     def refuse(self, call: Call) -> Response:
         raise BadOrder("not this one")
 
+    def record_and_fail(self, call: Call) -> Response:
+        self.ledger.remember_nonce(call.caller.keyid, call.caller.nonce, call.caller.expires + SKEW, NOW)
+        raise LedgerUnavailable("not for the rest of it")
+
     def crash(self, call: Call) -> Response:
         raise ZeroDivisionError("the password is hunter2")
 
@@ -119,6 +123,11 @@ def server(tmp_path: Path) -> Iterator[Server]:
             ),
             Route("/plain", signed(server.echo, guard, limit_bytes=LIMIT), methods=["POST"]),
             Route("/agents", signed(server.echo, guard, roles=(Role.AGENT,), signs_answer=True)),
+            Route(
+                "/failing",
+                signed(server.record_and_fail, claiming, limit_bytes=LIMIT, keeps_nonce=True),
+                methods=["POST"],
+            ),
             Route("/refuse", signed(server.refuse, guard, signs_answer=True)),
             Route("/crash", signed(server.crash, guard)),
             Route("/restored", signed(server.echo, restored, signs_answer=True)),
@@ -313,6 +322,13 @@ def test_the_same_request_twice_is_refused(server: Server) -> None:
     assert send(server, request).status_code == 200
     assert code_of(send(server, request)) == (401, "replayed-request")
     assert server.handled == ["echo"]
+
+
+def test_what_fails_after_the_nonce_was_recorded_is_told_as_what_it_is(server: Server) -> None:
+    request = prepared(server, "POST", "/failing", BODY)
+
+    assert code_of(send(server, request)) == (503, "ledger-unavailable")  # 401, signed, would be final
+    assert code_of(send(server, request)) == (401, "replayed-request")
 
 
 @pytest.mark.parametrize("target", ["/echo", "/kept"])

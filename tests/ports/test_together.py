@@ -83,14 +83,15 @@ def test_tasks_that_wait_for_their_keys_in_every_thread_leave_each_other_a_way_t
     """As `fetch` does it: one call opens with a key that another one gets by calls of its own."""
     meeting = threading.Barrier(2 * THREADS)
 
-    def fetch() -> int:
+    def fetch() -> object:
         key: Future[int] = Future()
 
         def ask_shares() -> None:
             meeting.wait(WAIT_S)  # by now every thread has been asked for
             key.set_result(sum(threads(lambda: 1, lambda: 2, lambda: 3)))
 
-        return threads(ask_shares, lambda: key.result(WAIT_S))[1]
+        _, opened = threads(ask_shares, lambda: key.result(WAIT_S))
+        return opened
 
     with ThreadPoolExecutor(meeting.parties) as workers:
         fetched = [workers.submit(fetch) for _ in range(meeting.parties)]
