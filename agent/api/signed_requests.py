@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -156,13 +156,13 @@ def _settled(handle: Callable[[], Response], claim: Claim | None, guard: Guard) 
     """What is answered, once the nonce is kept. What the handler raises is told, also where the nonce was kept before that."""
     if claim is None or guard.claims is None:
         return handle()
+    is_answered = False
     try:
         answer = handle()
-    except BaseException:
-        with suppress(ReplayedRequest):
+        is_answered = True
+    finally:
+        with nullcontext() if is_answered else suppress(ReplayedRequest):
             guard.claims.settle(claim, guard.now())
-        raise
-    guard.claims.settle(claim, guard.now())
     return answer
 
 
