@@ -27,7 +27,6 @@ from agent.domain.orders import DatasetRef
 from agent.domain.prepared import prepared
 from agent.errors import StorageUnavailable
 from agent.pipeline.opening import open_into
-from agent.ports.relay import PIECE_BYTES as WRITTEN_BYTES
 from agent.ports.storage import DatasetInfo, Storage
 from agent.trust.http_signatures import HttpRequest, sign_request
 from agent.trust.keys import SigningKey
@@ -38,6 +37,7 @@ WHOLE, WRITING = "whole", "writing"
 ALONE = ("download", "SHA-256", "opening")
 MIB, GIB = 1 << 20, 1 << 30
 PIECE_BYTES = MIB
+WRITTEN_BYTES = 512 << 10  # by the piece that the relay of a download hands on
 
 
 class Stages(Struct, frozen=True, kw_only=True):
@@ -129,7 +129,7 @@ class Stage:
             opener.finish()
 
     def writing(self) -> None:
-        """As many bytes written as the whole writes them: by the piece, to a file in memory that is unbuffered."""
+        """As many bytes written as the whole writes them, to an unbuffered file in memory."""
         piece = bytes(WRITTEN_BYTES)
         with self.target.open("xb", buffering=0) as plain:
             for _ in range(self.info.size // WRITTEN_BYTES):
