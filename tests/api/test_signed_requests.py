@@ -1,12 +1,16 @@
 """Who gets in, what of a body is taken, and which answers are signed; over real TLS."""
 
+import asyncio
+import errno
 import json
+import os
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +22,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agent.api import bodies
+from agent.api.claims import Claims
 from agent.api.problems import json_answer, problem_app
 from agent.api.serving import listen, server_tls, serving, url_of
 from agent.api.signed_requests import Call, Guard, Upload, signed, uploaded
 from agent.devkit.certificates import write_identity
 from agent.domain.backups import signed_after
 from agent.domain.ids import KeyId, digest_of
-from agent.errors import AgentError, BadOrder, StaleRequest
+from agent.errors import AgentError, BadOrder, LedgerUnavailable, StaleRequest
 from agent.trust.certificates import CertificateAuthority
 from agent.trust.http_signatures import (
     ContentDigest,
@@ -38,6 +43,7 @@ from agent.trust.http_signatures import (
 )
 from agent.trust.roster import Role, Roster
 from tests.builders import NOW, SKEW, changed, consortium, key_of
+from tests.fakes.ledger import MemoryLedger
 
 LIMIT = 1000
 UPLOAD_LIMIT = 8 << 20
@@ -54,14 +60,12 @@ class Server:
     tls_ca: str
     roster: Roster
     folder: Path
-    used: set[tuple[KeyId, str]] = field(default_factory=set)
+    ledger: MemoryLedger = field(default_factory=MemoryLedger)
+    moments: Iterator[datetime] = field(
+        default_factory=lambda: repeat(NOW)
+    )  # what its clock says, look by look
     refusals: list[tuple[str, KeyId | None]] = field(default_factory=list)
     handled: list[str] = field(default_factory=list)
-
-    def remember(self, keyid: KeyId, nonce: str, _keep_until: datetime, _now: datetime) -> bool:
-        is_new = (keyid, nonce) not in self.used
-        self.used.add((keyid, nonce))
-        return is_new
 
     def note(self, error: AgentError, _method: str, _path: str, who: KeyId | None) -> None:
         self.refusals.append((error.code, who))
@@ -72,6 +76,10 @@ class Server:
 
     def refuse(self, call: Call) -> Response:
         raise BadOrder("not this one")
+
+    def record_and_fail(self, call: Call) -> Response:
+        self.ledger.remember_nonce(call.caller.keyid, call.caller.nonce, call.caller.expires + SKEW, NOW)
+        raise LedgerUnavailable("not for the rest of it")
 
     def crash(self, call: Call) -> Response:
         raise ZeroDivisionError("the password is hunter2")
@@ -99,12 +107,13 @@ def server(tmp_path: Path) -> Iterator[Server]:
         lambda: server.roster,
         lambda: {url.removeprefix("https://")},
         key_of("agent-b"),
-        lambda: NOW,
+        lambda: next(server.moments),
         SKEW,
-        server.remember,
+        server.ledger.remember_nonce,
         server.note,
     )
     restored = replace(guard, signed_after=RESTORED)
+    claiming = replace(guard, claims=Claims(server.ledger.knows_nonce, server.ledger.remember_nonce))
     app = problem_app(
         [
             Route(
@@ -112,8 +121,16 @@ def server(tmp_path: Path) -> Iterator[Server]:
                 signed(server.echo, guard, limit_bytes=LIMIT, signs_answer=True),
                 methods=["GET", "POST"],
             ),
+            Route(
+                "/kept", signed(server.echo, claiming, limit_bytes=LIMIT, keeps_nonce=True), methods=["POST"]
+            ),
             Route("/plain", signed(server.echo, guard, limit_bytes=LIMIT), methods=["POST"]),
             Route("/agents", signed(server.echo, guard, roles=(Role.AGENT,), signs_answer=True)),
+            Route(
+                "/failing",
+                signed(server.record_and_fail, claiming, limit_bytes=LIMIT, keeps_nonce=True),
+                methods=["POST"],
+            ),
             Route("/refuse", signed(server.refuse, guard, signs_answer=True)),
             Route("/crash", signed(server.crash, guard)),
             Route("/restored", signed(server.echo, restored, signs_answer=True)),
@@ -310,6 +327,25 @@ def test_the_same_request_twice_is_refused(server: Server) -> None:
     assert server.handled == ["echo"]
 
 
+def test_what_fails_after_the_nonce_was_recorded_is_told_as_what_it_is(server: Server) -> None:
+    request = prepared(server, "POST", "/failing", BODY)
+
+    assert code_of(send(server, request)) == (503, "ledger-unavailable")  # 401, signed, would be final
+    assert code_of(send(server, request)) == (401, "replayed-request")
+
+
+@pytest.mark.parametrize("target", ["/echo", "/kept"])
+def test_the_same_request_again_while_its_time_runs_out_is_refused(server: Server, target: str) -> None:
+    request = prepared(server, "POST", target, BODY)  # for 60 s
+    assert send(server, request).status_code == 200
+
+    last = NOW + timedelta(seconds=60) + SKEW - timedelta(microseconds=1)
+    server.moments = chain([last], repeat(last + 2 * SECOND))
+
+    assert code_of(send(server, request)) == (401, "replayed-request")
+    assert server.handled == ["echo"]
+
+
 @pytest.mark.parametrize(("method", "target"), [("POST", "/plain"), ("GET", "/echo?q=1"), ("GET", "/agents")])
 def test_a_signature_for_another_call_is_refused(server: Server, method: str, target: str) -> None:
     request = prepared(server, "GET", "/echo")
@@ -476,6 +512,63 @@ def test_an_upload_that_stops_arriving_is_given_up(server: Server, monkeypatch: 
 
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert server.left_over == []
+
+
+@pytest.mark.parametrize("step", ["_take", "_flush"])
+def test_an_upload_that_the_disk_does_not_take_is_refused_and_leaves_nothing(
+    server: Server, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(bodies, "FLUSH_BYTES", 1 << 20)
+    monkeypatch.setattr(bodies, step, full)
+
+    answer = send(server, prepared(server, "PUT", "/upload", b"x" * (4 << 20)))
+
+    assert code_of(answer) == (507, "no-space")
+    assert server.handled == []
+    assert server.left_over == []
+
+
+def test_a_block_ends_when_no_thread_has_anything_of_it_in_hand_however_often_it_is_cancelled() -> None:
+    may_end = threading.Event()
+
+    async def cancelled_twice() -> None:
+        has_begun = asyncio.Event()
+
+        async def work() -> None:
+            async with bodies.Behind() as behind:
+                await behind.begin(may_end.wait)
+                has_begun.set()
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(work())
+        await has_begun.wait()
+        for _ in range(2):
+            task.cancel()
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not task.done()
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled_twice())
+
+
+def test_what_a_thread_raised_is_raised_by_the_next_step() -> None:
+    def refuse() -> None:
+        raise OSError("the disk is gone")
+
+    async def one_after_the_other() -> None:
+        async with bodies.Behind() as behind:
+            await behind.begin(refuse)
+            with pytest.raises(OSError, match="the disk is gone"):
+                await behind.begin(refuse)
+            await behind.settle()
+
+    asyncio.run(one_after_the_other())
 
 
 # ------------------------------------------------------------------ answers

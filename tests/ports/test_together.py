@@ -59,13 +59,15 @@ def test_calls_of_threads_are_under_way_at_the_same_time(threads: ThreadsTogethe
 
 
 def test_nothing_is_under_way_any_more_when_one_failed(threads: ThreadsTogether) -> None:
-    has_failed, ended = threading.Event(), threading.Event()
+    has_begun, has_failed, ended = threading.Event(), threading.Event(), threading.Event()
 
     def slow() -> None:
+        has_begun.set()
         has_failed.wait(WAIT_S)
         ended.set()
 
     def fail() -> None:
+        has_begun.wait(WAIT_S)
         has_failed.set()
         raise KeyError("the first")
 
@@ -75,33 +77,50 @@ def test_nothing_is_under_way_any_more_when_one_failed(threads: ThreadsTogether)
     assert ended.is_set()
 
 
+def test_tasks_that_wait_for_their_keys_in_every_thread_leave_each_other_a_way_to_them(
+    threads: ThreadsTogether,
+) -> None:
+    """As `fetch` does it: one call opens with a key that another one gets by calls of its own."""
+    meeting = threading.Barrier(2 * THREADS)
+
+    def fetch() -> object:
+        key: Future[int] = Future()
+
+        def ask_shares() -> None:
+            meeting.wait(WAIT_S)  # by now every thread has been asked for
+            key.set_result(sum(threads(lambda: 1, lambda: 2, lambda: 3)))
+
+        _, opened = threads(ask_shares, lambda: key.result(WAIT_S))
+        return opened
+
+    with ThreadPoolExecutor(meeting.parties) as workers:
+        fetched = [workers.submit(fetch) for _ in range(meeting.parties)]
+
+    assert [one.result() for one in fetched] == [6] * meeting.parties
+
+
+def test_a_call_that_nobody_began_is_not_made_once_one_before_it_failed(threads: ThreadsTogether) -> None:
+    has_failed = threading.Event()
+    made: list[str] = []
+
+    def hold() -> None:
+        has_failed.wait(WAIT_S)
+
+    def fail() -> None:
+        raise KeyError("the first")
+
+    def fail_while_no_thread_is_free() -> None:
+        try:
+            threads(fail, lambda: made.append("the second"))
+        finally:
+            has_failed.set()
+
+    with pytest.raises(KeyError):
+        threads(fail_while_no_thread_is_free, *[hold] * THREADS)
+
+    assert not made
+
+
 def test_a_call_in_another_thread_carries_on_the_trace(threads: ThreadsTogether) -> None:
     with bound(trace="0af7651916cd43dd8448eb211c80319c"):
         assert set(threads(bound_trace, bound_trace, bound_trace)) == {"0af7651916cd43dd8448eb211c80319c"}
-
-
-def test_many_tasks_whose_datasets_wait_for_their_keys_do_not_keep_the_keys_from_coming(
-    threads: ThreadsTogether,
-) -> None:
-    tasks = 12
-    are_waiting = threading.Barrier(2 * tasks)  # every dataset is on its way before any key is asked for
-
-    def task(number: int) -> tuple[int, int]:
-        key: Future[int] = Future()
-
-        def ask() -> int:
-            are_waiting.wait(WAIT_S)
-            parts = threads(lambda: number, lambda: 0)  # the holders of its shares
-            key.set_result(sum(parts))
-            return number
-
-        def opened() -> int:
-            are_waiting.wait(WAIT_S)
-            return key.result(WAIT_S)
-
-        return threads(ask, opened)
-
-    with ThreadPoolExecutor(tasks) as workers:
-        found = list(workers.map(task, range(tasks)))
-
-    assert found == [(number, number) for number in range(tasks)]
