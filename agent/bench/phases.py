@@ -90,10 +90,17 @@ class _Story:
         found = []
         for line in (one for one in self._lines if one.name == "phase.ended"):
             name, began_s = str(line.told["phase"]), line.at_s - line.told["whole_s"]
+            if name == "run":  # which waited for it
+                found += self._frames()
             found.append(self.span(name, "worker", began_s, line.at_s))
             if name == "run":
                 found += self._runs(began_s, line.at_s)
         return found
+
+    def _frames(self) -> list[Span]:
+        """The container that was begun while the inputs came; none where the engine makes none ahead."""
+        made = (one for one in self._lines if one.name == "run.framed")
+        return [self.span("frame", "cage", one.at_s - one.told["whole_s"], one.at_s) for one in made]
 
     def _runs(self, began_s: float, ended_s: float) -> list[Span]:
         found, at_s = [], began_s

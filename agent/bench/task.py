@@ -1,7 +1,7 @@
 """Part `task`: what a no-op learn task costs from the accepted order (202) to the acknowledged report, every real step on.
 
 TLS, signatures, durable ledger, sealed input, shares from two orchestrators, cage, upload, receipt; beside it, in the same
-rounds, bare rootless `runc run` and `podman run --rm` of the same image.
+rounds, bare rootless `runc run` and `podman run --rm` of the same image, and what a task is made of, each part alone.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from agent.bench.bare import BarePodman, BareRunc, default_network, network_note
 from agent.bench.engines import engines, podman_engine, podman_name, podman_program, runtime_of
 from agent.bench.figures import Bench, Measured, Row, beyond, interleaved, over
 from agent.bench.images import BARE_WORDS, noop_image
+from agent.bench.task_parts import parts_alone, together_ms
 from agent.bench.town import Town, town
 
 PART = "task"
@@ -28,6 +29,8 @@ def measure(bench: Bench) -> Measured:
         for engine, told in known[-1:] if bench.is_short else known:
             made = stack.enter_context(town(bench, told, name=engine, hosts=("A",)))
             sides[side_of(engine)] = partial(one_task, made)
+            if engine == known[-1][0]:  # the one that is held against the targets where it is there
+                sides |= parts_alone(bench, made, told)
         sides |= bare(bench, socket)
         interleaved(1, sides)
         return measured(interleaved(bench.rounds, sides))
@@ -75,5 +78,7 @@ def measured(samples: dict[str, tuple[float, ...]]) -> Measured:
             figures[f"task_{engine}_over_bare_ms"] = beyond(samples[side_of(engine)], samples[base])
     quickest = side_of("runc") if side_of("runc") in samples else side_of("podman")
     figures["task_over_podman_run_ratio"] = over(samples[quickest], samples[PODMAN])
+    if (alone_ms := together_ms(samples)) is not None:
+        figures["task_parts_alone_ms"] = alone_ms
     whole = f"task_over_podman_run_ratio is that of {quickest}"
     return Measured(rows=tuple(rows), figures=figures, notes=(whole, *network_notes()))

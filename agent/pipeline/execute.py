@@ -21,6 +21,7 @@ from agent.pipeline.attest import Done, Work, attest
 from agent.pipeline.bells import ring_deliveries, ring_successor
 from agent.pipeline.fail import end_badly
 from agent.pipeline.fetch import Inputs, dataset_for, fetch, kept_inputs, model_for
+from agent.pipeline.frame import framing, remove_frames
 from agent.pipeline.host import Context, Host, context_of
 from agent.pipeline.journal import INPUTS, LATE, OUTPUT, RUN, Journal
 from agent.pipeline.phases import Phases
@@ -195,8 +196,9 @@ def _from_the_start(attempt: _Attempt) -> Job:
             is_anothers=journal.is_anothers,
         ) as space,
         end_is_recorded_first(),
+        framing(context, space, host, awaited_bytes=info.size) as frame,
     ):
-        inputs = fetch(context, info, header, model, space, phase, attempt.meter, host)
+        inputs = fetch(context, info, header, model, space, phase, attempt.meter, host, frame)
         taken = Taken(images=inputs.images, next_agent=next_agent, phases=phase.seconds)
         journal.end(INPUTS, taken, told=inputs.told)
         return _to_the_end(attempt, taken, inputs, space)
@@ -209,6 +211,7 @@ def _clear(attempt: _Attempt) -> None:
         journal.begin(INPUTS)
     finally:
         if not journal.is_anothers():
+            remove_frames(context.job, host)
             _remove_folders(context.job, host)
     if is_expired(context.signed.order, host.ports.now(), host.rules.skew):
         raise OrderExpired("the order expired before its task had its inputs")

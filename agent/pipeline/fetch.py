@@ -5,6 +5,8 @@ first: what the dataset's owner allows, then images and model, and the orchestra
 orchestrator for a task that could not have run.
 """
 
+import dataclasses
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -83,18 +85,17 @@ def fetch(
     phase: Phases,
     meter: Meter,
     host: Host,
+    meanwhile: Callable[[Inputs], None],
 ) -> Inputs:
     """Everything the task's runs need, in the workspace. Its phases: fetch (images and model), shares, open (the dataset).
 
-    The sealed dataset is on its way while the shares are asked for: it waits for the key at its first piece.
+    The sealed dataset is on its way while the shares are asked for: it waits for the key at its first piece. `meanwhile` is
+    told before both where the inputs will lie; images and model are there by then.
     Raises: OutsideError by the ports; TrustError for a header, share or dataset that does not hold; BadImage; BadOutput for a
     model that is no plain archive.
     """
-    order, task = context.signed.order, context.task
     with phase("fetch"):
-        images = {
-            role: _image(role, digest, context, meter, host) for role, digest in images_for(order, task)
-        }
+        images = _images(context, meter, host)
         model_folder = _model(context, model, space, meter, host)
     require_admitted(context, host)  # images and a model may have taken hours
     key: Future[bytes] = Future()
@@ -114,18 +115,26 @@ def fetch(
     with phase("open"):
         meter.begin("fetch", "shares")
         data = space.readable(DATA)
+        add_pred(data)
+        inputs = Inputs(images, data, model_folder)
+        meanwhile(inputs)
         opener = LateOpener(header, key_is_here)
         host.ports.together(
-            ask_shares, lambda: _open_dataset(info, opener, data / task.dataset.id, space, meter, host)
+            ask_shares,
+            lambda: _open_dataset(info, opener, data / context.task.dataset.id, space, meter, host),
         )
-        add_pred(data)
     holders = [holder.keyid for holder in header.header.orchestrators]
-    return Inputs(images, data, model_folder, audit.shares("received", context, holders))
+    return dataclasses.replace(inputs, told=audit.shares("received", context, holders))
 
 
 def kept_inputs(images: dict[str, Digest], space: Workspace) -> Inputs:
     """The same as a worker before this one left it."""
     return Inputs(images, space.root / DATA, space.root / MODEL)
+
+
+def _images(context: Context, meter: Meter, host: Host) -> dict[str, Digest]:
+    named = images_for(context.signed.order, context.task)
+    return {role: _image(role, digest, context, meter, host) for role, digest in named}
 
 
 def _image(role: str, digest: Digest, context: Context, meter: Meter, host: Host) -> Digest:

@@ -72,6 +72,19 @@ def run_rows(kind: TaskKind, stage: Stage) -> Results:
             assert_never(kind)
 
 
+def first_row(kind: TaskKind, stage: Stage) -> Row:
+    """The first row of such a task, which needs nothing that a run left."""
+    match kind:
+        case TaskKind.LEARN:
+            return _train_row(stage)
+        case TaskKind.TEST:
+            return _detarget_row(stage)
+        case TaskKind.PREDICT:
+            return _predict_row(stage, stage.data)
+        case _:
+            assert_never(kind)
+
+
 def spec_of(
     row: Row,
     *,
@@ -96,6 +109,16 @@ def spec_of(
 
 
 def _learn(stage: Stage) -> Results:
+    space, row = stage.space, _train_row(stage)
+    stage.run(row)
+    predictions = [m.source for m in row.mounts if m.is_writable and m.source != stage.model]
+    space.drop(stage.data, *predictions)  # before the model is packed: that takes room
+    taken = space.private("model")
+    names = take(stage.model, taken, stage.ceilings)
+    return Results(model=taken, model_files=names)
+
+
+def _train_row(stage: Stage) -> Row:
     space = stage.space
     untargeted = space.readable("untargeted_test")
     add_pred(untargeted)
@@ -107,11 +130,7 @@ def _learn(stage: Stage) -> Results:
         Mount(test_pred, "/data/test/pred", is_writable=True),
         Mount(stage.model, "/data/model", is_writable=True),
     )
-    stage.run(Row("train", RunKind.TRAIN, "algo", ("-V", "/data", "-T", "train"), mounts))
-    space.drop(stage.data, train_pred, test_pred)  # before the model is packed: that takes room
-    taken = space.private("model")
-    names = take(stage.model, taken, stage.ceilings)
-    return Results(model=taken, model_files=names)
+    return Row("train", RunKind.TRAIN, "algo", ("-V", "/data", "-T", "train"), mounts)
 
 
 def _test(stage: Stage) -> Results:
@@ -126,32 +145,48 @@ def _predict(stage: Stage) -> Results:
 
 def _detarget(stage: Stage) -> Path:
     """A folder with the dataset without its targets, as the problem image left it."""
+    row = _detarget_row(stage)
+    stage.run(row)
+    untargeted = stage.space.readable("untargeted_test")
+    take_file(_left_by(row), stage.dataset, untargeted / stage.dataset, stage.ceilings)
+    add_pred(untargeted)
+    return untargeted
+
+
+def _detarget_row(stage: Stage) -> Row:
     left = stage.space.writable("detargeted")
     mounts = (
         Mount(stage.data, "/hidden_data/test"),
         Mount(left, "/submission_data/test", is_writable=True),
     )
     args = ("-T", "detarget", "-i", "/hidden_data", "-s", "/submission_data")
-    stage.run(Row("detarget", RunKind.PROBLEM, "problem", args, mounts))
-    untargeted = stage.space.readable("untargeted_test")
-    take_file(left, stage.dataset, untargeted / stage.dataset, stage.ceilings)
-    add_pred(untargeted)
-    return untargeted
+    return Row("detarget", RunKind.PROBLEM, "problem", args, mounts)
+
+
+def _left_by(row: Row) -> Path:
+    """The one folder that this run could write in."""
+    (left,) = (mount.source for mount in row.mounts if mount.is_writable)
+    return left
 
 
 def _predict_on(stage: Stage, data: Path) -> Path:
     """The prediction file that the algorithm left for the data in this folder, which has an empty `pred`."""
+    row = _predict_row(stage, data)
+    stage.run(row)
+    stage.space.drop(stage.model)
+    prediction = stage.space.private("prediction")
+    take_file(_left_by(row), stage.dataset, prediction, stage.ceilings)
+    return prediction
+
+
+def _predict_row(stage: Stage, data: Path) -> Row:
     left = stage.space.writable("pred")
     mounts = (
         Mount(data, "/data/test"),
         Mount(left, "/data/test/pred", is_writable=True),
         Mount(stage.model, "/data/model"),
     )
-    stage.run(Row("predict", RunKind.PREDICT, "algo", ("-V", "/data", "-T", "predict"), mounts))
-    stage.space.drop(stage.model)
-    prediction = stage.space.private("prediction")
-    take_file(left, stage.dataset, prediction, stage.ceilings)
-    return prediction
+    return Row("predict", RunKind.PREDICT, "algo", ("-V", "/data", "-T", "predict"), mounts)
 
 
 def _perf(stage: Stage, untargeted: Path, prediction: Path) -> Performance:

@@ -4,14 +4,13 @@ The lines below are gone through again by a worker that takes over the attempt o
 journal, one that was begun is adopted, and what is moved or dropped may have been before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from agent.domain.ceilings import Ceilings
 from agent.domain.jobs import Job
 from agent.errors import BadImage, BadOutput, JobFailed, LedgerUnavailable, RuntimeUnavailable
 from agent.log import get_logger
@@ -21,7 +20,7 @@ from agent.pipeline.fetch import Inputs
 from agent.pipeline.host import Context, Host
 from agent.pipeline.journal import RUN, Journal
 from agent.pipeline.phases import Phases
-from agent.pipeline.rows import Results, Row, Stage, run_rows, spec_of
+from agent.pipeline.rows import Results, Row, Stage, first_row, run_rows, spec_of
 from agent.pipeline.workspace import PutOff, Workspace
 from agent.ports.progress import Meter
 from agent.ports.runtime import Run, RunOutcome, RunSpec, Runtime
@@ -56,15 +55,44 @@ def run_task(
     Raises: JobFailed, BadOutput, BadImage, CageNotApplied, RuntimeUnavailable, ContainerLost, LostRace.
     """
     work = _Work(context, inputs, runs, journal, meter, host)
-    stage = Stage(
+    stage = _stage(context, inputs, space, host, lambda row: _run(work, row))
+    return run_rows(context.task.kind, stage)
+
+
+def first_run(context: Context, inputs: Inputs, space: Workspace, host: Host) -> RunSpec:
+    """The first run of the task, as `run_task` runs it. `inputs`: where they will lie; they need not be there yet."""
+    stage = _stage(context, inputs, space, host, _nothing)
+    return _spec(first_row(context.task.kind, stage), context, inputs, host, spent_s=0.0)
+
+
+def _nothing(_row: Row) -> None:
+    pass
+
+
+def _stage(
+    context: Context, inputs: Inputs, space: Workspace, host: Host, run: Callable[[Row], None]
+) -> Stage:
+    return Stage(
         dataset=context.task.dataset.id,
         data=inputs.data,
         model=inputs.model,
         space=space,
-        ceilings=work.ceilings,
-        run=lambda row: _run(work, row),
+        ceilings=host.policy.ceilings_for(context.signed.order.limits),
+        run=run,
     )
-    return run_rows(context.task.kind, stage)
+
+
+def _spec(row: Row, context: Context, inputs: Inputs, host: Host, *, spent_s: float) -> RunSpec:
+    job = context.job
+    return spec_of(
+        row,
+        name=f"dc-{job.id}-{job.attempt}-{row.name}",
+        labels={JOB_LABEL: job.id, ATTEMPT_LABEL: str(job.attempt)},
+        image=inputs.images[row.role],
+        ceilings=host.policy.ceilings_for(context.signed.order.limits),
+        spent_s=spent_s,
+        accept_missing=frozenset(host.policy.accept_missing),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,23 +106,12 @@ class _Work:
     meter: Meter
     host: Host
 
-    @property
-    def ceilings(self) -> Ceilings:
-        return self.host.policy.ceilings_for(self.context.signed.order.limits)
-
 
 def _run(work: _Work, row: Row) -> None:
     """One container, begun or found, to its end; what it wrote then belongs to the agent. Raises: JobFailed with its cause."""
-    name, job, runtime = row.name, work.context.job, work.host.ports.runtime
-    spec = spec_of(
-        row,
-        name=f"dc-{job.id}-{job.attempt}-{name}",
-        labels={JOB_LABEL: job.id, ATTEMPT_LABEL: str(job.attempt)},
-        image=work.inputs.images[row.role],
-        ceilings=work.ceilings,
-        spent_s=sum(outcome.wall_s for outcome in work.runs.outcomes.values()),
-        accept_missing=frozenset(work.host.policy.accept_missing),
-    )
+    name, runtime = row.name, work.host.ports.runtime
+    spent_s = sum(outcome.wall_s for outcome in work.runs.outcomes.values())
+    spec = _spec(row, work.context, work.inputs, work.host, spent_s=spent_s)
     outcome = work.journal.outcome(RUN + name, RunOutcome)
     if outcome is None:
         began = work.journal.begun_at(RUN + name)
@@ -163,6 +180,8 @@ def _open(work: _Work, name: str, role: str, spec: RunSpec) -> AbstractContextMa
         return _adopted(spec, host)
     # Once more: inputs may have been fetched for hours, and what the operator withdrew meanwhile does not start.
     require_admitted(context, host)
+    if work.journal.is_resumed:
+        host.ports.runtime.remove(spec.name)  # made ahead by a worker that died before it began to run
     work.journal.begin(RUN + name, [audit.run_started(context.job, name, role, spec.image)])
     return host.ports.runtime.run(spec)
 

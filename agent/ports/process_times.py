@@ -1,5 +1,6 @@
 """When a process began, by which it is told from a later one that got its id, and how long it has been there."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -32,6 +33,14 @@ def open_process(pid: int, when: int) -> int | None:
         return pidfd
     os.close(pidfd)
     return None
+
+
+def opened(pid: int, when: int) -> int:
+    """The same of one that must be there. Raises: ProcessLookupError."""
+    pidfd = open_process(pid, when)
+    if pidfd is None:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    return pidfd
 
 
 def seconds_since(ticks: int) -> float:

@@ -74,7 +74,7 @@ class RunOutcome(Struct, frozen=True, kw_only=True):
 
 
 class Leftover(Struct, frozen=True):
-    """A container of ours that exists: its name and the labels it was made with."""
+    """A container of ours that exists: its name and the labels it was made with. One that is only made is not running."""
 
     name: str
     labels: Mapping[str, str]
@@ -150,6 +150,16 @@ class Runtime(Protocol):
         """The started container of this spec. Leaving the context kills and removes it, whatever happened.
 
         Raises: CageNotApplied before any code of the image ran; BadImage when the image is not loaded or cannot start.
+        """
+        ...
+
+    def framed(self, spec: RunSpec) -> AbstractContextManager[None]:
+        """Have the container of this spec made ahead, beside what the caller does, as far as this engine can: none of the
+        image's code is let go. `run` of the very same spec, within the context, waits for it and takes it. The mounts'
+        folders are there; what a guest reads may come into them until `run` is called.
+
+        What goes wrong with it, no free place too, is told by `run`, which makes its own. Leaving the context removes a
+        container that no run took; one that cannot go is left to the sweep. Raises: RuntimeUnavailable.
         """
         ...
 

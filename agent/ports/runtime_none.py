@@ -38,6 +38,9 @@ class NoRuntime:
     def run(self, spec: RunSpec) -> AbstractContextManager[Run]:
         _refuse()
 
+    def framed(self, spec: RunSpec) -> AbstractContextManager[None]:
+        _refuse()
+
     def adopt(self, spec: RunSpec) -> AbstractContextManager[Run]:
         _refuse()
 

@@ -109,6 +109,10 @@ class PodmanRuntime:
                 run = self._started(spec, stack)
             yield stack.gives(run)
 
+    def framed(self, spec: RunSpec) -> contextlib.AbstractContextManager[None]:
+        """As the protocol says: it makes nothing ahead."""
+        return contextlib.nullcontext()
+
     def _started(self, spec: RunSpec, stack: RunStack) -> ContainerRun:
         """The run of a container that was made, looked at and let go; `stack` takes all of it away again."""
         image = self._images.remembered(spec.image)  # when a container is made, Podman says if it lost it

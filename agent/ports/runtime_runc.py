@@ -9,7 +9,6 @@ goes after it, so whoever comes later finds every container of this agent.
 """
 
 import contextlib
-import errno
 import json
 import os
 import time
@@ -22,12 +21,13 @@ from msgspec.structs import replace
 from agent.domain.ceilings import DEFAULT_CEILINGS
 from agent.domain.ids import Digest, hex_of
 from agent.errors import BadImage, CageNotApplied, ContainerLost, RuntimeUnavailable
+from agent.log import get_logger
 from agent.ports import cage, cage_check, cage_seen, runtime_runc_config
 from agent.ports.cage import EngineFacts, StoredImage
 from agent.ports.cage_check import Bind
 from agent.ports.container_run import ContainerRun
 from agent.ports.memory_events import MemoryEvents
-from agent.ports.process_times import began
+from agent.ports.process_times import began, opened
 from agent.ports.run_ended import EndedRun
 from agent.ports.run_kept import Kept, plan_of
 from agent.ports.run_stack import RunStack
@@ -35,11 +35,15 @@ from agent.ports.run_watch import RunWatch, lying_before
 from agent.ports.runtime import Enforcement, ImageInfo, Leftover, RunSpec
 from agent.ports.runtime_runc_adoption import Adoption
 from agent.ports.runtime_runc_cgroups import Cgroups
+from agent.ports.runtime_runc_frames import Frame, Frames
 from agent.ports.runtime_runc_images import RuncImages
+from agent.ports.runtime_runc_mount_points import add_mount_points
 from agent.ports.runtime_runc_output import ConmonOutput
 from agent.ports.runtime_runc_programs import Programs
 from agent.ports.runtime_runc_runs import Known, Runs, end_unknown
 from agent.ports.user_namespace import PATH, UserNamespace, own_subordinate_ids
+
+_LOG = get_logger(__name__)
 
 
 class RuncRuntime:
@@ -68,6 +72,7 @@ class RuncRuntime:
         self._runs = Runs(run_dir / "runs", instance)
         self._inside = UserNamespace.made(path)
         self._programs = Programs(self._inside, run_dir / "runc", cgroups, path)
+        self._frames = Frames()
         self._known_facts: EngineFacts | None = None
 
     def enforcement(self) -> Enforcement:
@@ -106,23 +111,17 @@ class RuncRuntime:
     @contextlib.contextmanager
     def run(self, spec: RunSpec) -> Iterator[ContainerRun]:
         """As the protocol says. Raises RuntimeUnavailable too when every id map stays in use."""
-        self._stored(spec.image)
-        facts = self._facts()
-        cage.refuse_missing(facts, spec.accept_missing)
-        seccomp, seccomp_digest = cage.read_seccomp(self._seccomp_dir, spec.kind)
         with RunStack() as stack:
-            folder, known = self._claim(spec, facts, stack)
-            image = self._stored(spec.image)  # once more: from the claim on nobody discards it
-            self._images.touch(spec.image)
-            config = self._set_up(spec, image, known.number, seccomp, facts, folder)
-            known = self._make(spec, known, folder)
-            pidfd = cage_seen.read_back(lambda: os.pidfd_open(known.pid))
+            frame = self._made_ahead(spec, stack) or self._frame(spec, stack, spec.patience_s)
+            folder, known = frame.folder, frame.known
+            pidfd = cage_seen.read_back(lambda: opened(known.pid, known.began))
             stack.callback(os.close, pidfd)
-            self._check(spec, image, known, seccomp, facts, config)
-            applied = cage.applied(self.name, spec, facts, seccomp_digest)
+            self._check(frame)
+            applied = cage.applied(self.name, spec, frame.facts, frame.seccomp_digest)
             kept = Kept.of(spec, applied, lying_before(spec, self._inside))
-            self._runs.remember(folder, replace(known, kept=kept))
-            monitor = cage_seen.read_back(lambda: os.pidfd_open(known.monitor))
+            let_go_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+            self._runs.remember(folder, replace(known, kept=kept, let_go_s=let_go_s))
+            monitor = cage_seen.read_back(lambda: opened(known.monitor, known.monitor_began))
             stack.callback(os.close, monitor)
             memory = cage_seen.read_back(lambda: MemoryEvents(known.pid))
             stack.callback(memory.close)
@@ -137,6 +136,17 @@ class RuncRuntime:
             watch = RunWatch(spec, kept, known.pid, self._inside, run.kill)
             run.start(applied, spec.ceilings.wall_s, watch, lambda: self._start(folder, known))
             yield stack.gives(run)
+
+    @contextlib.contextmanager
+    def framed(self, spec: RunSpec) -> Iterator[None]:
+        """As the protocol says."""
+        self._programs.check()
+        self._frames.begin(spec.name, lambda: self._ahead(spec))
+        try:
+            yield
+        finally:
+            if (frame := self._frames.take(spec.name)) is not None:
+                self._let_fall(frame)
 
     @contextlib.contextmanager
     def adopt(self, spec: RunSpec) -> Iterator[ContainerRun | EndedRun]:
@@ -162,7 +172,7 @@ class RuncRuntime:
         """As the protocol says."""
         self._programs.check()
         self._runs.clear()
-        return tuple(Leftover(known.name, known.labels, known.is_alive()) for known in self._runs.own())
+        return tuple(Leftover(known.name, known.labels, known.is_running()) for known in self._runs.own())
 
     def remove(self, name: str) -> None:
         """As the protocol says."""
@@ -197,13 +207,71 @@ class RuncRuntime:
 
     # -------------------------------------------------------------- one run
 
-    def _claim(self, spec: RunSpec, facts: EngineFacts, stack: RunStack) -> tuple[Path, Known]:
+    def _frame(self, spec: RunSpec, stack: RunStack, patience_s: float) -> Frame:
+        """The container of the run, none of its image's code let go; `stack` takes all of it away again.
+
+        Raises: BadImage, CageNotApplied, RuntimeUnavailable, also when every place is in use for so long.
+        """
+        self._stored(spec.image)
+        facts = self._facts()
+        cage.refuse_missing(facts, spec.accept_missing)
+        seccomp, seccomp_digest = cage.read_seccomp(self._seccomp_dir, spec.kind)
+        folder, known = self._claim(spec, facts, stack, patience_s)
+        image = self._stored(spec.image)  # once more: from the claim on nobody discards it
+        self._images.touch(spec.image)
+        made_s = time.monotonic()
+        config = self._set_up(spec, image, known.number, seccomp, facts, folder)
+        helper = self._inside.started
+        return Frame(
+            spec=spec,
+            image=image,
+            facts=facts,
+            seccomp=seccomp,
+            seccomp_digest=seccomp_digest,
+            config=config,
+            folder=folder,
+            known=self._make(spec, known, folder),
+            made_s=made_s,
+            helper=helper,
+        )
+
+    def _made_ahead(self, spec: RunSpec, stack: RunStack) -> Frame | None:
+        """The frame that `framed` made for this very run, the caller's from now on; None where there is none that fits."""
+        frame = self._frames.take(spec.name)
+        if frame is None:
+            return None
+        stack.removes(self._destroy, frame.folder, frame.known)
+        stage, helper = self._inside.stage, self._inside.started  # in this order: it is alive, and which one
+        is_fit = frame.is_fit_for(spec, helper) and bool(stage)
+        if is_fit and self._runs.is_there(frame.folder, frame.known):
+            return frame
+        _LOG.info("frame.not_taken", container=spec.name)
+        self._destroy(frame.folder, frame.known)
+        return None
+
+    def _ahead(self, spec: RunSpec) -> Frame:
+        """One that outlives this call. No place is waited for. Raises: as `_frame`."""
+        with RunStack() as stack:
+            frame = self._frame(spec, stack, patience_s=0.0)
+            stack.pop_all()
+        return frame
+
+    def _let_fall(self, frame: Frame) -> None:
+        """Remove a frame that no run took; what cannot go is left to the sweep."""
+        try:
+            self._destroy(frame.folder, frame.known)
+        except RuntimeUnavailable as error:
+            _LOG.warning("leftover.stays", container=frame.spec.name, detail=str(error))
+
+    def _claim(
+        self, spec: RunSpec, facts: EngineFacts, stack: RunStack, patience_s: float
+    ) -> tuple[Path, Known]:
         """A folder for the run, and its id map; `stack` takes all of it away again. Raises: RuntimeUnavailable."""
         pool = cage.map_pool(facts, cage.every_map(facts))
-        deadline_s = time.monotonic() + spec.patience_s
+        deadline_s = time.monotonic() + patience_s
         claim = (spec.name, spec.labels, spec.image, pool, self._pool_size)
         while (known := self._runs.claim(*claim)) is None:
-            if time.monotonic() > deadline_s:
+            if time.monotonic() >= deadline_s:
                 raise RuntimeUnavailable("all places for runs of this host stay in use")
             time.sleep(0.05)
         folder = self._runs.folder_of(spec.name)
@@ -221,7 +289,7 @@ class RuncRuntime:
     ) -> dict[str, Any]:
         """The run's folders where its ids can reach them, and its bundle; the config as it was read back from there."""
         root = self._images.root(spec.image)
-        _add_mount_points(root, [mount.target for mount in spec.mounts])
+        add_mount_points(root, [mount.target for mount in spec.mounts])
         stage = f"{self._inside.stage}/{folder.name}"
         binds = [(str(root), "root"), *((str(m.source), f"m{n}") for n, m in enumerate(spec.mounts))]
         self._inside.do("stage_run", stage, binds)
@@ -273,17 +341,10 @@ class RuncRuntime:
         with self._runs.holding(folder, known):
             self._programs.start(folder.name, known.pid)
 
-    def _check(
-        self,
-        spec: RunSpec,
-        image: StoredImage,
-        known: Known,
-        seccomp: Mapping[str, Any],
-        facts: EngineFacts,
-        config: Mapping[str, Any],
-    ) -> None:
+    def _check(self, frame: Frame) -> None:
         """Compare what was applied with what was asked. Raises: CageNotApplied naming every difference."""
-        asked = cage.asked_for(spec, image, known.number, seccomp, facts)
+        spec, known = frame.spec, frame.known
+        asked = cage.asked_for(spec, frame.image, known.number, frame.seccomp, frame.facts)
         stage = f"{self._inside.stage}/{self._runs.folder_of(spec.name).name}"
         binds = tuple(
             Bind(f"{stage}/m{number}", bind.target, bind.is_writable)
@@ -291,7 +352,7 @@ class RuncRuntime:
         )
         asked = replace(asked, binds=binds)
         process = cage_seen.read_back(lambda: cage_seen.read_process(known.pid, asked.cgroup))
-        differences = cage_check.config_differences(config, asked)
+        differences = cage_check.config_differences(frame.config, asked)
         differences += cage_check.process_differences(process, asked, os.getuid())
         if process.status.get("Seccomp") != "2":
             differences.append("the seccomp filter was not loaded")
@@ -334,32 +395,3 @@ def _unless_taken_away(name: str) -> Iterator[None]:
         yield
     except FileNotFoundError as cause:
         raise RuntimeUnavailable(f"the container {name} was removed by somebody else") from cause
-
-
-def _add_mount_points(root: Path, targets: list[str]) -> None:
-    """The folders that a run is mounted on, in the shared root. A link in the way is refused. Raises: BadImage."""
-    for target in targets:
-        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for name in target.strip("/").split("/"):
-                is_new = _make_folder(name, fd)
-                below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-                if is_new:
-                    os.fchmod(below, 0o755)
-                os.close(fd)
-                fd = below
-        except OSError as cause:
-            if cause.errno not in {errno.ENOTDIR, errno.ELOOP}:
-                raise RuntimeUnavailable(f"no folder can be made at {target}: {cause.strerror}") from cause
-            raise BadImage(f"the image has something else than a folder at {target}") from cause
-        finally:
-            os.close(fd)
-
-
-def _make_folder(name: str, fd: int) -> bool:
-    """Whether it was not there yet."""
-    try:
-        os.mkdir(name, 0o700, dir_fd=fd)
-    except FileExistsError:
-        return False
-    return True

@@ -51,8 +51,7 @@ class Adoption(Struct, frozen=True):
         above = UserNamespace.above(known.pid)  # only from there the guest's open files can be seen
         stack.callback(above.close)
         watch = RunWatch(self.spec, self.kept, known.pid, above, run.kill)
-        age_s = process_times.seconds_since(known.began)
-        run.go_on(self.kept.cage, self.kept.ceilings.wall_s, watch, age_s)
+        run.go_on(self.kept.cage, self.kept.ceilings.wall_s, watch, known.age_s())
         return run
 
     def ended(self, stack: contextlib.ExitStack) -> EndedRun:
@@ -79,8 +78,8 @@ class Adoption(Struct, frozen=True):
         return monitor
 
     def _lasted_s(self) -> float:
-        """From the container's begin to when conmon wrote its code down; to now when it did not."""
-        age_s = process_times.seconds_since(self.known.began)
+        """From when its program was let go to when conmon wrote its code down; to now when it did not."""
+        age_s = self.known.age_s()
         with contextlib.suppress(OSError):
             ended_ago_s = time.time() - (self.folder / "exit" / self.folder.name).stat().st_mtime
             return min(age_s, max(0.0, age_s - ended_ago_s))

@@ -16,6 +16,7 @@ from agent.errors import BadSettings
 
 ROOT = Path("/sys/fs/cgroup")
 CONTROLLERS = ("cpu", "memory", "pids")
+HELPERS = "helpers"  # no run is called so
 
 
 class Cgroups(Struct, frozen=True, kw_only=True):
@@ -32,6 +33,14 @@ class Cgroups(Struct, frozen=True, kw_only=True):
         if self.parent is None:
             return None
         return f"{self.parent}:dc-compute:{name}" if self.by_systemd else f"{self.parent}/{name}"
+
+    def helpers(self, root: Path = ROOT) -> str | None:
+        """The file by which the helper, and with it conmon, comes into a cgroup of their own, without ceilings. None where it
+        may not be moved: on cgroup v2 that takes rights above the folder that was given.
+        """
+        if self.version != 1 or self.parent is None or "pids" not in self.controllers:
+            return None
+        return f"{root}/pids{self.parent}/{HELPERS}/cgroup.procs"
 
     def remove(self, name: str, root: Path = ROOT) -> None:
         """Take away a run's cgroups that runc left, because it was killed before it wrote them down. systemd does so itself."""

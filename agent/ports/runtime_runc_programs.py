@@ -69,7 +69,8 @@ class Programs:
         command += ["--full-attach", "--runtime-arg=--root", f"--runtime-arg={self._root}"]
         command += self._cgroups.options
         try:
-            told = self._inside.ask("monitor", command, self._env(), self._find("runc"), link)
+            runc, helpers = self._find("runc"), self._cgroups.helpers()
+            told = self._inside.ask("monitor", command, self._env(), runc, link, helpers)
             answer = json.loads(told["told"] or "{}")
         except Failed as refusal:
             raise RuntimeUnavailable(f"conmon does not start: {refusal}") from refusal

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ class Known(Struct, frozen=True, kw_only=True):
     before they are there. A process is known by when it began too, in the kernel's ticks: another one may get its id later.
 
     `mark` tells it from a later run of the same name; `cgroup`: what /proc/<pid>/cgroup said. `kept` is there once the cage was
-    looked at and found right, before the image's program may begin.
+    looked at and found right, before the image's program may begin; `let_go_s`, seconds since the boot, is written with it.
     """
 
     instance: str
@@ -47,10 +48,21 @@ class Known(Struct, frozen=True, kw_only=True):
     mark: str = ""
     cgroup: str = ""
     kept: Kept | None = None
+    let_go_s: float = 0.0
+
+    def age_s(self) -> float:
+        """Seconds since its program was let go, which is when its wall clock began; those in which the host slept too."""
+        if self.let_go_s:
+            return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - self.let_go_s)
+        return process_times.seconds_since(self.began)  # a run of a version that did not write it down
 
     def is_alive(self) -> bool:
         """Whether the container's first process lives."""
         return process_times.is_there(self.pid, self.began)
+
+    def is_running(self) -> bool:
+        """Whether it lives, and its program was let go or is about to be."""
+        return self.kept is not None and self.is_alive()
 
     def end(self) -> None:
         """Kill the container, and wait until it and conmon are gone. Raises: RuntimeUnavailable when one stays."""

@@ -18,6 +18,7 @@ import select
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -333,11 +334,29 @@ class Sealed:
 SEALED = Sealed()
 
 
-def monitor(command: list[str], env: dict[str, str], program: str, link: str) -> Answer:
+def move_into(procs: str) -> None:
+    """Move this process into a cgroup, where that may be.
+
+    Before any process comes into a cgroup the kernel waits once for all processors, 5 to 15 ms, and for those that follow at
+    once not again. So runc's container, which follows, finds the wait behind it.
+    """
+    try:
+        os.makedirs(os.path.dirname(procs), exist_ok=True)
+        with open(procs, "w") as file:
+            file.write("0")
+    except OSError:
+        return  # it stays where it is, and runc waits itself
+
+
+def monitor(
+    command: list[str], env: dict[str, str], program: str, link: str, procs: str | None = None
+) -> Answer:
     """Start conmon, which goes into the background, and wait for what it says of the container: its process id.
 
-    `link`: what `command` calls `program` by, which is runc.
+    `link`: what `command` calls `program` by, which is runc; `procs`: of the cgroup that this process is to be in.
     """
+    if procs is not None:  # meanwhile
+        threading.Thread(target=move_into, args=(procs,), daemon=True).start()
     SEALED.link(program, link)
     reading, writing = os.pipe()
     env = {**env, "_OCI_SYNCPIPE": str(writing)}

@@ -18,8 +18,8 @@ from agent.ports import user_namespace
 from agent.ports import user_namespace_inner as inner
 from agent.ports.container_run import ContainerRun
 from agent.ports.memory_events import MemoryEvents
-from agent.ports.runtime_runc import _add_mount_points
 from agent.ports.runtime_runc_images import RuncImages
+from agent.ports.runtime_runc_mount_points import add_mount_points
 from agent.selftest.images import build_image, program_layer
 
 KIB = 1 << 10
@@ -324,11 +324,11 @@ def test_a_disk_without_space_is_no_fault_of_the_image(
 
     for target in ("/data/test/pred", "/file/x"):
         with pytest.raises(BadImage, match="something else than a folder"):
-            _add_mount_points(tmp_path, [target])
+            add_mount_points(tmp_path, [target])
 
     def full(*_words: object, **_more: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "mkdir", full)
     with pytest.raises(RuntimeUnavailable, match="No space"):
-        _add_mount_points(tmp_path, ["/data/train"])
+        add_mount_points(tmp_path, ["/data/train"])

@@ -201,6 +201,9 @@ class MemoryRuntime:
         self._images: dict[Digest, ImageInfo] = {}
         self._runs: dict[str, _Held] = {}
         self.specs: list[RunSpec] = []  # every run that was begun, in order
+        self.frames: list[RunSpec] = []  # every one that was made ahead of its run, in order
+        self._framed: dict[str, _Held] = {}  # those that no run took
+        self.is_worker_gone = False  # nobody lets go of a frame: its worker was killed
         self.is_down = False
 
     def add(self, digest: Digest, program: str) -> None:
@@ -260,6 +263,7 @@ class MemoryRuntime:
             raise CageNotApplied(f"this host cannot enforce: {', '.join(sorted(missing))}")
         if self.refusals:
             raise self.refusals.pop()
+        self._drop_frame(self._framed.pop(spec.name, None))
         if spec.name in self._runs:
             raise RuntimeUnavailable(f"a container named {spec.name} is still there")
         self.specs.append(spec)
@@ -269,6 +273,25 @@ class MemoryRuntime:
         held = self._runs[spec.name] = _Held(spec, run)
         with self._removing(held):
             yield run
+
+    @contextmanager
+    def framed(self, spec: RunSpec) -> Iterator[None]:
+        self._check_up()
+        if spec.image not in self._images or spec.name in self._runs:
+            yield  # the run tells
+            return
+        frame = self._runs[spec.name] = self._framed[spec.name] = _Held(spec, None)
+        self.frames.append(spec)
+        try:
+            yield
+        finally:
+            if self._framed.pop(spec.name, None) is frame and not self.is_worker_gone:
+                self._drop_frame(frame)
+
+    def _drop_frame(self, frame: _Held | None) -> None:
+        """It is another run's by now where it was taken or removed."""
+        if frame is not None and self._runs.get(frame.spec.name) is frame:
+            del self._runs[frame.spec.name]
 
     @contextmanager
     def adopt(self, spec: RunSpec) -> Iterator[MemoryRun | EndedRun]:

@@ -2,20 +2,25 @@
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.errors import RuntimeUnavailable
-from agent.ports import user_namespace
+from agent.errors import CageNotApplied, RuntimeUnavailable
+from agent.ports import runtime_runc_frames, user_namespace
+from agent.ports.process_times import seconds_since
 from agent.ports.runtime_runc import RuncRuntime
 from agent.ports.runtime_runc_programs import Programs
+from agent.ports.runtime_runc_runs import Known
 from tests.host.podman import Desk
 
 pytestmark = pytest.mark.host
@@ -63,6 +68,10 @@ elif moment.startswith("conmon asked for"):
 elif moment == "made":
     Programs.create = after(Programs.create)
 desk = Desk(runtime, Digest(image), Path(root))
+if moment == "made ahead":
+    with runtime.framed(desk.spec("sleep", "600", name="orphan")):
+        runtime._frames.take("orphan")  # once it is made
+        die()
 with desk.runtime.run(desk.spec("sleep", "600", name="orphan")) as run:
     print("started", flush=True)
     if moment == "running":
@@ -76,6 +85,7 @@ MOMENTS = (
     "conmon asked for",
     "conmon asked for, and the helper too",
     "made",
+    "made ahead",
     "running",
 )
 
@@ -218,3 +228,116 @@ def test_an_agent_that_died_while_conmon_did_too_leaves_nothing(runc_desk: Desk)
         runtime.remove(leftover.name)
 
     assert settle(runtime, "orphan") == []
+
+
+# ------------------------------------------------------------------ made ahead of its run
+
+
+def made_of(runtime: RuncRuntime, name: str) -> Known:
+    """What is noted of one that is being made ahead, once it is made."""
+    deadline_s = time.monotonic() + 30
+    while time.monotonic() < deadline_s:
+        known = runtime._runs.read(runtime._runs.folder_of(name))
+        if known is not None and known.pid:
+            return known
+        time.sleep(0.01)
+    raise AssertionError(f"{name} was not made")
+
+
+def note_of(runtime: RuncRuntime, name: str) -> Known:
+    known = runtime._runs.read(runtime._runs.folder_of(name))
+    assert known is not None
+    return known
+
+
+def test_a_run_takes_the_very_container_that_was_made_ahead_and_its_clock_begins_with_it(
+    runc_desk: Desk,
+) -> None:
+    runtime = runc_desk.runtime
+    assert isinstance(runtime, RuncRuntime)
+    spec = runc_desk.spec("sleep", "60", name="ahead")
+
+    with runtime.framed(spec):
+        ahead = made_of(runtime, "ahead")
+        threading.Event().wait(1.5)
+        with runtime.run(spec):
+            taken = note_of(runtime, "ahead")
+
+            assert (taken.mark, taken.pid) == (ahead.mark, ahead.pid)
+            assert seconds_since(taken.began) >= 1.5
+            assert taken.age_s() < 1.4
+
+    assert traces(runtime, "ahead") == []
+
+
+def old(monkeypatch: pytest.MonkeyPatch, _runtime: RuncRuntime, _pid: int) -> None:
+    monkeypatch.setattr(runtime_runc_frames, "FRESH_S", 0.0)
+
+
+def ended(_monkeypatch: pytest.MonkeyPatch, _runtime: RuncRuntime, pid: int) -> None:
+    pidfd = os.pidfd_open(pid)
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    select.select([pidfd], [], [], 10)
+    os.close(pidfd)
+
+
+def helper_died(_monkeypatch: pytest.MonkeyPatch, runtime: RuncRuntime, _pid: int) -> None:
+    assert runtime._inside._process is not None
+    runtime._inside._process.kill()
+    runtime._inside._process.wait()
+
+
+@pytest.mark.parametrize("what", [old, ended, helper_died])
+def test_one_that_waited_too_long_or_is_not_whole_any_more_is_made_anew(
+    runc_desk: Desk,
+    monkeypatch: pytest.MonkeyPatch,
+    what: Callable[[pytest.MonkeyPatch, RuncRuntime, int], None],
+) -> None:
+    runtime = runc_desk.runtime
+    assert isinstance(runtime, RuncRuntime)
+    spec = runc_desk.spec("exit", "0", name="ahead")
+
+    with runtime.framed(spec):
+        ahead = made_of(runtime, "ahead")
+        what(monkeypatch, runtime, ahead.pid)
+        with runtime.run(spec) as run:
+            taken = note_of(runtime, "ahead")
+            outcome = run.wait()
+
+    assert outcome.cause is None
+    assert taken.mark != ahead.mark
+    assert settle(runtime, "ahead") == []
+
+
+def test_what_was_changed_in_one_that_was_made_ahead_is_seen_before_its_program_begins(
+    runc_desk: Desk,
+) -> None:
+    """The look is at the start, not when it is made: here its folder is not the one that is mounted any more."""
+    output = runc_desk.output()
+    spec = runc_desk.spec("write", f"{output.target}/ran", "", name="ahead", mounts=(output,))
+
+    runtime = runc_desk.runtime
+    assert isinstance(runtime, RuncRuntime)
+
+    with runtime.framed(spec):
+        made_of(runtime, "ahead")
+        output.source.rename(output.source.with_name("elsewhere"))
+        output.source.mkdir()
+        with pytest.raises(CageNotApplied, match="another folder"), runc_desk.runtime.run(spec):
+            pass
+
+    assert list(output.source.with_name("elsewhere").iterdir()) == []
+
+
+def test_no_place_is_waited_for_to_make_one_ahead(runc_desk: Desk) -> None:
+    runtime = runc_desk.runtime
+    assert isinstance(runtime, RuncRuntime)
+
+    with ExitStack() as stack:
+        for number in range(runtime._pool_size):
+            stack.enter_context(runtime.framed(runc_desk.spec("exit", "0", name=f"one-{number}")))
+            made_of(runtime, f"one-{number}")
+        with runtime.framed(runc_desk.spec(name="more")):
+            assert runtime._frames.take("more") is None
+
+    assert runtime.leftovers() == ()

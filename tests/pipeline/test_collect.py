@@ -194,7 +194,7 @@ def test_an_image_that_leaves_between_the_look_and_the_run_costs_an_attempt_and_
 ) -> None:
     """By our own sweep's last look, or by the operator's `podman image rm` while the dataset is fetched for an hour."""
     real = world.a.runtime
-    world.a.ports(runtime=Tapped(real, before=once("run", lambda: real.discard(ALGO))))
+    world.a.ports(runtime=Tapped(real, before=once("framed", lambda: real.discard(ALGO))))
     order = world.order(train=("a1",), test=())
     world.post(order, world.a)
 

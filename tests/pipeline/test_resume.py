@@ -182,6 +182,8 @@ def placed_at_a(world: World, train: tuple[str, ...] = ("a1", "b1"), **changes: 
 DEATHS = (
     ("job", 2),  # before anything
     ("start", 1),
+    ("framed", 1),
+    ("open_dataset", 1),  # with its container made, before its inputs
     ("end_step", 1),  # with its inputs in the workspace
     ("begin_step", 1),
     ("end_step", 2),  # while it waits for the container

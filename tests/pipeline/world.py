@@ -535,7 +535,7 @@ def once(name: str, happen: Callable[[], object]) -> Callable[[str], None]:
 
 
 def die(hospital: Hospital, at: str, nth: int = 1) -> None:
-    """Run what waits here with a worker that is gone at the nth call of this name, of the ledger or the engine.
+    """Run what waits here with a worker that is gone at the nth call of this name, of the ledger, the engine or storage.
 
     The ledger hears no more of it from there on, and nothing it had is taken away: its container, its folders. What it
     rang is lost too.
@@ -546,16 +546,17 @@ def die(hospital: Hospital, at: str, nth: int = 1) -> None:
     def tap(called: str) -> None:
         left[0] -= called == at
         if left[0] == 0 and called == at:
-            ledger.is_broken = True
+            ledger.is_broken = hospital.runtime.is_worker_gone = True
             raise LedgerUnavailable("its worker is gone")
 
     ports = hospital.host.ports
-    hospital.ports(ledger=Tapped(ports.ledger, before=tap), runtime=Tapped(ports.runtime, before=tap))
+    doors = {name: Tapped(getattr(ports, name), before=tap) for name in ("ledger", "runtime", "storage")}
+    hospital.ports(**doors)
     for job in hospital.jobs():
         with suppress(LedgerUnavailable):
             advance(job.id, hospital.host, "dead")
     assert left[0] <= 0, f"{at} was called fewer than {nth} times"
-    ledger.is_broken = False
+    ledger.is_broken = hospital.runtime.is_worker_gone = False
     hospital.host = alive
     hospital.forget_bells()
 

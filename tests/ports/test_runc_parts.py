@@ -267,6 +267,18 @@ def test_a_cgroup_that_runc_left_is_removed(tmp_path: Path) -> None:
     assert [path.name for path in sorted(tmp_path.glob("*/given/*"))] == ["dc-2"]
 
 
+def test_the_helper_is_moved_where_a_folder_of_cgroup_v1_was_given_and_nowhere_else(tmp_path: Path) -> None:
+    given = Cgroups(version=1, controllers=frozenset({"pids", "memory"}), parent="/dc")
+
+    assert given.helpers(tmp_path) == f"{tmp_path}/pids/dc/helpers/cgroup.procs"
+    for other in (
+        replace(given, version=2),
+        replace(given, parent=None),
+        replace(given, controllers=frozenset({"memory"})),
+    ):
+        assert other.helpers(tmp_path) is None
+
+
 def test_the_cgroups_that_runc_wrote_down_go_with_its_state(tmp_path: Path) -> None:
     programs = Programs(UserNamespace.made(), tmp_path / "runc", Cgroups(version=1), "/usr/bin")
     folders = {name: tmp_path / name / "given/dc-1" for name in ("cpu", "memory", "gone")}

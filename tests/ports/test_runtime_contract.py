@@ -123,6 +123,8 @@ def _act(guest: Guest, word: str, *rest: str) -> int:
             guest.say_error("progress: 0.9 on stderr")
         case "write":
             guest.write(rest[0], rest[1])
+        case "copy":
+            guest.write(rest[1], guest.read(rest[0]).decode())
         case "set-id":
             guest.write(rest[0], "#!/bin/sh\n")
             guest.path(rest[0]).chmod(0o4755)
@@ -481,6 +483,68 @@ def test_two_containers_run_at_once(stage: Stage) -> None:
     ):
         assert run.wait().cause is None
         assert {found.name for found in stage.runtime.leftovers()} == {"one", "two"}
+
+
+# ------------------------------------------------------------------ made ahead of its run
+
+
+def test_a_run_takes_what_was_made_ahead_and_sees_what_came_meanwhile(stage: Stage) -> None:
+    data, output = (
+        stage.mount("data", "/data/train"),
+        stage.mount("model", "/data/model", is_writable=True),
+    )
+    spec = stage.spec("copy", "/data/train/came", "/data/model/seen", mounts=(data, output))
+
+    with stage.runtime.framed(spec):
+        assert not any(found.is_running for found in stage.runtime.leftovers())
+        (data.source / "came").write_text("late")
+        (data.source / "came").chmod(0o644)
+        with stage.runtime.run(spec) as run:
+            assert run.wait().cause is None
+        assert stage.runtime.leftovers() == ()
+    stage.runtime.reclaim(output.source)
+
+    assert (output.source / "seen").read_text() == "late"
+
+
+def test_what_was_made_ahead_and_no_run_took_leaves_nothing_and_ran_nothing(stage: Stage) -> None:
+    output = stage.mount("model", "/data/model", is_writable=True)
+    spec = stage.spec("write", "/data/model/x", "y", mounts=(output,))
+
+    with pytest.raises(ZeroDivisionError), stage.runtime.framed(spec):
+        _ = 1 / 0
+
+    assert stage.runtime.leftovers() == ()
+    assert list(output.source.iterdir()) == []
+
+
+def test_a_run_of_another_spec_does_not_take_what_was_made_ahead_under_its_name(stage: Stage) -> None:
+    with (
+        stage.runtime.framed(stage.spec("exit", "0")),
+        stage.runtime.run(stage.spec("exit", "3")) as run,
+    ):
+        assert run.wait().cause == "exit:3"
+
+    assert stage.runtime.leftovers() == ()
+
+
+def test_what_was_made_ahead_and_removed_from_elsewhere_is_made_anew_by_its_run(stage: Stage) -> None:
+    with stage.runtime.framed(stage.spec("exit", "0")):
+        while not stage.runtime.leftovers() and stage.runtime.name != "podman":  # which makes none
+            time.sleep(0.02)
+        stage.runtime.remove("a-0")
+        assert stage.runtime.leftovers() == ()
+        with stage.runtime.run(stage.spec("exit", "0")) as run:
+            assert run.wait().cause is None
+
+    assert stage.runtime.leftovers() == ()
+
+
+def test_an_image_that_is_not_there_is_made_ahead_nowhere(stage: Stage) -> None:
+    spec = replace(stage.spec("exit", "0"), image=STRANGER)
+
+    with suppress(BadImage), stage.runtime.framed(spec):
+        assert stage.runtime.leftovers() == ()
 
 
 # ------------------------------------------------------------------ a worker died, another one goes on

@@ -19,7 +19,7 @@ from agent.errors import CageNotApplied, ContainerLost, RuntimeUnavailable
 from agent.ports.run_log import RunLog
 from agent.ports.runtime import Cage, ImageInfo, Leftover, RunOutcome, RunSpec
 from tests.fakes.runtime import Guest, MemoryRuntime, Program
-from tests.simulate.scheduler import Hub, Reply
+from tests.simulate.scheduler import Hub, Process, Reply
 
 
 @dataclass(eq=False, slots=True)
@@ -35,6 +35,7 @@ class Container:
     cause: str | None = None
     wall_s: float = 0.0
     waiting: list[Reply] = field(default_factory=list)
+    framed_by: Process | None = None  # who made it ahead of its run, which did not take it yet
 
 
 class SimulatedRun:
@@ -120,9 +121,22 @@ class Engine(MemoryRuntime):
         yield from self._in_hand(self._start(spec))
 
     @contextmanager
+    def framed(self, spec: RunSpec) -> Iterator[None]:
+        frame = self._make(spec)
+        frame.is_running, frame.framed_by = False, self.hub.process
+        try:
+            yield
+        finally:
+            if frame.framed_by is not None and self.containers.get(spec.name) is frame:
+                del self.containers[spec.name]
+
+    @contextmanager
     def adopt(self, spec: RunSpec) -> Iterator[Any]:
         self._check_up()
         container = self.containers.get(spec.name)
+        if container is not None and container.framed_by is not None:
+            del self.containers[spec.name]
+            raise ContainerLost(f"the program of {spec.name} never began")
         if container is None or dict(container.spec.labels) != dict(spec.labels):
             raise ContainerLost(f"no container named {spec.name} goes on")
         yield from self._in_hand(container)
@@ -156,6 +170,15 @@ class Engine(MemoryRuntime):
         return True
 
     def _start(self, spec: RunSpec) -> Container:
+        frame = self.containers.get(spec.name)
+        if frame is not None and frame.framed_by is self.hub.process is not None and frame.spec == spec:
+            del self.containers[spec.name]  # it is this run's from now on
+            frame.framed_by = None
+        container = self._make(spec)
+        self.hub.at(self.hub.now_s + self._lasts_s(), self._come_to_its_end, container)
+        return container
+
+    def _make(self, spec: RunSpec) -> Container:
         self._check_up()
         program = self._program(spec.image)
         if set(self._absent) - spec.accept_missing:
@@ -169,7 +192,6 @@ class Engine(MemoryRuntime):
         log = RunLog(spec.ceilings.log_bytes)
         container = Container(spec, cage, program, log, self.hub.now_s)
         self.containers[spec.name] = container
-        self.hub.at(self.hub.now_s + self._lasts_s(), self._come_to_its_end, container)
         return container
 
     def _lasts_s(self) -> float:

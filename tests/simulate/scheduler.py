@@ -146,6 +146,11 @@ class Hub:
         self._dead.append(thread)
         self._loop.switch()
 
+    @property
+    def process(self) -> Process:
+        """Whose thread runs now."""
+        return self._current().process
+
     def _current(self) -> Thread:
         thread = getcurrent()
         if not isinstance(thread, Thread):

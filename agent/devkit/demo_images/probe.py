@@ -72,6 +72,11 @@ def write(path: str, text: str) -> None:
     Path(path).write_text(text)
 
 
+def copy(source: str, target: str) -> None:
+    """Write what one file holds into another one."""
+    Path(target).write_bytes(Path(source).read_bytes())
+
+
 def fill(path: str, mebibytes: str) -> None:
     """Write so many MiB into one file."""
     with open(path, "wb") as file:
@@ -285,6 +290,7 @@ WORDS: dict[str, Callable[..., None]] = {
     "allocate-in-child": allocate_in_child,
     "burn": burn,
     "call": call,
+    "copy": copy,
     "deep": deep,
     "exit": quit_with,
     "facts": facts,
