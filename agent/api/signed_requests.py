@@ -40,7 +40,9 @@ from agent.trust.http_signatures import (
     HttpAnswer,
     HttpRequest,
     VerifiedRequest,
+    WireFields,
     content_digest,
+    lines_of,
     sign_answer,
     verify_request,
 )
@@ -201,8 +203,9 @@ def http_request_of(request: Request) -> HttpRequest:
 
     Raises: BadRequestSignature when it does not name one host, or its target is no path with a query.
     """
-    headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw)
-    hosts = [value for name, value in headers if name == "host"]
+    raw = request.headers.raw
+    headers = WireFields((name.decode("latin-1"), value.decode("latin-1")) for name, value in raw)
+    hosts = lines_of(headers, "host")
     if len(hosts) != 1:
         raise BadRequestSignature("the field host must stand once")
     if _HOST.fullmatch(hosts[0]) is None:
@@ -346,8 +349,7 @@ class _InFlock(Generic[W, R]):
         if met is None:
             raise outcome if isinstance(outcome, Exception) else AssertionError(outcome)
         try:
-            with bound(trace=met.caller.trace):
-                met.answer = _settled(partial(self._answered, outcome), met.claim, self._gate.guard)
+            met.answer = _settled(partial(self._answered, outcome), met.claim, self._gate.guard)
         except AgentError as refusal:
             met.refusal = refusal
         return met
