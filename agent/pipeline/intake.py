@@ -222,11 +222,15 @@ def _told_or_why(
 def _told(candidate: Candidate, admission: Admission, host: Host) -> Admission:
     """The admission, logged; that of an order which somebody cancelled before it came, cancelled."""
     arrival, signed = candidate.arrival, candidate.arrival.order
-    with bound(
-        order=signed.order.id, position=arrival.position, trace=trace_of(arrival.trace, signed.digest)
-    ):
-        log.info("order.received", kind=arrival.kind, sender=arrival.sender, is_repeat=admission.is_repeat)
-        cancelled = end_if_cancelled(admission.job, host) if admission.is_cancelled else None
+    trace = trace_of(arrival.trace, signed.digest)
+    about: dict[str, str | int] = {"order": signed.order.id, "position": arrival.position, "trace": trace}
+    log.info(
+        "order.received", **about, kind=arrival.kind, sender=arrival.sender, is_repeat=admission.is_repeat
+    )
+    if not admission.is_cancelled:
+        return admission
+    with bound(**about):
+        cancelled = end_if_cancelled(admission.job, host)
         return admission if cancelled is None else replace(admission, job=cancelled)
 
 
