@@ -1,10 +1,10 @@
 """Calls of one moment that are worked on together: one trip into a thread, one record of what they write, one way back.
 
 Threads take Python's interpreter from each other at each statement of the ledger and each write to a socket, and that costs
-as much as the statement. So calls that write have no thread each. A thread takes all that wait: each is judged by itself, all
-that pass are recorded at once, each is answered by itself. Nobody waits for company: who comes while no thread is at it is
-worked on at once, and who comes meanwhile waits for the next trip, which begins when this one ends. A second thread judges
-while the first waits for the disk.
+as much as the statement. So calls that write have no thread each. One thread takes all that wait: each is judged by itself, all
+that pass are recorded at once, each is answered by itself. Nobody waits for company: a trip begins as soon as the loop has
+gone through what it read in one turn, and who comes later waits for the next one, which begins when this one ends. (A second
+thread, to judge while the first waits for the disk, was measured and was slower: what it judged meanwhile cost it twice.)
 
 What a call raises ends that call alone.
 """
@@ -25,7 +25,6 @@ W_co = TypeVar("W_co", covariant=True)
 R_contra = TypeVar("R_contra", contravariant=True)
 T_co = TypeVar("T_co", covariant=True)
 
-THREADS: Final = 2  # at it at once, for one flock: one judges while one waits for the disk
 MOST: Final = 32  # calls in one trip, so that the first of them does not wait long for the last
 
 
@@ -75,20 +74,20 @@ class Flock(Generic[W, R]):
 
     def __init__(self, record: Callable[[Sequence[W]], Sequence[R | Exception]]) -> None:
         self._record: Final = record
-        self._pool: Final = ThreadPoolExecutor(THREADS, thread_name_prefix="flock")
+        self._pool: Final = ThreadPoolExecutor(1, thread_name_prefix="flock")
         self._lock: Final = threading.Lock()
         self._waiting: list[_Member[W, R, Any]] = []
-        self._at_it = 0  # threads
+        self._is_at_it = False
 
     async def join(self, errand: Errand[W, R, T]) -> T:
         """What the errand gave at its end. Raises: what its end raised."""
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
         with self._lock:
             self._waiting.append(_Member(errand, future))
-            is_needed = self._at_it < THREADS
-            self._at_it += is_needed
-        if is_needed:
-            self._pool.submit(self._work)
+            is_first, self._is_at_it = not self._is_at_it, True
+        if is_first:
+            loop.call_soon(self._pool.submit, self._work)  # behind those that came in the same turn
         return await future
 
     def _work(self) -> None:
@@ -102,7 +101,7 @@ class Flock(Generic[W, R]):
     def _take(self) -> list[_Member[W, R, Any]]:
         with self._lock:
             taken, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
-            self._at_it -= not taken
+            self._is_at_it = bool(taken)
             return taken
 
     def _trip(self, taken: Sequence[_Member[W, R, Any]]) -> None:

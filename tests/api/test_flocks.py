@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.api.flocks import MOST, THREADS, Flock
+from agent.api.flocks import MOST, Flock
 from agent.errors import LedgerUnavailable, QueueFull
 
 
@@ -59,27 +59,24 @@ def run(*calls: Coroutine[Any, Any, object]) -> list[object]:
 
 
 def trip(flock: Flock[str, str], book: Book, errands: Sequence[Said]) -> list[object]:
-    """What came of these, which come while every thread of the flock is at something else."""
+    """What came of these, which come while the flock's thread is at something else."""
 
     async def meet() -> list[object]:
         book.may_go_on.clear()
-        before = []
-        for _ in range(THREADS):
-            before.append(asyncio.ensure_future(flock.join(Said("before"))))
-            await asyncio.sleep(0)
-            await asyncio.get_running_loop().run_in_executor(None, book.is_held.acquire)
+        before = asyncio.ensure_future(flock.join(Said("before")))
+        await asyncio.get_running_loop().run_in_executor(None, book.is_held.acquire)
         waiting = [asyncio.ensure_future(flock.join(errand)) for errand in errands]
         await asyncio.sleep(0)
         book.may_go_on.set()
         found = await asyncio.gather(*waiting, return_exceptions=True)
-        await asyncio.gather(*before)
+        await before
         return list(found)
 
     return asyncio.run(meet())
 
 
 def trips(book: Book) -> list[list[str]]:
-    """What was recorded beside what kept the threads busy."""
+    """What was recorded beside what kept the thread busy."""
     return [page for page in book.pages if page != ["before"]]
 
 
@@ -100,6 +97,14 @@ def test_calls_of_one_moment_are_recorded_at_once_each_with_what_came_of_it() ->
 
     assert told == [word.upper() for word in words]
     assert trips(book) == [words]
+
+
+def test_calls_that_the_loop_read_in_one_turn_begin_together() -> None:
+    book = Book()
+    flock = Flock(book.record)
+
+    assert run(*(flock.join(Said(word)) for word in ("one", "two", "three"))) == ["ONE", "TWO", "THREE"]
+    assert book.pages == [["one", "two", "three"]]
 
 
 def test_no_trip_takes_more_than_its_first_call_can_wait_for() -> None:
@@ -143,7 +148,6 @@ def test_who_is_gone_keeps_nobody_from_an_answer() -> None:
     async def one_leaves() -> str:
         book.may_go_on.clear()
         leaves = asyncio.ensure_future(flock.join(Said("leaves")))
-        await asyncio.sleep(0)
         await asyncio.get_running_loop().run_in_executor(None, book.is_held.acquire)
         leaves.cancel()
         book.may_go_on.set()
