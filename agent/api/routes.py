@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from agent.api import cancelling, controlling, deliveries, events, handlers, rulings, services
 from agent.api.ask import Ask, Unsigned
+from agent.api.callers import Guard
 from agent.api.claims import Claims
 from agent.api.desk import Desk
 from agent.api.flocks import Flock
@@ -23,7 +24,7 @@ from agent.api.openapi import openapi_document
 from agent.api.operator import operated, refuse_browser
 from agent.api.page.site import PageFiles
 from agent.api.problems import problem_app
-from agent.api.signed_requests import Call, Endpoint, Guard, Together, signed
+from agent.api.signed_requests import Call, Endpoint, Together, signed
 from agent.api.table import STREAM_TYPE, Judge, Row, Who, get, post
 from agent.api.views import (
     CancellationView,

@@ -7,11 +7,9 @@ and matches its digest. So nothing of a body is taken from somebody unknown.
 Source: docs/contracts/http.md, "Signed requests" and "Signed answers".
 """
 
-import re
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -21,15 +19,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from agent.api.bodies import arrived, judged_body, read, spool
-from agent.api.claims import Claim, Claims, RememberNonce
+from agent.api.callers import Guard, admit, http_request_of
+from agent.api.claims import Claim, Claims
 from agent.api.flocks import Flock
 from agent.api.problems import problem
 from agent.api.threads import in_thread
-from agent.domain.ids import Digest, KeyId, digest_from_hex
+from agent.domain.ids import Digest, digest_from_hex
 from agent.domain.nonces import Nonce, replayed
 from agent.errors import (
     AgentError,
-    BadRequestSignature,
     JustRestored,
     TooLarge,
     WrongMediaType,
@@ -38,52 +36,19 @@ from agent.errors import (
 from agent.log import bound, get_logger
 from agent.trust.http_signatures import (
     HttpAnswer,
-    HttpRequest,
     VerifiedRequest,
-    WireFields,
     content_digest,
-    lines_of,
     sign_answer,
-    verify_request,
 )
-from agent.trust.keys import SigningKey
-from agent.trust.roster import Role, Roster
+from agent.trust.roster import Role
 
 log = get_logger(__name__)
 
 W = TypeVar("W")
 R = TypeVar("R")
 
-# Pasted into one URL, for that is what is signed: neither may hold what begins the next part of a URL.
-_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-_TARGET = re.compile(r"/[!-\"$-~]*")  # visible ASCII without '#'
-
 JSON_TYPE = "application/json"
 BYTES_TYPE = "application/octet-stream"
-
-NoteRefusal = Callable[[AgentError, str, str, KeyId | None], None]
-"""(error, method, path, who): is told of each refusal; `who` is None while nobody's signature was verified."""
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """What a server needs to know of its callers, and of itself.
-
-    `roster` and `authorities` are asked for each request, so that a reload is seen. `authorities`: host[:port] under which
-    this server is called, as `authority_of` writes them. `key`: signs the answers that the contract wants signed.
-    `signed_after`: what was signed at this moment or before is refused, for the memory of nonces begins after it; None: it
-    never was lost. `claims`: for routes that keep their nonce with what they record; without it every nonce is kept first.
-    """
-
-    roster: Callable[[], Roster]
-    authorities: Callable[[], Collection[str]]
-    key: SigningKey
-    now: Callable[[], datetime]
-    skew: timedelta
-    remember_nonce: RememberNonce
-    note_refusal: NoteRefusal = lambda *_: None
-    signed_after: datetime | None = None
-    claims: Claims | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,25 +161,6 @@ def uploaded(
         return await _guarded(request, gate, serve)
 
     return endpoint
-
-
-def http_request_of(request: Request) -> HttpRequest:
-    """The request as it came over the wire, for `trust/`.
-
-    Raises: BadRequestSignature when it does not name one host, or its target is no path with a query.
-    """
-    raw = request.headers.raw
-    headers = WireFields((name.decode("latin-1"), value.decode("latin-1")) for name, value in raw)
-    hosts = lines_of(headers, "host")
-    if len(hosts) != 1:
-        raise BadRequestSignature("the field host must stand once")
-    if _HOST.fullmatch(hosts[0]) is None:
-        raise BadRequestSignature(f"the field host is no host[:port]: {hosts[0][:120]!r}")
-    query = request.scope["query_string"].decode("latin-1")
-    target = request.scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
-    if _TARGET.fullmatch(target) is None:
-        raise BadRequestSignature(f"the target is no path with a query: {target[:120]!r}")
-    return HttpRequest(request.method, f"https://{hosts[0]}{target}", headers)
 
 
 # ------------------------------------------------------------------ the order of the checks
@@ -370,23 +316,6 @@ async def _served(met: _Met, gate: _Gate, serve: Serve) -> Response:
     finally:  # where the body did not come to its handler
         if met.claim is not None and gate.claims is not None and not met.claim.is_settled:
             await in_thread(gate.claims.settle, met.claim, gate.guard.now())
-
-
-def admit(request: Request, guard: Guard) -> VerifiedRequest:
-    """Who sent this request; the nonce and the body are not judged yet.
-
-    Raises: UnsignedRequest, BadRequestSignature, StaleRequest, UnknownKey, KeyNotValid.
-    """
-    try:
-        return verify_request(
-            http_request_of(request),
-            guard.roster(),
-            now=guard.now(),
-            skew=guard.skew,
-            authorities=guard.authorities(),
-        )
-    except ValueError as cause:  # a Host field that is no host
-        raise BadRequestSignature(f"the request cannot be read as signed: {cause}") from cause
 
 
 def _is_known(request: Request, guard: Guard) -> bool:
