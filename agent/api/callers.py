@@ -71,7 +71,7 @@ def http_request_of(request: Request) -> HttpRequest:
     return HttpRequest(request.method, f"https://{hosts[0]}{target}", headers)
 
 
-def admit(request: Request, guard: Guard) -> VerifiedRequest:
+def admit(request: Request, guard: Guard, now: datetime) -> VerifiedRequest:
     """Who sent this request; the nonce and the body are not judged yet.
 
     Raises: UnsignedRequest, BadRequestSignature, StaleRequest, UnknownKey, KeyNotValid.
@@ -80,7 +80,7 @@ def admit(request: Request, guard: Guard) -> VerifiedRequest:
         return verify_request(
             http_request_of(request),
             guard.roster(),
-            now=guard.now(),
+            now=now,
             skew=guard.skew,
             authorities=guard.authorities(),
         )

@@ -116,8 +116,16 @@ class Flock(Generic[W, R]):
     def _recorded(self, wanted: Sequence[W]) -> Sequence[R | Exception]:
         try:
             return self._record(wanted)
-        except Exception as cause:  # each with an error of its own: a handler may add to it
-            return [copy.copy(cause) for _ in wanted]
+        except Exception as cause:
+            return [_another(cause) for _ in wanted]
+
+
+def _another(cause: Exception) -> Exception:
+    """An error for one of many: a handler may add to it. Not each can be copied, and none of the many may be left without."""
+    try:
+        return copy.copy(cause)
+    except Exception:
+        return cause
 
 
 def _tell(members: Sequence[_Member[W, R, T]]) -> None:

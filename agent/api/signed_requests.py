@@ -9,7 +9,9 @@ Source: docs/contracts/http.md, "Signed requests" and "Signed answers".
 
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -29,6 +31,7 @@ from agent.domain.nonces import Nonce, replayed
 from agent.errors import (
     AgentError,
     JustRestored,
+    ReplayedRequest,
     TooLarge,
     WrongMediaType,
     WrongRole,
@@ -127,12 +130,17 @@ def signed(
 
 
 def _settled(handle: Callable[[], Response], claim: Claim | None, guard: Guard) -> Response:
-    """What is answered, once the nonce is kept."""
-    try:
+    """What is answered, once the nonce is kept. What the handler raises is told, also where the nonce was kept before that."""
+    if claim is None or guard.claims is None:
         return handle()
+    is_answered = False
+    try:
+        answer = handle()
+        is_answered = True
     finally:
-        if claim is not None and guard.claims is not None:
+        with nullcontext() if is_answered else suppress(ReplayedRequest):
             guard.claims.settle(claim, guard.now())
+    return answer
 
 
 def uploaded(
@@ -247,12 +255,14 @@ def _meet(
 ) -> _Met:
     """Who sent this request, and how far it comes in this trip.
 
+    The signature and the nonce are judged at one moment: none runs out between the two, and with it the memory of the other.
     Raises: what `admit` raises, of a caller whom nobody knows.
     """
-    met = _Met(admit(request, gate.guard))
+    now = gate.guard.now()
+    met = _Met(admit(request, gate.guard, now))
     try:
         _check_role(met.caller, gate.roles)
-        met.claim = _check_nonce(met.caller, gate.guard, gate.claims)
+        met.claim = _check_nonce(met.caller, gate.guard, gate.claims, now)
         if at_once is not None:
             with bound(trace=met.caller.trace):
                 met.answer = at_once(met.caller, met.claim)
@@ -276,9 +286,10 @@ class _InFlock(Generic[W, R]):
         self._answer: Response | None = None
 
     def begin(self) -> W | None:
-        met = self._met = _Met(admit(self._request, self._gate.guard))
+        now = self._gate.guard.now()
+        met = self._met = _Met(admit(self._request, self._gate.guard, now))
         _check_role(met.caller, self._gate.roles)
-        met.claim = _check_nonce(met.caller, self._gate.guard, self._gate.claims)
+        met.claim = _check_nonce(met.caller, self._gate.guard, self._gate.claims, now)
         body = judged_body(self._pieces, met.caller, self._gate.limit_bytes)
         call = Call(met.caller, self._request, body, claim=met.claim)
         with bound(trace=met.caller.trace):
@@ -321,7 +332,7 @@ async def _served(met: _Met, gate: _Gate, serve: Serve) -> Response:
 def _is_known(request: Request, guard: Guard) -> bool:
     """Whether a request that was refused by its announced length or type comes from a caller who can check a signed refusal."""
     try:
-        admit(request, guard)
+        admit(request, guard, guard.now())
     except AgentError:
         return False
     return True
@@ -347,7 +358,7 @@ def _check_role(caller: VerifiedRequest, roles: Collection[Role]) -> None:
         raise WrongRole(f"{caller.keyid} is no {' or '.join(sorted(roles))}, but {caller.role}")
 
 
-def _check_nonce(caller: VerifiedRequest, guard: Guard, claims: Claims | None) -> Claim | None:
+def _check_nonce(caller: VerifiedRequest, guard: Guard, claims: Claims | None, now: datetime) -> Claim | None:
     if guard.signed_after is not None and caller.created <= guard.signed_after:
         raise JustRestored(
             f"signed at {caller.created.isoformat()}; this agent was restored and takes what is signed after "
@@ -355,8 +366,8 @@ def _check_nonce(caller: VerifiedRequest, guard: Guard, claims: Claims | None) -
         )
     keep_until = caller.expires + guard.skew
     if claims is not None:
-        return claims.take(Nonce(keyid=caller.keyid, text=caller.nonce, keep_until=keep_until), guard.now())
-    if not guard.remember_nonce(caller.keyid, caller.nonce, keep_until, guard.now()):
+        return claims.take(Nonce(keyid=caller.keyid, text=caller.nonce, keep_until=keep_until), now)
+    if not guard.remember_nonce(caller.keyid, caller.nonce, keep_until, now):
         raise replayed()
     return None
 

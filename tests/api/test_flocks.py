@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agent.api.flocks import MOST, Flock
-from agent.errors import LedgerUnavailable, QueueFull
+from agent.errors import JobFailed, LedgerUnavailable, QueueFull
 
 
 class Said:
@@ -43,6 +43,8 @@ class Book:
     def record(self, words: Sequence[str]) -> list[str | Exception]:
         self.is_held.release()
         assert self.may_go_on.wait(30)
+        if "no copy" in words:
+            raise JobFailed("no copy of this", "exit:1")
         if "unavailable" in words:
             raise LedgerUnavailable("no book today")
         self.pages.append(list(words))
@@ -139,6 +141,14 @@ def test_where_nothing_can_be_recorded_each_call_has_an_error_of_its_own_and_its
     assert [str(error) for error in told] == ["no book today"] * 2
     assert told[0] is not told[1]
     assert [errand.ends for errand in errands] == [[error] for error in told]
+
+
+def test_an_error_that_cannot_be_copied_comes_of_all() -> None:
+    book = Book()
+
+    told = trip(Flock(book.record), book, [Said("no copy"), Said("another")])
+
+    assert [str(error) for error in told] == ["no copy of this"] * 2
 
 
 def test_who_is_gone_keeps_nobody_from_an_answer() -> None:
