@@ -146,6 +146,7 @@ KEY_FILES = "agent/trust/keys.py"  # the one file of trust/ that reads and write
 MAY_CATCH_EVERYTHING = {
     "agent/worker.py",
     "agent/api/problems.py",
+    "agent/api/flocks.py",  # who works for others: what ends one of them is raised to that one
     "agent/ports/ledger_sqlalchemy_group.py",  # who writes for others: what ends one of them is raised to that one
 }
 

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from agent import __version__
 from agent.api.ask import Ask, no_query
+from agent.api.claims import Claim
 from agent.api.desk import Desk
 from agent.api.doing import doing
 from agent.api.problems import json_answer
@@ -25,8 +26,8 @@ from agent.domain.orders import LEARNUPLET_TYPE, MAX_ORDER_BYTES, MAX_TASKS, PRE
 from agent.domain.receipts import SignedReceipt
 from agent.errors import NotYours, WrongRole
 from agent.pipeline.host import Host, signed_order
-from agent.pipeline.intake import take_handoff, take_order
-from agent.ports.ledger import Admission, JobQuery, OrderRecord
+from agent.pipeline.intake import judge_order, take_handoff, take_order
+from agent.ports.ledger import Admission, Candidate, JobQuery, OrderRecord
 from agent.trust.envelope import parse_envelope
 from agent.trust.roster import Role
 
@@ -73,12 +74,41 @@ def post_handoff(ask: Ask, desk: Desk) -> Response:
         raise WrongRole("a hand-off comes from an agent, not from the operator")
     with about(handoff_in, ask.body):
         admission = take_handoff(ask.body, ask.signer.keyid, desk.host, trace=ask.trace, nonce=ask.nonce)
-        return _taken(admission, ask)
+        return _taken(admission, ask.claim)
+
+
+def judge_learnuplet(ask: Ask, desk: Desk) -> Candidate | Response:
+    """A training order that is to be taken, or the answer to one that was taken before."""
+    no_query(ask)
+    with about(order_in, ask.body):
+        return _judged(ask, LEARNUPLET_TYPE, desk.host)
+
+
+def judge_preduplet(ask: Ask, desk: Desk) -> Candidate | Response:
+    """The same of a prediction order."""
+    no_query(ask)
+    with about(order_in, ask.body):
+        return _judged(ask, PREDUPLET_TYPE, desk.host)
+
+
+def order_taken(admission: Admission | Exception, body: bytes, claim: Claim | None) -> Response:
+    """The answer to an order that was judged, by what came of recording it. Raises: what came of it."""
+    with about(order_in, body):
+        if isinstance(admission, Exception):
+            raise admission
+        return _taken(admission, claim)
+
+
+def _judged(ask: Ask, payload_type: str, host: Host) -> Candidate | Response:
+    sender = _sender_of_order(ask)
+    judged = judge_order(ask.body, payload_type, sender, host, trace=ask.trace, nonce=ask.nonce)
+    return judged if isinstance(judged, Candidate) else _taken(judged, ask.claim)
 
 
 def _order_taken(ask: Ask, payload_type: str, host: Host) -> Response:
     sender = _sender_of_order(ask)
-    return _taken(take_order(ask.body, payload_type, sender, host, trace=ask.trace, nonce=ask.nonce), ask)
+    admission = take_order(ask.body, payload_type, sender, host, trace=ask.trace, nonce=ask.nonce)
+    return _taken(admission, ask.claim)
 
 
 def _sender_of_order(ask: Ask) -> KeyId:
@@ -91,10 +121,10 @@ def _sender_of_order(ask: Ask) -> KeyId:
     return parse_envelope(ask.body, limit_bytes=MAX_ORDER_BYTES).keyid
 
 
-def _taken(admission: Admission, ask: Ask) -> Response:
+def _taken(admission: Admission, claim: Claim | None) -> Response:
     job = admission.job
-    if ask.claim is not None:
-        ask.claim.is_kept = admission.keeps_nonce
+    if claim is not None:
+        claim.is_kept = admission.keeps_nonce
     status = 200 if admission.is_repeat else 202
     return json_answer(view_job(job, ()), status, {"Location": f"/v1/orders/{job.order_id}"})
 

@@ -17,9 +17,10 @@ from starlette.responses import Response
 
 from agent.api.ask import Ask, Unsigned
 from agent.api.bodies import BODY_S
+from agent.api.callers import NoteRefusal
 from agent.api.problems import problem
 from agent.api.serving import listen_unix
-from agent.api.signed_requests import JSON_TYPE, Endpoint, NoteRefusal
+from agent.api.signed_requests import JSON_TYPE, Endpoint
 from agent.errors import AgentError, BadSettings, DigestMismatch, NotYours, TooLarge, WrongMediaType
 from agent.log import get_logger
 

@@ -15,15 +15,17 @@ from starlette.types import ASGIApp
 
 from agent.api import cancelling, controlling, deliveries, events, handlers, rulings, services
 from agent.api.ask import Ask, Unsigned
+from agent.api.callers import Guard
 from agent.api.claims import Claims
 from agent.api.desk import Desk
+from agent.api.flocks import Flock
 from agent.api.metrics import ROUTE, Metered
 from agent.api.openapi import openapi_document
 from agent.api.operator import operated, refuse_browser
 from agent.api.page.site import PageFiles
 from agent.api.problems import problem_app
-from agent.api.signed_requests import Call, Endpoint, Guard, signed
-from agent.api.table import STREAM_TYPE, Row, Who, get, post
+from agent.api.signed_requests import Call, Endpoint, Together, signed
+from agent.api.table import STREAM_TYPE, Judge, Row, Who, get, post
 from agent.api.views import (
     CancellationView,
     ControlView,
@@ -44,6 +46,8 @@ from agent.domain.cancellations import MAX_CANCELLATION_BYTES
 from agent.domain.orders import MAX_ORDER_BYTES
 from agent.errors import NotYours
 from agent.pipeline.host import Host
+from agent.pipeline.intake import record_all
+from agent.ports.ledger import Admission, Candidate
 from agent.trust.envelope import MAX_FRAME_BYTES, WireEnvelope
 from agent.trust.handoff import MAX_HANDOFF_BYTES, HandoffBody
 
@@ -52,9 +56,9 @@ CANCELLATION_BODY = 4 * -(-MAX_CANCELLATION_BYTES // 3) + MAX_FRAME_BYTES
 
 TABLE: tuple[Row, ...] = (
     post("/v1/learnuplets", handlers.post_learnuplet, Who.ORCHESTRATORS, WireEnvelope, ORDER_BODY, JobView, keeps_nonce=True,
-         is_local=True),
+         judge=handlers.judge_learnuplet),
     post("/v1/preduplets", handlers.post_preduplet, Who.ORCHESTRATORS, WireEnvelope, ORDER_BODY, JobView, keeps_nonce=True,
-         is_local=True),
+         judge=handlers.judge_preduplet),
     post("/v1/handoffs", handlers.post_handoff, Who.AGENTS, HandoffBody, MAX_HANDOFF_BYTES, JobView, signs_answer=True,
          keeps_nonce=True),
     get("/v1/orders", handlers.get_orders, Who.READERS, JobPage, query=handlers.OrdersQuery),
@@ -108,7 +112,8 @@ def network_app(desk: Desk, authorities: Callable[[], Collection[str]]) -> ASGIA
         signed_after=restores[0].signed_after if restores else None,
         claims=Claims(host.ports.ledger.knows_nonce, host.ports.ledger.remember_nonce),
     )
-    endpoints = [_signed(row, desk, guard) if row.is_signed else _open(row, desk) for row in TABLE]
+    flock = Flock[Candidate, Admission](lambda candidates: record_all(candidates, desk.host))
+    endpoints = [_signed(row, desk, guard, flock) if row.is_signed else _open(row, desk) for row in TABLE]
     return _app(desk, endpoints, "network")
 
 
@@ -127,7 +132,7 @@ def status_app(desk: Desk) -> ASGIApp:
     return _app(desk, [], "status", desk.site.routes("status"))
 
 
-def _signed(row: Row, desk: Desk, guard: Guard) -> Endpoint:
+def _signed(row: Row, desk: Desk, guard: Guard, flock: Flock[Candidate, Admission]) -> Endpoint:
     def handler(call: Call) -> Response:
         if row.who is Who.OPERATOR:  # here and not in each handler, so that none can forget it
             raise NotYours(f"{row.path} is answered on the operator's socket only")
@@ -140,8 +145,18 @@ def _signed(row: Row, desk: Desk, guard: Guard) -> Endpoint:
         limit_bytes=row.limit_bytes,
         signs_answer=row.signs_answer,
         keeps_nonce=row.keeps_nonce,
-        is_local=row.is_local,
+        together=None if row.judge is None else _together(row.judge, desk, flock),
     )
+
+
+def _together(judge: Judge, desk: Desk, flock: Flock[Candidate, Admission]) -> Together[Candidate, Admission]:
+    def judged(call: Call) -> Candidate | Response:
+        return judge(Ask.of(call.caller, call.request, call.body, call.claim), desk)
+
+    def answer(call: Call, admission: Admission | Exception) -> Response:
+        return handlers.order_taken(admission, call.body, call.claim)
+
+    return Together(flock, judged, answer)
 
 
 def _open(row: Row, desk: Desk) -> Endpoint:

@@ -27,6 +27,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from agent.api.gathered import Gathered
 from agent.api.problems import problem
 from agent.errors import BadHttp, BadSettings
 from agent.log import get_logger
@@ -278,6 +279,7 @@ class _ImpatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        self.transport = Gathered(transport, self.loop)  # type: ignore[assignment]  # what it does not do, that one does
         self.app_state = {
             **self.app_state,
             PEER_UID: peer_uid(transport.get_extra_info("socket")),

@@ -7,29 +7,29 @@ and matches its digest. So nothing of a body is taken from somebody unknown.
 Source: docs/contracts/http.md, "Signed requests" and "Signed answers".
 """
 
-import re
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from agent.api.bodies import arrived, judged_body, read, spool
-from agent.api.claims import Claim, Claims, RememberNonce
+from agent.api.callers import Guard, admit, http_request_of
+from agent.api.claims import Claim, Claims
+from agent.api.flocks import Flock
 from agent.api.problems import problem
-from agent.api.threads import ANY, OF_DISK, in_thread
-from agent.domain.ids import Digest, KeyId, digest_from_hex
+from agent.api.threads import in_thread
+from agent.domain.ids import Digest, digest_from_hex
 from agent.domain.nonces import Nonce, replayed
 from agent.errors import (
     AgentError,
-    BadRequestSignature,
     JustRestored,
     ReplayedRequest,
     TooLarge,
@@ -39,47 +39,19 @@ from agent.errors import (
 from agent.log import bound, get_logger
 from agent.trust.http_signatures import (
     HttpAnswer,
-    HttpRequest,
     VerifiedRequest,
     content_digest,
     sign_answer,
-    verify_request,
 )
-from agent.trust.keys import SigningKey
-from agent.trust.roster import Role, Roster
+from agent.trust.roster import Role
 
 log = get_logger(__name__)
 
-# Pasted into one URL, for that is what is signed: neither may hold what begins the next part of a URL.
-_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-_TARGET = re.compile(r"/[!-\"$-~]*")  # visible ASCII without '#'
+W = TypeVar("W")
+R = TypeVar("R")
 
 JSON_TYPE = "application/json"
 BYTES_TYPE = "application/octet-stream"
-
-NoteRefusal = Callable[[AgentError, str, str, KeyId | None], None]
-"""(error, method, path, who): is told of each refusal; `who` is None while nobody's signature was verified."""
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """What a server needs to know of its callers, and of itself.
-
-    `roster` and `authorities` are asked for each request, so that a reload is seen. `authorities`: host[:port] under which
-    this server is called, as `authority_of` writes them. `key`: signs the answers that the contract wants signed.
-    `signed_after`: what was signed at this moment or before is refused, for the memory of nonces begins after it; None: it
-    never was lost. `claims`: for routes that keep their nonce with what they record; without it every nonce is kept first.
-    """
-
-    roster: Callable[[], Roster]
-    authorities: Callable[[], Collection[str]]
-    key: SigningKey
-    now: Callable[[], datetime]
-    skew: timedelta
-    remember_nonce: RememberNonce
-    note_refusal: NoteRefusal = lambda *_: None
-    signed_after: datetime | None = None
-    claims: Claims | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +93,16 @@ def signed(
     media_type: str = JSON_TYPE,
     signs_answer: bool = False,
     keeps_nonce: bool = False,
-    is_local: bool = False,
+    together: "Together[Any, Any] | None" = None,
 ) -> Endpoint:
     """An endpoint for requests with a body of at most `limit_bytes` held in memory; 0: a body is refused.
 
     `roles`: who may call. `signs_answer`: sign what is answered to a known caller, refusals too. `keeps_nonce`: the handler
-    records the nonce with what it records, and says so in the call's claim. `is_local`: it waits for nothing but this host's
-    disk.
+    records the nonce with what it records, and says so in the call's claim. `together`: how calls of one moment whose body lies
+    here already are worked on together; the handler serves the others.
     """
-    claims, pool = guard.claims if keeps_nonce else None, OF_DISK if is_local else ANY
-    gate = _Gate(guard, claims, roles, limit_bytes, media_type, signs_answer, pool)
+    claims = guard.claims if keeps_nonce else None
+    gate = _Gate(guard, claims, roles, limit_bytes, media_type, signs_answer)
 
     async def endpoint(request: Request) -> Response:
         def handled(body: bytes, caller: VerifiedRequest, claim: Claim | None) -> Response:
@@ -139,7 +111,7 @@ def signed(
         async def serve(caller: VerifiedRequest, claim: Claim | None) -> Response:
             body = await read(request, caller, limit_bytes)
             handle = partial(handled, body, caller, claim)
-            return await in_thread(_settled, handle, claim, guard, pool=gate.pool)
+            return await in_thread(_settled, handle, claim, guard)
 
         def serve_at_once(pieces: Sequence[bytes], caller: VerifiedRequest, claim: Claim | None) -> Response:
             def judged() -> Response:
@@ -147,7 +119,12 @@ def signed(
 
             return _settled(judged, claim, guard)
 
-        return await _guarded(request, gate, serve, serve_at_once)
+        async def meet(pieces: Sequence[bytes]) -> _Met:
+            if together is not None:
+                return await together.flock.join(_InFlock(request, gate, pieces, together))
+            return await in_thread(_meet, request, gate, partial(serve_at_once, pieces))
+
+        return await _guarded(request, gate, serve, meet)
 
     return endpoint
 
@@ -188,28 +165,10 @@ def uploaded(
             finally:
                 await run_in_threadpool(partial(file.unlink, missing_ok=True))
 
-        gate = _Gate(guard, None, roles, limit_bytes, media_type, signs_answer, ANY)
+        gate = _Gate(guard, None, roles, limit_bytes, media_type, signs_answer)
         return await _guarded(request, gate, serve)
 
     return endpoint
-
-
-def http_request_of(request: Request) -> HttpRequest:
-    """The request as it came over the wire, for `trust/`.
-
-    Raises: BadRequestSignature when it does not name one host, or its target is no path with a query.
-    """
-    headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw)
-    hosts = [value for name, value in headers if name == "host"]
-    if len(hosts) != 1:
-        raise BadRequestSignature("the field host must stand once")
-    if _HOST.fullmatch(hosts[0]) is None:
-        raise BadRequestSignature(f"the field host is no host[:port]: {hosts[0][:120]!r}")
-    query = request.scope["query_string"].decode("latin-1")
-    target = request.scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
-    if _TARGET.fullmatch(target) is None:
-        raise BadRequestSignature(f"the target is no path with a query: {target[:120]!r}")
-    return HttpRequest(request.method, f"https://{hosts[0]}{target}", headers)
 
 
 # ------------------------------------------------------------------ the order of the checks
@@ -225,11 +184,22 @@ class _Gate:
     limit_bytes: int
     media_type: str
     signs_answer: bool
-    pool: ThreadPoolExecutor
 
 
 Serve = Callable[[VerifiedRequest, Claim | None], Awaitable[Response]]
-ServeAtOnce = Callable[[Sequence[bytes], VerifiedRequest, Claim | None], Response]
+
+
+@dataclass(frozen=True, slots=True)
+class Together(Generic[W, R]):
+    """How calls of one moment are worked on together: each judged, what they want recorded at once, each answered.
+
+    `judge`: what a call wants recorded, or its answer where that is nothing. `answer`: of what came of it; it is given an error
+    too, and raises it.
+    """
+
+    flock: Flock[W, R]
+    judge: Callable[[Call], W | Response]
+    answer: Callable[[Call, R | Exception], Response]
 
 
 @dataclass(slots=True)
@@ -242,8 +212,11 @@ class _Met:
     refusal: AgentError | None = None
 
 
+MeetAtOnce = Callable[[Sequence[bytes]], Awaitable[_Met]]
+
+
 async def _guarded(
-    request: Request, gate: _Gate, serve: Serve, serve_at_once: ServeAtOnce | None = None
+    request: Request, gate: _Gate, serve: Serve, meet_at_once: MeetAtOnce | None = None
 ) -> Response:
     """Serve a request that passes; answer a refusal of a known caller signed, where answers are.
 
@@ -254,9 +227,11 @@ async def _guarded(
     try:
         _check_announced(request, gate.limit_bytes, gate.media_type)
         # Looking takes the body out of the request: only for who takes it so.
-        pieces = None if serve_at_once is None else await arrived(request)
-        at_once = None if pieces is None or serve_at_once is None else partial(serve_at_once, pieces)
-        met = await in_thread(_meet, request, gate, at_once, pool=gate.pool)
+        pieces = None if meet_at_once is None else await arrived(request)
+        if pieces is None or meet_at_once is None:
+            met = await in_thread(_meet, request, gate, None)
+        else:
+            met = await meet_at_once(pieces)
         caller = met.caller
         if met.refusal is not None:
             raise met.refusal
@@ -296,6 +271,54 @@ def _meet(
     return met
 
 
+class _InFlock(Generic[W, R]):
+    """A request that comes as far as it does among others: the same checks in the same order as of `_meet`."""
+
+    def __init__(
+        self, request: Request, gate: _Gate, pieces: Sequence[bytes], together: Together[W, R]
+    ) -> None:
+        self._request = request
+        self._gate = gate
+        self._pieces = pieces
+        self._together = together
+        self._met: _Met | None = None
+        self._call: Call | None = None  # once it was judged, or answered
+        self._answer: Response | None = None
+
+    def begin(self) -> W | None:
+        now = self._gate.guard.now()
+        met = self._met = _Met(admit(self._request, self._gate.guard, now))
+        _check_role(met.caller, self._gate.roles)
+        met.claim = _check_nonce(met.caller, self._gate.guard, self._gate.claims, now)
+        body = judged_body(self._pieces, met.caller, self._gate.limit_bytes)
+        call = Call(met.caller, self._request, body, claim=met.claim)
+        with bound(trace=met.caller.trace):
+            judged = self._together.judge(call)
+        self._call = call
+        if not isinstance(judged, Response):
+            return judged
+        self._answer = judged
+        return None
+
+    def end(self, outcome: R | Exception | None) -> _Met:
+        """Raises: what `admit` raises, of a caller whom nobody knows."""
+        met = self._met
+        if met is None:
+            raise outcome if isinstance(outcome, Exception) else AssertionError(outcome)
+        try:
+            met.answer = _settled(partial(self._answered, outcome), met.claim, self._gate.guard)
+        except AgentError as refusal:
+            met.refusal = refusal
+        return met
+
+    def _answered(self, outcome: R | Exception | None) -> Response:
+        if self._answer is not None:
+            return self._answer
+        if self._call is None or outcome is None:  # it was not judged
+            raise outcome if isinstance(outcome, Exception) else AssertionError(outcome)
+        return self._together.answer(self._call, outcome)
+
+
 async def _served(met: _Met, gate: _Gate, serve: Serve) -> Response:
     """The answer to a request whose body is still to come."""
     try:
@@ -304,23 +327,6 @@ async def _served(met: _Met, gate: _Gate, serve: Serve) -> Response:
     finally:  # where the body did not come to its handler
         if met.claim is not None and gate.claims is not None and not met.claim.is_settled:
             await in_thread(gate.claims.settle, met.claim, gate.guard.now())
-
-
-def admit(request: Request, guard: Guard, now: datetime) -> VerifiedRequest:
-    """Who sent this request; the nonce and the body are not judged yet.
-
-    Raises: UnsignedRequest, BadRequestSignature, StaleRequest, UnknownKey, KeyNotValid.
-    """
-    try:
-        return verify_request(
-            http_request_of(request),
-            guard.roster(),
-            now=now,
-            skew=guard.skew,
-            authorities=guard.authorities(),
-        )
-    except ValueError as cause:  # a Host field that is no host
-        raise BadRequestSignature(f"the request cannot be read as signed: {cause}") from cause
 
 
 def _is_known(request: Request, guard: Guard) -> bool:

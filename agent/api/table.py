@@ -11,11 +11,15 @@ from starlette.responses import Response
 
 from agent.api.ask import Ask
 from agent.api.desk import Desk
+from agent.ports.ledger import Candidate
 from agent.trust.roster import Role
 
 STREAM_TYPE = "text/event-stream"
 
 Handle = Callable[[Ask, Desk], Response]
+
+Judge = Callable[[Ask, Desk], Candidate | Response]
+"""What a call wants recorded, or its answer where that is nothing."""
 
 
 class Who(Enum):
@@ -49,7 +53,7 @@ class Row:
     query: type[Struct] | None = None
     signs_answer: bool = False
     keeps_nonce: bool = False  # with what it records, in one transaction
-    is_local: bool = False  # waits for nothing but this host's disk
+    judge: Judge | None = None  # by which calls of one moment are worked on together; None: each has a thread
     media_type: str | None = None  # of a success that is no JSON document
 
     @property
@@ -97,7 +101,7 @@ def post(
     *,
     signs_answer: bool = False,
     keeps_nonce: bool = False,
-    is_local: bool = False,
+    judge: Judge | None = None,
 ) -> Row:
     """A route that takes something in: 202 the first time, 200 for the same again."""
     return Row(
@@ -110,5 +114,5 @@ def post(
         limit_bytes=limit_bytes,
         signs_answer=signs_answer,
         keeps_nonce=keeps_nonce,
-        is_local=is_local,
+        judge=judge,
     )

@@ -12,13 +12,10 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-# Calls at once; further ones wait. More threads than cores help only where they wait themselves: the others take the
-# interpreter from each other, and each time costs as much as a statement of the ledger.
-ANY: Final = ThreadPoolExecutor(40, thread_name_prefix="request")
-OF_DISK: Final = ThreadPoolExecutor(8, thread_name_prefix="intake")  # wait for nothing but this host's disk
+ANY: Final = ThreadPoolExecutor(40, thread_name_prefix="request")  # calls at once; further ones wait
 
 
-async def in_thread(act: Callable[..., T], *arguments: Any, pool: ThreadPoolExecutor = ANY) -> T:
+async def in_thread(act: Callable[..., T], *arguments: Any) -> T:
     """What `act` gave in a thread, with the log's words of this task around it. Raises: what it raised."""
     context = contextvars.copy_context()
-    return await asyncio.get_running_loop().run_in_executor(pool, context.run, act, *arguments)
+    return await asyncio.get_running_loop().run_in_executor(ANY, context.run, act, *arguments)

@@ -8,6 +8,9 @@ orchestrator on another host would see more.
 The baseline is one row and one commit after the other, from one thread of this process, in WAL with `synchronous = FULL`: what
 the disk and SQLite give to a program that does nothing else. Half of it is measured right before and half right after the
 orders that are judged by it, for a disk that others use too changes its pace within seconds.
+
+Beside them the floor in the same rounds: the very same requests to a server that checks nothing (`intake_floor.py`), the CPU
+that a request takes of either server and of the load, and that of the two signatures alone. Each server has one interpreter.
 """
 
 import os
@@ -42,6 +45,7 @@ PART: Final = "intake"
 TARGET: Final = "/v1/learnuplets"
 CONNECTIONS: Final = (1, 16, 64)
 JUDGED: Final = 16  # connections that the figures are about
+FLOOR: Final = "bare server"
 START_S: Final = 60.0
 STOP_S: Final = 30.0
 
@@ -58,13 +62,18 @@ FULL: Final = Size(500, {1: 150, 16: 800, 64: 400})
 SHORT: Final = Size(20, {1: 3, 16: 16, 64: 64})
 
 
-class Agent(Struct, frozen=True, kw_only=True):
-    """An agent that serves, and who may order something of it."""
+class Server(Struct, frozen=True, kw_only=True):
+    """A process that serves."""
 
-    home: Path
     port: int
     pid: int
     authority: Path  # of its TLS, PEM
+
+
+class Agent(Server, frozen=True, kw_only=True):
+    """An agent that serves, and who may order something of it."""
+
+    home: Path
     orchestrator: SigningKey
 
 
@@ -79,31 +88,54 @@ class Burst(Struct, frozen=True, kw_only=True):
     def rate(self) -> float:
         return self.orders / self.load["wall_s"]
 
+    @property
+    def server_us(self) -> float:
+        """CPU of the server for one of them."""
+        return 1e6 * self.server_cpu_s / self.orders
+
+    @property
+    def load_us(self) -> float:
+        """The same of the load."""
+        return 1e6 * self.load["cpu_s"] / self.orders
+
+
+class Beside(Struct):
+    """What is measured in the same rounds as the orders that are judged. Each has a sample a round."""
+
+    raw: list[float] = []  # commits a second
+    floor: list[Burst] = []
+    signatures_us: list[float] = []  # two of them verified
+
 
 def measure(bench: Bench) -> Measured:
     """See the module. Raises: RuntimeError when an order was not accepted."""
     size = SHORT if bench.is_short else FULL
-    raw: list[float] = []
+    beside = Beside()
     bursts: dict[int, list[Burst]] = {connections: [] for connections in CONNECTIONS}
     home = bench.folder / PART
     home.mkdir(parents=True)
-    with serving(home) as agent:
-        if not bench.is_short:
-            burst(
-                agent, 4 * JUDGED, JUDGED
-            )  # what is imported and connected at the first order is no order's price
+    with serving(home) as agent, floor(home, agent) as bare:
+        if not bench.is_short:  # what is imported and connected at the first order is no order's price
+            first = requests_for(agent, 4 * JUDGED)
+            for server in (agent, bare):
+                burst(server, first, JUDGED)
         for number in range(min(bench.rounds, ROUNDS)):
             for name in order_of(number, [str(connections) for connections in CONNECTIONS]):
                 connections = int(name)
-                took_s = raw_commits(home, size.commits) if connections == JUDGED else 0.0
-                bursts[connections].append(burst(agent, size.orders[connections], connections))
-                if connections == JUDGED:
-                    raw.append(2 * size.commits / (took_s + raw_commits(home, size.commits)))
-    return _measured(raw, bursts)
+                requests = requests_for(agent, size.orders[connections])
+                if connections != JUDGED:
+                    bursts[connections].append(burst(agent, requests, connections))
+                    continue
+                took_s = raw_commits(home, size.commits)
+                bursts[connections].append(burst(agent, requests, connections))
+                beside.raw.append(2 * size.commits / (took_s + raw_commits(home, size.commits)))
+                beside.floor.append(burst(bare, requests, connections))
+                beside.signatures_us.append(two_signatures_us(agent, size.orders[connections]))
+    return _measured(beside, bursts)
 
 
-def _measured(raw: Sequence[float], bursts: dict[int, list[Burst]]) -> Measured:
-    rows = [Row(part=PART, name="raw commits", unit="/s", samples=tuple(raw))]
+def _measured(beside: Beside, bursts: dict[int, list[Burst]]) -> Measured:
+    rows = [Row(part=PART, name="raw commits", unit="/s", samples=tuple(beside.raw))]
     for connections, seen in bursts.items():
         name = f"orders at {connections}"
         rows.append(
@@ -113,19 +145,33 @@ def _measured(raw: Sequence[float], bursts: dict[int, list[Burst]]) -> Measured:
             latencies = tuple(1000 * percentile(one.load["latency_s"], share) for one in seen)
             rows.append(Row(part=PART, name=f"{name}, p{share}", unit="ms", samples=latencies))
     judged = bursts[JUDGED]
+    rows += _floor_rows(beside, judged)
     every_s = [latency for one in judged for latency in one.load["latency_s"]]
     return Measured(
         rows=tuple(rows),
         figures={
-            "intake_ratio": over([one.rate for one in judged], raw),
+            "intake_ratio": over([one.rate for one in judged], beside.raw),
             "intake_p99_ms": 1000 * percentile(every_s, 99),
+            "intake_floor_ratio": over([one.rate for one in beside.floor], beside.raw),
         },
         notes=tuple(_notes(bursts)),
     )
 
 
+def _floor_rows(beside: Beside, judged: Sequence[Burst]) -> Iterator[Row]:
+    floor = tuple(one.rate for one in beside.floor)
+    yield Row(part=PART, name=f"{FLOOR} at {JUDGED}", unit="/s", samples=floor, baseline="raw commits")
+    for name, taken in (("an order", judged), (FLOOR, beside.floor)):
+        yield Row(
+            part=PART, name=f"{name}: server", unit="us CPU", samples=tuple(one.server_us for one in taken)
+        )
+        yield Row(part=PART, name=f"{name}: load", unit="us CPU", samples=tuple(one.load_us for one in taken))
+    yield Row(part=PART, name="two signatures", unit="us CPU", samples=tuple(beside.signatures_us))
+
+
 def _notes(bursts: dict[int, list[Burst]]) -> Iterator[str]:
     yield f"server and load share {os.cpu_count()} cores; orders and requests are signed before the clock starts"
+    yield f"{FLOOR}: the same requests, server and TLS; each body a row, a moment's in one FULL commit; nothing checked"
     yield "no worker runs; `queue_limit` alone is not the default, for nobody works the orders off"
     for connections, seen in bursts.items():
         orders, wall_s = sum(one.orders for one in seen), sum(one.load["wall_s"] for one in seen)
@@ -158,21 +204,36 @@ def raw_commits(folder: Path, count: int) -> float:
 # ------------------------------------------------------------------ orders
 
 
-def burst(agent: Agent, count: int, connections: int) -> Burst:
-    """So many new orders, sent as fast as they are answered. Raises: RuntimeError when one was not accepted."""
-    requests = b"".join(framed(request_of(agent)) for _ in range(count))
-    command = (sys.executable, "-m", "agent.bench.intake_load", str(agent.port), str(agent.authority))
-    before_s = cpu_s_of(agent.pid)
+def burst(server: Server, requests: Sequence[bytes], connections: int) -> Burst:
+    """These, sent as fast as they are answered. Raises: RuntimeError when one was not accepted."""
+    count, framed_requests = len(requests), b"".join(map(framed, requests))
+    command = (sys.executable, "-m", "agent.bench.intake_load", str(server.port), str(server.authority))
+    before_s = cpu_s_of(server.pid)
     done = subprocess.run(
-        (*command, str(connections)), input=requests, capture_output=True, check=False, cwd=_root()
+        (*command, str(connections)), input=framed_requests, capture_output=True, check=False, cwd=_root()
     )
-    server_s = cpu_s_of(agent.pid) - before_s
+    server_s = cpu_s_of(server.pid) - before_s
     if done.returncode:
         raise RuntimeError(f"the load ended with {done.returncode}: {done.stderr.decode()[-2000:]}")
     load = msgspec.json.decode(done.stdout, type=prepared(Load))
     if load["statuses"] != {"202": count}:
         raise RuntimeError(f"of {count} orders not all were accepted: {load['statuses']}")
     return Burst(orders=count, load=load, server_cpu_s=server_s)
+
+
+def requests_for(agent: Agent, count: int) -> list[bytes]:
+    """So many new orders in signed requests."""
+    return [request_of(agent) for _ in range(count)]
+
+
+def two_signatures_us(agent: Agent, count: int) -> float:
+    """CPU that the signatures of an order and of its request take to be verified: those of so many orders, their mean."""
+    order = sign_order(_order(agent.orchestrator), agent.orchestrator).envelope
+    signature, key = agent.orchestrator.sign(order), agent.orchestrator.public
+    began_s = time.thread_time()
+    for _ in range(2 * count):
+        key.verify(signature, order)
+    return 1e6 * (time.thread_time() - began_s) / count
 
 
 def request_of(agent: Agent) -> bytes:
@@ -228,20 +289,32 @@ def serving(home: Path) -> Iterator[Agent]:
     (home / "agent.toml").write_bytes(msgspec.toml.encode(_settings(home, port)))
     (home / "roster.toml").write_text(_roster(key, orchestrator, authority, port, now).to_toml())
     (home / "policy.toml").write_bytes(msgspec.toml.encode(_policy(orchestrator)))
-    with (home / "log").open("ab") as log:
-        command = (sys.executable, "-m", "agent", "--home", str(home), "serve")
+    command = (sys.executable, "-m", "agent", "--home", str(home), "serve")
+    with _answering(command, home / "log", port) as pid:
+        yield Agent(
+            home=home, port=port, pid=pid, authority=home / "authority.pem", orchestrator=orchestrator
+        )
+
+
+@contextmanager
+def floor(home: Path, agent: Agent) -> Iterator[Server]:
+    """A server that checks nothing, with the agent's certificate and on its disk, while the block runs."""
+    port = _free_port()
+    command = (sys.executable, "-m", "agent.bench.intake_floor", str(home), str(port))
+    with _answering(command, home / "floor.log", port) as pid:
+        yield Server(port=port, pid=pid, authority=agent.authority)
+
+
+@contextmanager
+def _answering(command: Sequence[str], log_file: Path, port: int) -> Iterator[int]:
+    """The id of a process that answers at this port, and that ends with the block."""
+    with log_file.open("ab") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=_root(), start_new_session=True
         )
     try:
-        _await(home / "log", port, process)
-        yield Agent(
-            home=home,
-            port=port,
-            pid=process.pid,
-            authority=home / "authority.pem",
-            orchestrator=orchestrator,
-        )
+        _await(log_file, port, process)
+        yield process.pid
     finally:
         process.terminate()
         try:
@@ -301,11 +374,11 @@ def _write_tls(home: Path, authority: CertificateAuthority, now: datetime) -> No
 
 
 def _await(log: Path, port: int, process: "subprocess.Popen[bytes]") -> None:
-    """Return once the agent answers. Raises: RuntimeError with the end of its log when it does not."""
+    """Return once the server answers. Raises: RuntimeError with the end of its log when it does not."""
     deadline = time.monotonic() + START_S
     while not _is_open(port):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the agent does not answer: {log.read_text(errors='replace')[-2000:]}")
+            raise RuntimeError(f"the server does not answer: {log.read_text(errors='replace')[-2000:]}")
         time.sleep(0.02)
 
 

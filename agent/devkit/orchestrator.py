@@ -9,8 +9,9 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
+from agent.api.callers import Guard
 from agent.api.problems import json_answer, problem_app
-from agent.api.signed_requests import JSON_TYPE, Call, Guard, signed
+from agent.api.signed_requests import JSON_TYPE, Call, signed
 from agent.devkit.book import Book, IssuedOrder
 from agent.devkit.storage import health
 from agent.domain.chain import plan

@@ -7,8 +7,8 @@ from functools import partial
 
 from starlette.types import ASGIApp
 
+from agent.api.callers import Guard
 from agent.api.serving import listen, server_tls, serving, wait_for_signal
-from agent.api.signed_requests import Guard
 from agent.devkit.book import Book
 from agent.devkit.client import Client
 from agent.devkit.database import Database

@@ -13,8 +13,9 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from agent.api.callers import Guard
 from agent.api.problems import json_answer, problem_app
-from agent.api.signed_requests import JSON_TYPE, Call, Endpoint, Guard, Upload, signed, uploaded
+from agent.api.signed_requests import JSON_TYPE, Call, Endpoint, Upload, signed, uploaded
 from agent.devkit.shelf import Shelf
 from agent.domain.ids import Digest, KeyId, parse_digest
 from agent.domain.orders import DatasetRef

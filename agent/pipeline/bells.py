@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from agent.domain.chain import TaskKind
 from agent.domain.ids import job_id
-from agent.domain.jobs import Job, JobState
+from agent.domain.jobs import WAITING, Job, JobState
 from agent.errors import OutsideError
 from agent.log import get_logger
 from agent.pipeline.host import Context, Host
@@ -40,6 +40,19 @@ def queue_of(state: JobState, kind: TaskKind) -> Queue:
 def ring_job(job: Job, host: Host, *, delay_s: float = 0.0) -> None:
     """Ring the queue in which this job waits."""
     ring(queue_of(job.state, job.kind), job.id, host, delay_s=delay_s)
+
+
+def ring_jobs(jobs: Sequence[Job], host: Host) -> None:
+    """The same for each of these that waits, each queue's at once."""
+    by_queue: dict[Queue, list[str]] = {}
+    for job in jobs:
+        if job.state in WAITING:
+            by_queue.setdefault(queue_of(job.state, job.kind), []).append(job.id)
+    for queue, items in by_queue.items():
+        if len(items) == 1:
+            ring(queue, items[0], host)
+        else:
+            ring_all(queue, items, host)
 
 
 def ring_deliveries(job: Job, host: Host) -> None:

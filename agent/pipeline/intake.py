@@ -1,4 +1,8 @@
-"""An order or a hand-off arrives: opened, checked, recorded, rung. The numbered checks are in `trust/handoff.py`."""
+"""An order or a hand-off arrives: opened, checked, recorded, rung. The numbered checks are in `trust/handoff.py`.
+
+Orders of one moment may be recorded together: each is judged by itself (`judge_order`), then `record_all` records them in one
+transaction and rings for all of them. `take_order` is both for one.
+"""
 
 from collections.abc import Sequence
 from functools import cache, partial
@@ -14,12 +18,12 @@ from agent.domain.orders import DatasetRef
 from agent.domain.traces import TraceId, given_trace, trace_of
 from agent.errors import AgentError, Draining, NotFound, OrderExpired
 from agent.log import bound, get_logger
-from agent.pipeline.bells import ring_job
+from agent.pipeline.bells import ring_jobs
 from agent.pipeline.cancel import end_if_cancelled
 from agent.pipeline.host import Host
 from agent.pipeline.space import require_above_low_mark, require_possible
 from agent.pipeline.workspace import bytes_needed
-from agent.ports.ledger import Admission, Arrival, JobQuery
+from agent.ports.ledger import Admission, Arrival, Candidate, JobQuery
 from agent.trust.handoff import Recorded, Repeat, verify_handoff, verify_order
 
 log = get_logger(__name__)
@@ -41,7 +45,25 @@ def take_order(
 ) -> Admission:
     """An order straight from its orchestrator, recorded at position 0. `told`, `nonce`: as of `Arrival`. `trace`: of the call.
 
-    Raises: OrderError, TrustError by the checks of `verify_order`; Draining, QueueFull, NoSpace, LedgerUnavailable.
+    Raises: what `judge_order` raises; QueueFull, LedgerUnavailable.
+    """
+    judged = judge_order(envelope, payload_type, sender, host, told=told, trace=trace, nonce=nonce)
+    return judged if isinstance(judged, Admission) else _record(judged, host)
+
+
+def judge_order(
+    envelope: bytes,
+    payload_type: str,
+    sender: KeyId,
+    host: Host,
+    *,
+    told: int = 0,
+    trace: TraceId | None = None,
+    nonce: Nonce | None = None,
+) -> Candidate | Admission:
+    """An order that passed every check, to be recorded; or what was recorded of it before. `told`, `nonce`, `trace`: as above.
+
+    Raises: OrderError, TrustError by the checks of `verify_order`; Draining, NoSpace, LedgerUnavailable.
     """
     ruled = cache(host.ports.ledger.verdict_on)  # one order is judged by one look at each image
     verdict = verify_order(
@@ -62,7 +84,15 @@ def take_order(
     arrival = Arrival(
         order=verdict, receipts=(), kind=kind, sender=sender, told=told, trace=given, nonce=nonce
     )
-    return _record(arrival, ruled, host)
+    return _candidate(arrival, ruled, host)
+
+
+def record_all(candidates: Sequence[Candidate], host: Host) -> Sequence[Admission | AgentError]:
+    """Each of these recorded, or why it was not, in one transaction; then rung for. Raises: LedgerUnavailable."""
+    admissions = host.ports.ledger.admit_all(candidates, host.ports.now())
+    told = [_told_or_why(*each, host) for each in zip(candidates, admissions, strict=True)]
+    ring_jobs([each.job for each in told if not isinstance(each, AgentError)], host)
+    return told
 
 
 def take_handoff(
@@ -112,7 +142,7 @@ def take_handoff(
         # Storage just named this host, check (7); and with receipts, nobody but who signed the last one could pass it on.
         is_placed=bool(verdict.receipts),
     )
-    return _record(arrival, ruled, host)
+    return _record(_candidate(arrival, ruled, host), host)
 
 
 def locate(ref: DatasetRef, host: Host, *, within_s: float = 0.0) -> frozenset[KeyId]:
@@ -152,7 +182,8 @@ class _Places:
             return error
 
 
-def _record(arrival: Arrival, ruled: VerdictOn, host: Host) -> Admission:
+def _candidate(arrival: Arrival, ruled: VerdictOn, host: Host) -> Candidate:
+    """Raises: Draining, NoSpace, PolicyRefused, ImageDenied."""
     if host.ports.ledger.control().mode is Mode.DRAINING:
         raise Draining("this host takes nothing new for a while, and finishes what it runs")
     require_above_low_mark(host.rules.disks, host.rules.low_disk_bytes)
@@ -164,19 +195,43 @@ def _record(arrival: Arrival, ruled: VerdictOn, host: Host) -> Admission:
             1, limit // 2
         )  # it waits as long as its orchestrator wants: half of the places stay for others
         arrival = replace(arrival, is_placed=False)  # it is held first
-    with bound(order=signed.order.id, position=task.position, trace=trace_of(arrival.trace, signed.digest)):
-        admission = host.ports.ledger.admit(
-            arrival,
-            host.ports.now(),
-            max_attempts=signed.order.max_attempts,
-            queue_limit=limit,
-        )
-        log.info("order.received", kind=task.kind, sender=arrival.sender, is_repeat=admission.is_repeat)
-        cancelled = end_if_cancelled(admission.job, host) if admission.is_cancelled else None
-        if cancelled is not None:
-            return replace(admission, job=cancelled)
-        ring_job(admission.job, host)
+    return Candidate(arrival, max_attempts=signed.order.max_attempts, queue_limit=limit)
+
+
+def _record(candidate: Candidate, host: Host) -> Admission:
+    admission = host.ports.ledger.admit(
+        candidate.arrival,
+        host.ports.now(),
+        max_attempts=candidate.max_attempts,
+        queue_limit=candidate.queue_limit,
+    )
+    told = _told(candidate, admission, host)
+    ring_jobs([told.job], host)
+    return told
+
+
+def _told_or_why(
+    candidate: Candidate, admission: Admission | AgentError, host: Host
+) -> Admission | AgentError:
+    try:
+        return admission if isinstance(admission, AgentError) else _told(candidate, admission, host)
+    except AgentError as error:
+        return error
+
+
+def _told(candidate: Candidate, admission: Admission, host: Host) -> Admission:
+    """The admission, logged; that of an order which somebody cancelled before it came, cancelled."""
+    arrival, signed = candidate.arrival, candidate.arrival.order
+    trace = trace_of(arrival.trace, signed.digest)
+    about: dict[str, str | int] = {"order": signed.order.id, "position": arrival.position, "trace": trace}
+    log.info(
+        "order.received", **about, kind=arrival.kind, sender=arrival.sender, is_repeat=admission.is_repeat
+    )
+    if not admission.is_cancelled:
         return admission
+    with bound(**about):
+        cancelled = end_if_cancelled(admission.job, host)
+        return admission if cancelled is None else replace(admission, job=cancelled)
 
 
 def _repeat(repeat: Repeat, host: Host) -> Admission:

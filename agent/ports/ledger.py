@@ -18,6 +18,7 @@ from agent.domain.nonces import Nonce
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
 from agent.domain.traces import TraceId
+from agent.errors import AgentError
 from agent.ports.ledger_attempts import AttemptsLedger
 from agent.ports.ledger_audit import AuditLedger
 from agent.ports.ledger_bells import BellsLedger
@@ -46,6 +47,7 @@ __all__ = [
     "ATTEMPT_FAILED",
     "Admission",
     "Arrival",
+    "Candidate",
     "Delivery",
     "DeliveryHead",
     "DeliveryId",
@@ -99,6 +101,14 @@ class Admission(Struct, frozen=True):
     is_repeat: bool
     is_cancelled: bool = False
     keeps_nonce: bool = False
+
+
+class Candidate(Struct, frozen=True):
+    """An arrival that passed every check and waits to be recorded, with the limits that `Ledger.admit` holds it to."""
+
+    arrival: Arrival
+    max_attempts: int
+    queue_limit: int
 
 
 class OrderRecord(Struct, frozen=True):
@@ -185,6 +195,11 @@ class Ledger(
         for one that was here and was forgotten; ReplayedRequest when the arrival's nonce is not new. Then nothing is kept, the
         nonce neither.
         """
+        ...
+
+    def admit_all(self, candidates: Sequence[Candidate], now: datetime) -> Sequence[Admission | AgentError]:
+        """What `admit` says of each of these, in their order, all of them in one transaction; what it would raise is given in
+        its place, and undoes nothing of the others."""
         ...
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:

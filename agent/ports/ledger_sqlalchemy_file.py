@@ -9,7 +9,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -18,7 +18,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, t
 from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from agent.errors import LedgerFull, LedgerUnavailable
+from agent.errors import AgentError, LedgerFull, LedgerUnavailable
 from agent.ports.ledger_schema import HEAD
 from agent.ports.ledger_sqlalchemy_group import Group
 from agent.ports.ledger_sqlalchemy_use import use
@@ -97,6 +97,17 @@ class LedgerFile:
         """What `act` gave; what it wrote is on the disk, in a transaction shared with others of this moment, or undone."""
         with translated(self._path):
             return self._group.write(act)
+
+    def together_each(self, acts: Sequence[Callable[[Connection], T]]) -> list[T | AgentError]:
+        """What each of these gave, or why it was undone, as of `together`: all of them in one transaction."""
+        return [self._ended(outcome) for outcome in self._group.write_all(acts)]
+
+    def _ended(self, outcome: Callable[[], T]) -> T | AgentError:
+        try:
+            with translated(self._path):
+                return outcome()
+        except AgentError as error:
+            return error
 
     @contextmanager
     def looking(self) -> Iterator[sqlite3.Connection]:

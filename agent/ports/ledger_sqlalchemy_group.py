@@ -3,14 +3,14 @@
 Who comes while nobody writes leads: takes everybody who waits into one transaction, commits it, lets them go, and makes the
 first of those who came meanwhile the next leader. So nobody waits for company, and the more come at once, the more share.
 There is no thread of its own, and nothing is done later: a write that has returned is durable, one that has not may be lost
-with its whole transaction, and then nobody was told of it.
+with its whole transaction, and then nobody was told of it. Who has several writes brings them at once and waits once.
 
 Each of several parts stands in a savepoint: what one raises undoes that part alone. What undoes all is raised to all.
 """
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, Generic, TypeVar
 
@@ -81,15 +81,23 @@ class Group:
 
     def write(self, act: Callable[[Connection], T]) -> T:
         """What `act` gave, once what it wrote is durable. Raises: what `act` raised, after its writes were undone."""
-        part = _Part(act)
+        (outcome,) = self.write_all([act])
+        return outcome()
+
+    def write_all(self, acts: Sequence[Callable[[Connection], T]]) -> list[Callable[[], T]]:
+        """For each what tells its outcome, as `write` does, once what all of them wrote is durable: they share one commit."""
+        parts = [_Part(act) for act in acts]
+        if not parts:
+            return []
+        first = parts[0]  # waits for all: they are taken into one transaction, and end with it
         with self._lock:
-            self._waiting.append(part)  # type: ignore[arg-type]  # each caller takes out what it put in
+            self._waiting.extend(parts)  # type: ignore[arg-type]  # each caller takes out what it put in
             leads, self._is_led = not self._is_led, True
         if not leads:
-            part.told.acquire()
-        if not part.has_ended:
+            first.told.acquire()
+        if not first.has_ended:
             self._lead()
-        return part.outcome()
+        return [part.outcome for part in parts]
 
     def _lead(self) -> None:
         taken: list[_Part[object]] = []

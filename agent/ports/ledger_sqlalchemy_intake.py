@@ -4,6 +4,7 @@ What arrives at one moment shares one commit (`ledger_sqlalchemy_group.py`), and
 can: what only a known order can have is not looked for where the order is new.
 """
 
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -13,9 +14,9 @@ from sqlalchemy.dialects.sqlite import insert
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.nonces import Nonce, replayed
-from agent.errors import HandoffConflict, OrderConflict, OrderExpired
+from agent.errors import AgentError, HandoffConflict, OrderConflict, OrderExpired
 from agent.ports import ledger_sqlalchemy_writes as writes
-from agent.ports.ledger import Admission, Arrival
+from agent.ports.ledger import Admission, Arrival, Candidate
 from agent.ports.ledger_schema import cancellations, nonces, orders, past_orders, receipts
 from agent.ports.ledger_sqlalchemy_file import LedgerFile
 from agent.ports.ledger_sqlalchemy_prepared import Prepared, driver_of
@@ -69,6 +70,9 @@ class IntakeRecords:
     def admit(self, arrival: Arrival, now: datetime, *, max_attempts: int, queue_limit: int) -> Admission:
         return self._file.together(lambda tx: _admit(tx, arrival, now, max_attempts, queue_limit))
 
+    def admit_all(self, candidates: Sequence[Candidate], now: datetime) -> Sequence[Admission | AgentError]:
+        return self._file.together_each([_admitting(candidate, now) for candidate in candidates])
+
     def digest_of_order(self, order_id: OrderId) -> Digest | None:
         with self._file.looking() as driver:
             known = _KNOWN.first(driver, {"id": order_id})
@@ -86,6 +90,11 @@ class IntakeRecords:
         with self._file.looking() as driver:
             kept = _KNOWN_NONCE.first(driver, {"keyid": keyid, "nonce": nonce})
         return kept is not None and bool(kept[0] >= now)
+
+
+def _admitting(candidate: Candidate, now: datetime) -> Callable[[Connection], Admission]:
+    arrival, attempts, limit = candidate.arrival, candidate.max_attempts, candidate.queue_limit
+    return lambda tx: _admit(tx, arrival, now, attempts, limit)
 
 
 def _admit(tx: Connection, arrival: Arrival, now: datetime, max_attempts: int, queue_limit: int) -> Admission:

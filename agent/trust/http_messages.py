@@ -6,12 +6,27 @@ No web framework and no client is known here; `http_signatures.py` signs and ver
 import base64
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Self
 from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 Fields = Mapping[str, str] | tuple[tuple[str, str], ...]
+
+
+class WireFields(tuple[tuple[str, str], ...]):
+    """Pairs in wire order, of which many are asked for by name: those of a request that came in."""
+
+    by_name: dict[str, list[str]]  # the values of a field's lines, by its name in lower case
+
+    def __new__(cls, pairs: Iterable[tuple[str, str]]) -> Self:
+        """These pairs."""
+        fields = super().__new__(cls, pairs)
+        fields.by_name = {}
+        for name, value in fields:
+            fields.by_name.setdefault(name.lower(), []).append(value)
+        return fields
 
 
 class HttpRequest(Struct, frozen=True):
@@ -85,6 +100,8 @@ def content_digest(body: bytes) -> str:
 
 def lines_of(headers: Fields, name: str) -> list[str]:
     """The values of a field, one for each of its lines."""
+    if isinstance(headers, WireFields):
+        return headers.by_name.get(name, [])
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     return [value for line, value in pairs if line.lower() == name]
 

@@ -11,6 +11,7 @@ import os
 import secrets
 import stat
 import struct
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, Self
 
@@ -34,13 +35,19 @@ SIGNATURE_BYTES: Final = 64
 MAX_KEY_FILE_BYTES: Final = 16 << 10
 
 
+@lru_cache(maxsize=512)
+def _loaded(raw: bytes) -> Ed25519PublicKey:
+    """These bytes as the library has a key: a consortium has few, and each verifies often. Raises: ValueError."""
+    return Ed25519PublicKey.from_public_bytes(raw)
+
+
 class PublicKey(Struct, frozen=True):
     """The public half: 32 raw bytes. Raises ValueError when they are not a key."""
 
     raw: bytes
 
     def __post_init__(self) -> None:
-        Ed25519PublicKey.from_public_bytes(self.raw)
+        _loaded(self.raw)
 
     @property
     def keyid(self) -> KeyId:
@@ -63,7 +70,7 @@ class PublicKey(Struct, frozen=True):
     def verify(self, signature: bytes, data: bytes) -> None:
         """Return only when the owner of this key signed exactly these bytes. Raises: BadSignature."""
         try:
-            Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, data)
+            _loaded(self.raw).verify(signature, data)
         except InvalidSignature as cause:
             raise BadSignature(f"the signature is not one of key {self.keyid} over these bytes") from cause
 

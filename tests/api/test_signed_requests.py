@@ -22,10 +22,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agent.api import bodies
+from agent.api.callers import Guard
 from agent.api.claims import Claims
 from agent.api.problems import json_answer, problem_app
 from agent.api.serving import listen, server_tls, serving, url_of
-from agent.api.signed_requests import Call, Guard, Upload, signed, uploaded
+from agent.api.signed_requests import Call, Upload, signed, uploaded
 from agent.devkit.certificates import write_identity
 from agent.domain.backups import signed_after
 from agent.domain.ids import KeyId, digest_of

@@ -6,7 +6,7 @@ import msgspec
 
 from agent.bench import intake
 from agent.bench.figures import TARGETS
-from agent.bench.intake import Agent, Burst
+from agent.bench.intake import Agent, Beside, Burst
 from agent.bench.intake_load import Load, framed, requests_in
 from agent.config import changed_keys, load_settings
 from agent.trust.envelope import parse_envelope
@@ -48,8 +48,17 @@ def test_the_figures_are_of_sixteen_connections() -> None:
         for connections in intake.CONNECTIONS
     }
 
-    told = intake._measured([8.0], bursts)
+    floor = Burst(orders=2, load=load(0.125, 0.125), server_cpu_s=0.02)
 
-    assert told.figures == {"intake_ratio": 0.5, "intake_p99_ms": 250.0}
-    assert set(told.figures) <= set(TARGETS)
+    told = intake._measured(Beside(raw=[8.0], floor=[floor], signatures_us=[200.0]), bursts)
+
+    assert told.figures == {"intake_ratio": 0.5, "intake_p99_ms": 250.0, "intake_floor_ratio": 1.0}
+    assert set(told.figures) - set(TARGETS) == {"intake_floor_ratio"}
     assert {row.baseline for row in told.rows if row.unit == "/s"} == {None, "raw commits"}
+    assert {row.name: row.samples for row in told.rows if row.unit == "us CPU"} == {
+        "an order: server": (50_000.0,),
+        "an order: load": (50_000.0,),
+        "bare server: server": (10_000.0,),
+        "bare server: load": (50_000.0,),
+        "two signatures": (200.0,),
+    }

@@ -18,9 +18,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from agent.api.callers import Guard
 from agent.api.problems import json_answer, problem_app
 from agent.api.serving import listen, server_tls, serving, url_of
-from agent.api.signed_requests import Call, Guard, signed
+from agent.api.signed_requests import Call, signed
 from agent.devkit.book import Book
 from agent.devkit.certificates import write_identity
 from agent.devkit.client import Client

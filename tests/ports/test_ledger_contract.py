@@ -17,7 +17,16 @@ from agent.domain.images import PAGE_ENTRIES, ImageAbout, ImageDescription, Imag
 from agent.domain.jobs import FINAL, TRANSITIONS, IllegalMove, Job, JobEvent, JobState
 from agent.domain.nonces import Nonce
 from agent.errors import HandoffConflict, LostRace, NotFound, OrderConflict, QueueFull, ReplayedRequest
-from agent.ports.ledger import DeliveryId, DeliveryKind, DeliveryState, JobQuery, Ledger, Successor
+from agent.ports.ledger import (
+    Admission,
+    Candidate,
+    DeliveryId,
+    DeliveryKind,
+    DeliveryState,
+    JobQuery,
+    Ledger,
+    Successor,
+)
 from tests.builders import NOW, failed, receipt_for, uuid_of
 from tests.fakes.ledger import MemoryLedger
 from tests.ports.ledger_stage import (
@@ -106,6 +115,52 @@ def test_the_same_order_again_is_a_repeat_that_shows_the_job_as_it_is_now(ledger
     assert again.is_repeat
     assert again.job == job
     assert ledger.jobs(JobQuery()) == (job,)
+
+
+def test_orders_that_are_recorded_together_have_each_what_it_would_have_had_alone(ledger: Ledger) -> None:
+    received(ledger)
+    kept = Nonce(keyid=ORCHESTRATOR, text="k" * 20, keep_until=at(60))
+    arrivals = [
+        replace(arrival(order_named("first")), nonce=kept),
+        replace(arrival(order_named("order", rank=1)), nonce=replace(kept, text="r" * 20)),
+        arrival(order_named("order")),
+        replace(arrival(order_named("second")), nonce=kept),
+        arrival(order_named("last")),
+    ]
+
+    first, other, repeat, replay, last = ledger.admit_all(
+        [Candidate(each, max_attempts=3, queue_limit=3) for each in arrivals], NOW
+    )
+
+    assert isinstance(first, Admission)
+    assert (first.job.order_id, first.is_repeat, first.keeps_nonce) == (
+        order_named("first").order.id,
+        False,
+        True,
+    )
+    assert isinstance(other, OrderConflict)
+    assert isinstance(repeat, Admission)
+    assert repeat.is_repeat
+    assert isinstance(replay, ReplayedRequest)
+    assert isinstance(last, Admission)
+    assert {job.order_id for job in ledger.jobs(JobQuery())} == {
+        order_named(name).order.id for name in ("order", "first", "last")
+    }
+    assert ledger.knows_nonce(ORCHESTRATOR, kept.text, NOW)
+    assert not ledger.knows_nonce(ORCHESTRATOR, "r" * 20, NOW)
+
+
+def test_the_limit_of_the_queue_counts_what_was_recorded_a_moment_ago(ledger: Ledger) -> None:
+    names = ("one", "two", "three")
+
+    one, two, three = ledger.admit_all(
+        [Candidate(arrival(order_named(name)), max_attempts=3, queue_limit=2) for name in names], NOW
+    )
+
+    assert isinstance(one, Admission)
+    assert isinstance(two, Admission)
+    assert isinstance(three, QueueFull)
+    assert ledger.admit_all([], NOW) in ([], ())
 
 
 def test_an_order_id_with_other_content_is_a_conflict(ledger: Ledger) -> None:

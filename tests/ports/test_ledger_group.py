@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from agent.domain.ids import OrderId
 from agent.errors import AgentError, JobFailed, LedgerUnavailable, QueueFull
-from agent.ports.ledger import JobQuery
+from agent.ports.ledger import Candidate, JobQuery
 from agent.ports.ledger_sqlalchemy import SqlAlchemyLedger, open_ledger
 from agent.ports.ledger_sqlalchemy_prepared import driver_of
 from tests.builders import NOW
@@ -90,6 +90,32 @@ def test_orders_of_one_moment_share_one_commit(ledger: SqlAlchemyLedger, commits
     lines = ledger.events()
     assert [line.seq for line in lines] == list(range(1, MANY + 1))
     assert all(line.digest for line in lines)
+
+
+def test_what_is_brought_together_shares_one_commit_with_who_waits_too(
+    ledger: SqlAlchemyLedger, commits: Commits
+) -> None:
+    flocks = [[f"order {n} of {flock}" for n in range(MANY)] for flock in range(2)]
+    before = commits.count
+
+    def bring(names: Sequence[str]) -> Callable[[], object]:
+        wanted = [Candidate(arrival(order_named(name)), max_attempts=3, queue_limit=1000) for name in names]
+        return lambda: ledger.admit_all(wanted, NOW)
+
+    group, parts = ledger._file._group, 2 * MANY + 1
+    with ThreadPoolExecutor(3) as pool:
+        with ledger._file._turn:
+            acts = [bring(flocks[0]), admitting(ledger, "alone"), bring(flocks[1])]
+            futures = [pool.submit(act) for act in acts]
+            deadline = time.monotonic() + 30
+            while len(group._waiting) < parts:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+        for future in futures:
+            future.result()
+
+    assert commits.count == before + 1
+    assert recorded(ledger) == {order_named(name).order.id for name in [*flocks[0], *flocks[1], "alone"]}
 
 
 def test_who_comes_alone_waits_for_nobody(ledger: SqlAlchemyLedger, commits: Commits) -> None:
