@@ -6,7 +6,7 @@ signed and security-relevant documents may have none of it.
 
 import json
 import math
-from typing import Any, Never, TypeVar
+from typing import Any, Final, Never, TypeVar
 
 import msgspec
 
@@ -37,12 +37,7 @@ def parse(data: bytes, *, limit_bytes: int, what: str) -> Any:
     if len(data) > limit_bytes:
         raise TooLarge(f"{what} has {len(data)} bytes, the limit is {limit_bytes}")
     try:
-        tree = json.loads(
-            data.decode("utf-8", errors="strict"),
-            object_pairs_hook=_no_duplicates,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-        )
+        tree = _DECODER.decode(data.decode("utf-8", errors="strict"))
     except RecursionError as cause:
         raise BadJson(f"{what} nests deeper than {MAX_DEPTH}") from cause
     except ValueError as cause:  # JSONDecodeError, UnicodeDecodeError and our own refusals
@@ -72,6 +67,11 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError("a number is too large")
     return value
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite
+)
 
 
 def _check_tree(tree: Any, what: str) -> None:
