@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A room is the first part of a path below agent/. Imports point down a rank, never up, never sideways.
 RANKS = {
-    "__init__": 0, "errors": 0, "log": 0, "process": 0, "repeating": 0,
+    "__init__": 0, "errors": 0, "log": 0, "process": 0, "repeating": 0, "whole_files": 0,
     "domain": 1, "sd_notify": 1,
     "trust": 2,
     "ports": 3,

@@ -2,7 +2,6 @@
 closely itself. Whoever serves the page has no right to run containers.
 """
 
-import os
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -11,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.domain.prepared import prepared
+from agent.whole_files import write_whole
 
 CHECKUP_FILE: Final = "doctor.json"
 MAX_CHECKUP_BYTES: Final = 1 << 20
@@ -36,14 +36,7 @@ class Checkup(Struct, frozen=True):
 
 def keep_checkup(checkup: Checkup, folder: Path) -> None:
     """Keep it in this folder, in place of the one before; the file appears whole. Raises: OSError."""
-    path = folder / CHECKUP_FILE
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        part.write_bytes(msgspec.json.encode(checkup))
-        part.chmod(0o600)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(folder / CHECKUP_FILE, msgspec.json.encode(checkup), mode=0o600)
 
 
 def last_checkup(folder: Path) -> Checkup | None:

@@ -4,7 +4,6 @@ A gate is closed at first, opens when a proof found nothing, and breaks when an 
 restart proves better. What it stands at is kept beside the workspaces, in memory, for the API's process to tell.
 """
 
-import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -17,6 +16,7 @@ from agent.domain.prepared import prepared
 from agent.errors import AgentError
 from agent.log import get_logger
 from agent.pipeline.host import Host
+from agent.whole_files import write_whole
 
 log = get_logger(__name__)
 
@@ -95,10 +95,8 @@ class Gate:
 
     def _keep(self, detail: str) -> None:
         path = self._host.rules.workspace_root / STATE_FILE
-        part = path.with_suffix(f".{os.getpid()}.part")
         try:
-            part.write_bytes(msgspec.json.encode(Standing(self._state, detail)))
-            os.replace(part, path)
+            write_whole(path, msgspec.json.encode(Standing(self._state, detail)))
         except OSError as error:
             log.error("selftest.not_kept", path=str(path), detail=str(error))
 

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from agent.domain.ids import Digest
 from agent.domain.prepared import prepared
 from agent.log import get_logger
+from agent.whole_files import write_whole
 
 log = get_logger(__name__)
 
@@ -98,10 +99,8 @@ class Board:
     def tell(self, **changes: Any) -> None:
         """Write the file anew, with these changes."""
         self.seen = replace(self.seen, **changes)
-        part = self._path.with_suffix(".part")
         try:
-            part.write_bytes(msgspec.json.encode(self.seen))
-            os.replace(part, self._path.with_suffix(STATE))
+            write_whole(self._path.with_suffix(STATE), msgspec.json.encode(self.seen))
         except OSError as error:
             log.error("service.not_shown", path=str(self._path), detail=str(error))
 

@@ -28,6 +28,7 @@ SHM_BYTES = 64 << 20
 TMP_INODES = 16_384  # each takes the kernel about a kilobyte, which is no page of the tmpfs
 CPU_PERIOD_US = 100_000
 LEAST_DATA_BYTES, LEAST_PIDS, LEAST_FILES = 256 << 20, 16, 64
+BESIDE_PIDS = 4096  # under crun the rlimit counts Podman's threads and every other container along
 LONGEST_TIMEOUT_S = 4_000_000  # conmon counts milliseconds in 32 bits
 ORPHAN_GRACE_S = 60  # an agent kills at the wall clock ceiling; without one the engine does, this much later
 
@@ -102,13 +103,15 @@ def rlimits(ceilings: Ceilings, facts: EngineFacts) -> dict[str, int]:
     """Soft and hard value by name; where the host's own hard limit is lower, that one.
 
     They bind the OCI runtime's own first process too: under the least values runc (by threads) or crun (by open files) could
-    not make the cage.
+    not make the cage. crun sets them before it enters the container's user namespace, so the number of processes is then
+    counted together with all else that Podman runs: where a cgroup holds this container's own number, the rlimit is wide.
     """
+    pids = max(ceilings.pids, LEAST_PIDS)
     wanted = {
         "RLIMIT_CORE": 1,  # 0 keeps no core from a handler that core_pattern pipes to; 1 does, and is too small for a file
         "RLIMIT_FSIZE": ceilings.output_bytes,
         "RLIMIT_NOFILE": max(ceilings.open_files, LEAST_FILES),
-        "RLIMIT_NPROC": max(ceilings.pids, LEAST_PIDS),
+        "RLIMIT_NPROC": pids + BESIDE_PIDS if "pids" in facts.controllers else pids,
     }
     if "memory" not in facts.controllers:
         wanted["RLIMIT_DATA"] = max(ceilings.memory_bytes, LEAST_DATA_BYTES)

@@ -4,7 +4,6 @@ One thread writes for all tasks of a process, and only while there are any. Wher
 is held up by that.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -21,6 +20,7 @@ from agent.domain.jobs import Job
 from agent.domain.prepared import prepared
 from agent.log import get_logger
 from agent.ports.progress import Meter, Progress
+from agent.whole_files import write_whole
 
 log = get_logger(__name__)
 
@@ -86,11 +86,8 @@ class FileProgress:
             time.sleep(EVERY_S)
 
     def _write(self, progress: Progress) -> None:
-        path = self._path(progress.job)
-        part = path.with_suffix(f".{os.getpid()}.part")
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        part.write_bytes(msgspec.json.encode(progress))
-        os.replace(part, path)
+        write_whole(self._path(progress.job), msgspec.json.encode(progress))
 
     def _path(self, job: JobId) -> Path:
         return self._folder / f"{job}{SUFFIX}"

@@ -249,7 +249,7 @@ def codes_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def patch_end(monkeypatch: pytest.MonkeyPatch, end: Callable[[int | None], run_end.End]) -> None:
-    monkeypatch.setattr(run_end, "end_of", lambda _pidfd, code, **_: end(code))
+    monkeypatch.setattr(run_end, "end_of", lambda _pidfd, engine_code, **_: end(engine_code()))
 
 
 def any_file(monkeypatch: pytest.MonkeyPatch) -> None:
