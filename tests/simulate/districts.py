@@ -101,7 +101,7 @@ def play_all(
                 played[number] = each.result()
                 tell(number, played[number])
             if not answered:
-                look(sum(over))
+                look(sum(over[:]))
     return Total(tuple(played[number] for number in range(len(plans))))
 
 
