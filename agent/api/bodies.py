@@ -2,9 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ParamSpec
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -12,6 +12,8 @@ from starlette.requests import Request
 from agent.api.serving import ARRIVED
 from agent.errors import NoSpace, SlowBody, TooLarge
 from agent.trust.http_signatures import ContentDigest, VerifiedRequest, check_body
+
+P = ParamSpec("P")
 
 BODY_S = 60.0  # for a body that is held in memory to arrive
 PIECE_S = 60.0  # for the next piece of a body that is streamed to a file
@@ -54,14 +56,23 @@ async def read(request: Request, caller: VerifiedRequest, limit_bytes: int) -> b
 
 
 async def spool(request: Request, caller: VerifiedRequest, file: Path, limit_bytes: int) -> ContentDigest:
-    """Stream the body to a new file, durable when this returns. Raises: TooLarge, SlowBody, DigestMismatch, NoSpace."""
-    seen = ContentDigest()
+    """Stream the body to a new file, durable when this returns. Raises: TooLarge, SlowBody, DigestMismatch, NoSpace.
+
+    A piece is hashed and written while the next one comes, and the disk takes what was written meanwhile.
+    """
+    seen, received = ContentDigest(), 0
     try:
         with await run_in_threadpool(_new_file, file) as sink:
-            async for piece in _gathered(request):
-                if seen.length + len(piece) > limit_bytes:
-                    raise TooLarge(f"the body has more than {limit_bytes} bytes")
-                await run_in_threadpool(_take, sink, seen, piece)
+            async with Behind() as taking, Behind() as flushing:
+                async for piece in _gathered(request):
+                    before, received = received, received + len(piece)
+                    if received > limit_bytes:
+                        raise TooLarge(f"the body has more than {limit_bytes} bytes")
+                    await taking.begin(_take, sink, seen, piece)
+                    if received // FLUSH_BYTES > before // FLUSH_BYTES:
+                        await flushing.begin(_flush, sink)
+                await taking.settle()
+                await flushing.settle()
             check_body(caller, seen)
             await run_in_threadpool(os.fsync, sink.fileno())
     except OSError as cause:
@@ -69,7 +80,42 @@ async def spool(request: Request, caller: VerifiedRequest, file: Path, limit_byt
     return seen
 
 
-async def _gathered(request: Request) -> AsyncIterator[bytes]:
+class Behind:
+    """One call at a time in a thread, while its caller goes on. None is under way any more when the block ends."""
+
+    def __init__(self) -> None:
+        self._under_way: asyncio.Task[object] | None = None
+
+    async def __aenter__(self) -> "Behind":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Wait for the call under way, also when cancelled meanwhile: what it works on is closed next."""
+        task, was_cancelled = self._under_way, False
+        while task is not None and not task.done():
+            try:
+                await asyncio.wait((task,))
+            except asyncio.CancelledError:
+                was_cancelled = True
+        if task is not None and not task.cancelled():
+            task.exception()  # whoever ends the block raises something of its own
+        if was_cancelled:
+            raise asyncio.CancelledError
+
+    async def begin(self, act: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Make this call once the one before has ended. Raises: what that one raised."""
+        await self.settle()
+        self._under_way = asyncio.create_task(run_in_threadpool(act, *args, **kwargs))
+
+    async def settle(self) -> None:
+        """Wait for the call under way. Raises: what it raised."""
+        if self._under_way is not None:
+            await asyncio.wait((self._under_way,))  # which leaves it alone when this is cancelled
+            task, self._under_way = self._under_way, None
+            task.result()
+
+
+async def _gathered(request: Request) -> AsyncIterator[bytearray]:
     """The body in pieces of about WRITE_BYTES. Raises: SlowBody when the next one does not come."""
     pieces = aiter(request.stream())
     gathered = bytearray()
@@ -83,10 +129,10 @@ async def _gathered(request: Request) -> AsyncIterator[bytes]:
             break
         gathered += piece
         if len(gathered) >= WRITE_BYTES:
-            yield bytes(gathered)
-            gathered.clear()
+            yield gathered
+            gathered = bytearray()  # the last one is still in a thread's hands
     if gathered:
-        yield bytes(gathered)
+        yield gathered
 
 
 def _new_file(path: Path) -> BinaryIO:
@@ -95,11 +141,12 @@ def _new_file(path: Path) -> BinaryIO:
     )
 
 
-def _take(sink: BinaryIO, seen: ContentDigest, piece: bytes) -> None:
-    begun = seen.length // FLUSH_BYTES
-    seen.update(piece)
+def _take(sink: BinaryIO, seen: ContentDigest, piece: bytearray) -> None:
     view = memoryview(piece)
+    seen.update(view)
     while view:
         view = view[sink.write(view) :]
-    if seen.length // FLUSH_BYTES > begun:
-        os.fdatasync(sink.fileno())
+
+
+def _flush(sink: BinaryIO) -> None:
+    os.fdatasync(sink.fileno())

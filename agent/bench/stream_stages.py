@@ -4,7 +4,7 @@
 
 The whole is what `pipeline/fetch.py` does with a dataset once its key is there, by the storage that an agent of these settings
 has. Alone are: the standard library's HTTPS with nothing done to what comes; SHA-256 of a piece in memory; the cipher over
-sealed bytes in memory.
+sealed bytes in memory; and, for what it takes, a file written where the whole writes its own.
 """
 
 import hashlib
@@ -33,10 +33,11 @@ from agent.trust.keys import SigningKey
 from agent.trust.seal import Opener, SignedHeader, parse_header, read_preamble
 from agent.wiring import now, open_storage, read_roster
 
-WHOLE = "whole"
+WHOLE, WRITING = "whole", "writing"
 ALONE = ("download", "SHA-256", "opening")
 MIB, GIB = 1 << 20, 1 << 30
 PIECE_BYTES = MIB
+WRITTEN_BYTES = 512 << 10  # by the piece that the relay of a download hands on
 
 
 class Stages(Struct, frozen=True, kw_only=True):
@@ -127,6 +128,13 @@ class Stage:
                 opener.feed(self._sample[at : at + PIECE_BYTES])
             opener.finish()
 
+    def writing(self) -> None:
+        """As many bytes written as the whole writes them, to an unbuffered file in memory."""
+        piece = bytes(WRITTEN_BYTES)
+        with self.target.open("xb", buffering=0) as plain:
+            for _ in range(self.info.size // WRITTEN_BYTES):
+                plain.write(piece)
+
 
 def run(told: Stages) -> Told:
     """Every stage once a round. The whole comes first of all, in a process that has done nothing yet."""
@@ -135,6 +143,7 @@ def run(told: Stages) -> Told:
         sides = {
             WHOLE: stage.whole,
             **dict(zip(ALONE, (stage.download, stage.hash, stage.opening), strict=True)),
+            WRITING: stage.writing,
         }
         size = stage.info.size
         rates: dict[str, list[float]] = {name: [] for name in sides}
@@ -154,7 +163,7 @@ def run(told: Stages) -> Told:
                     cpu.setdefault(what, []).append(seconds / size * GIB)
                 if name == WHOLE:
                     growth.append((memory_kib("VmHWM") - before_kib) / 1024)
-                    stage.target.unlink()
+                stage.target.unlink(missing_ok=True)
     return Told(rates=_tuples(rates), cpu_s_per_gib=_tuples(cpu), growth_mib=tuple(growth))
 
 

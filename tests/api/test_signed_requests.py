@@ -1,6 +1,9 @@
 """Who gets in, what of a body is taken, and which answers are signed; over real TLS."""
 
+import asyncio
+import errno
 import json
+import os
 import socket
 import ssl
 import threading
@@ -476,6 +479,63 @@ def test_an_upload_that_stops_arriving_is_given_up(server: Server, monkeypatch: 
 
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert server.left_over == []
+
+
+@pytest.mark.parametrize("step", ["_take", "_flush"])
+def test_an_upload_that_the_disk_does_not_take_is_refused_and_leaves_nothing(
+    server: Server, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(bodies, "FLUSH_BYTES", 1 << 20)
+    monkeypatch.setattr(bodies, step, full)
+
+    answer = send(server, prepared(server, "PUT", "/upload", b"x" * (4 << 20)))
+
+    assert code_of(answer) == (507, "no-space")
+    assert server.handled == []
+    assert server.left_over == []
+
+
+def test_a_block_ends_when_no_thread_has_anything_of_it_in_hand_however_often_it_is_cancelled() -> None:
+    may_end = threading.Event()
+
+    async def cancelled_twice() -> None:
+        has_begun = asyncio.Event()
+
+        async def work() -> None:
+            async with bodies.Behind() as behind:
+                await behind.begin(may_end.wait)
+                has_begun.set()
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(work())
+        await has_begun.wait()
+        for _ in range(2):
+            task.cancel()
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not task.done()
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled_twice())
+
+
+def test_what_a_thread_raised_is_raised_by_the_next_step() -> None:
+    def refuse() -> None:
+        raise OSError("the disk is gone")
+
+    async def one_after_the_other() -> None:
+        async with bodies.Behind() as behind:
+            await behind.begin(refuse)
+            with pytest.raises(OSError, match="the disk is gone"):
+                await behind.begin(refuse)
+            await behind.settle()
+
+    asyncio.run(one_after_the_other())
 
 
 # ------------------------------------------------------------------ answers

@@ -1,5 +1,6 @@
 """The devkit's storage beyond the contract suite: who may do what, repeats, ranges, what a crash leaves."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from datetime import timedelta
@@ -7,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.types import Message
 
 from agent.devkit.publishing import Holders, holders_of, publish_blob, publish_dataset
 from agent.devkit.shelf import Shelf
+from agent.devkit.storage import SLICE_BYTES, send_in_slices
 from agent.domain.ids import Digest, KeyId, digest_of
 from agent.domain.orders import DatasetRef
 from agent.errors import DatasetMissing, PeerRefused, PeerUnavailable, StorageUnavailable
@@ -250,6 +253,24 @@ def test_content_is_told_from_where_it_is_asked_for(
     if expected is not None:
         assert content == expected
         assert answer.headers["etag"] == f'"{digest_of(b"0123456789")}"'
+
+
+@pytest.mark.parametrize("length", [0, SLICE_BYTES, SLICE_BYTES + 1, 3 * SLICE_BYTES])
+@pytest.mark.parametrize("is_more", [True, False])
+def test_a_body_goes_on_in_slices_that_are_the_same_body(length: int, is_more: bool) -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    body = bytes(number % 251 for number in range(length))
+    asyncio.run(send_in_slices(send, {"type": "http.response.start", "status": 200, "headers": []}))
+    asyncio.run(send_in_slices(send, {"type": "http.response.body", "body": body, "more_body": is_more}))
+
+    assert sent[0] == {"type": "http.response.start", "status": 200, "headers": []}
+    assert b"".join(one["body"] for one in sent[1:]) == body
+    assert [one["more_body"] for one in sent[1:]] == [True] * (len(sent) - 2) + [is_more]
+    assert all(len(one["body"]) <= SLICE_BYTES for one in sent[1:])
 
 
 # ------------------------------------------------------------------ who holds what
