@@ -82,12 +82,16 @@ class Leases:
             return tuple(sorted(self._held))
 
     def renew(self) -> None:
-        """Lengthen the lease of everything in hand. A ledger that is away is logged: the next beat tries again."""
+        """Lengthen the lease of everything in hand. What goes wrong is logged: the next beat tries again."""
         for name in self.held():
             try:
                 self._host.ports.ledger.renew(name, self._host.ports.now() + self._host.rules.lease)
             except AgentError as error:
                 log.error("lease.not_renewed", worker=name, code=error.code, detail=error.detail)
+            except (
+                Exception
+            ):  # one that ended the beat would give every task in hand away, and nobody would notice
+                log.exception("lease.renewal_crashed", worker=name)
 
     def beating(self, every: timedelta) -> AbstractContextManager[None]:
         """Renew in a thread of its own while the context lasts."""

@@ -229,6 +229,30 @@ def test_a_ledger_that_is_away_does_not_end_the_beat(house: House) -> None:
         leases.renew()
 
 
+def test_a_bug_does_not_end_the_beat_nor_keep_it_from_other_tasks(
+    house: House, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = Leases(house.host)
+    renew, crashed = house.ledger.renew, threading.Event()
+
+    with leases.name() as first, leases.name() as second:
+
+        def fail_once(worker: str, lease_until: datetime) -> None:
+            if worker == first and not crashed.is_set():
+                crashed.set()
+                raise RuntimeError("a bug")
+            renew(worker, lease_until)
+
+        monkeypatch.setattr(house.ledger, "renew", fail_once)
+        running(house, job, second)
+        house.clock.pass_by(timedelta(hours=1))
+
+        leases.renew()
+
+    assert crashed.is_set()
+    assert house.ledger.job(job.id).lease_until == house.clock() + house.host.rules.lease
+
+
 def test_the_beat_goes_on_while_a_handler_works(
     house: House, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -30,6 +31,7 @@ from agent.errors import (
     AgentError,
     BadRequestSignature,
     JustRestored,
+    ReplayedRequest,
     TooLarge,
     WrongMediaType,
     WrongRole,
@@ -151,12 +153,17 @@ def signed(
 
 
 def _settled(handle: Callable[[], Response], claim: Claim | None, guard: Guard) -> Response:
-    """What is answered, once the nonce is kept."""
-    try:
+    """What is answered, once the nonce is kept. What the handler raises is told, also where the nonce was kept before that."""
+    if claim is None or guard.claims is None:
         return handle()
+    is_answered = False
+    try:
+        answer = handle()
+        is_answered = True
     finally:
-        if claim is not None and guard.claims is not None:
+        with nullcontext() if is_answered else suppress(ReplayedRequest):
             guard.claims.settle(claim, guard.now())
+    return answer
 
 
 def uploaded(
@@ -273,12 +280,14 @@ def _meet(
 ) -> _Met:
     """Who sent this request, and how far it comes in this trip.
 
+    The signature and the nonce are judged at one moment: none runs out between the two, and with it the memory of the other.
     Raises: what `admit` raises, of a caller whom nobody knows.
     """
-    met = _Met(admit(request, gate.guard))
+    now = gate.guard.now()
+    met = _Met(admit(request, gate.guard, now))
     try:
         _check_role(met.caller, gate.roles)
-        met.claim = _check_nonce(met.caller, gate.guard, gate.claims)
+        met.claim = _check_nonce(met.caller, gate.guard, gate.claims, now)
         if at_once is not None:
             with bound(trace=met.caller.trace):
                 met.answer = at_once(met.caller, met.claim)
@@ -297,7 +306,7 @@ async def _served(met: _Met, gate: _Gate, serve: Serve) -> Response:
             await in_thread(gate.claims.settle, met.claim, gate.guard.now())
 
 
-def admit(request: Request, guard: Guard) -> VerifiedRequest:
+def admit(request: Request, guard: Guard, now: datetime) -> VerifiedRequest:
     """Who sent this request; the nonce and the body are not judged yet.
 
     Raises: UnsignedRequest, BadRequestSignature, StaleRequest, UnknownKey, KeyNotValid.
@@ -306,7 +315,7 @@ def admit(request: Request, guard: Guard) -> VerifiedRequest:
         return verify_request(
             http_request_of(request),
             guard.roster(),
-            now=guard.now(),
+            now=now,
             skew=guard.skew,
             authorities=guard.authorities(),
         )
@@ -317,7 +326,7 @@ def admit(request: Request, guard: Guard) -> VerifiedRequest:
 def _is_known(request: Request, guard: Guard) -> bool:
     """Whether a request that was refused by its announced length or type comes from a caller who can check a signed refusal."""
     try:
-        admit(request, guard)
+        admit(request, guard, guard.now())
     except AgentError:
         return False
     return True
@@ -343,7 +352,7 @@ def _check_role(caller: VerifiedRequest, roles: Collection[Role]) -> None:
         raise WrongRole(f"{caller.keyid} is no {' or '.join(sorted(roles))}, but {caller.role}")
 
 
-def _check_nonce(caller: VerifiedRequest, guard: Guard, claims: Claims | None) -> Claim | None:
+def _check_nonce(caller: VerifiedRequest, guard: Guard, claims: Claims | None, now: datetime) -> Claim | None:
     if guard.signed_after is not None and caller.created <= guard.signed_after:
         raise JustRestored(
             f"signed at {caller.created.isoformat()}; this agent was restored and takes what is signed after "
@@ -351,8 +360,8 @@ def _check_nonce(caller: VerifiedRequest, guard: Guard, claims: Claims | None) -
         )
     keep_until = caller.expires + guard.skew
     if claims is not None:
-        return claims.take(Nonce(keyid=caller.keyid, text=caller.nonce, keep_until=keep_until), guard.now())
-    if not guard.remember_nonce(caller.keyid, caller.nonce, keep_until, guard.now()):
+        return claims.take(Nonce(keyid=caller.keyid, text=caller.nonce, keep_until=keep_until), now)
+    if not guard.remember_nonce(caller.keyid, caller.nonce, keep_until, now):
         raise replayed()
     return None
 

@@ -21,6 +21,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from agent.pipeline.space import is_low, used_bytes
 log = get_logger(__name__)
 
 BUILDS, BUILD_PREFIX = "builds", "build-"  # the folder of builds in the spool, and how what lies there begins
+ON_ITS_WAY = timedelta(minutes=10)  # a request that was judged in time may still be asked about its nonce
 BATCH = 200  # rows of a kind in one transaction of the ledger
 
 
@@ -96,7 +98,7 @@ def _nonces(host: Host, _is_asked: bool, is_rehearsal: bool) -> list[Gone]:
         return []
     now, ledger = host.ports.now(), host.ports.ledger
     ledger.forget_cancellations(now)
-    return [Gone(Kind.NONCES, ledger.forget_nonces(now))]
+    return [Gone(Kind.NONCES, ledger.forget_nonces(now - ON_ITS_WAY))]
 
 
 def _records(host: Host, is_asked: bool, is_rehearsal: bool) -> list[Gone]:

@@ -30,10 +30,12 @@ def sweep(host: Host, ringing: Ringing | None = None) -> None:
 
     Raises: LedgerUnavailable, RuntimeUnavailable.
     """
-    if host.ports.ledger.control().mode is Mode.RESTORED:
+    control, ringing = host.ports.ledger.control(), ringing or Ringing()
+    if control.mode is Mode.RESTORED:
         return  # whose container and folder that is, orchestrators may know
+    ringing.note(control)
     try:
-        _take_up(host, ringing or Ringing())
+        _take_up(host, ringing)
     finally:  # a full disk keeps the ledger from being written: what gives room back goes on
         tidy(host)
 

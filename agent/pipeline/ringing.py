@@ -8,8 +8,10 @@ holds a page of them. A bell that waits already is not rung twice.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import groupby
 
+from agent.domain.control import Control
 from agent.domain.jobs import JobState
 from agent.pipeline.bells import queue_of, ring_all
 from agent.pipeline.host import Host
@@ -22,14 +24,22 @@ AT_ONCE = 10_000  # jobs that a usual sweep looks at
 
 @dataclass(slots=True)
 class Ringing:
-    """How far a process came. `is_whole`: the next turn goes through everything, from the start."""
+    """How far a process came. `is_whole`: the next turn goes through everything, from the start; `runs_since`: since when the
+    host runs, as this process last saw it."""
 
     after: int = 0
     is_whole: bool = True
+    runs_since: datetime | None = None
 
     def begin_anew(self) -> None:
         """Bells may have been lost: the next turn goes through everything."""
         self.after, self.is_whole = 0, True
+
+    def note(self, control: Control) -> None:
+        """What rang while nothing might start is lost: begin anew where the host runs again."""
+        if control.may_start and control.since != self.runs_since:
+            self.runs_since = control.since
+            self.begin_anew()
 
 
 def ring_waiting(host: Host, ringing: Ringing) -> int:

@@ -196,11 +196,11 @@ class Ledger(
         ...
 
     def remember_nonce(self, keyid: KeyId, nonce: str, keep_until: datetime, now: datetime) -> bool:
-        """Whether this (keyid, nonce) is new; from then until `keep_until` it is not."""
+        """Whether this (keyid, nonce) is new; from then until `keep_until` it is not, and with that `keep_until` never."""
         ...
 
     def knows_nonce(self, keyid: KeyId, nonce: str, now: datetime) -> bool:
-        """Whether it is kept still: what `remember_nonce` would refuse."""
+        """Whether it is kept still: what `remember_nonce` would refuse whatever its `keep_until`."""
         ...
 
     # ---- reading

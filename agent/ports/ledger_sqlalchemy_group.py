@@ -62,6 +62,14 @@ class _Part(Generic[T]):
         return written
 
 
+def _another(cause: BaseException) -> BaseException:
+    """An error for one of many: a handler may add to it. Not each can be copied, and none of the many may be left without."""
+    try:
+        return copy.copy(cause)
+    except Exception:
+        return cause
+
+
 class Group:
     """Those who write to one file from this process. `begin`: a transaction that is durable when its block has ended."""
 
@@ -92,8 +100,8 @@ class Group:
                     part.write(tx, is_alone=len(taken) == 1)
         except BaseException as cause:
             taken = taken or self._take()  # they all waited for the same transaction, which did not begin
-            for part in taken:  # each with an error of its own: a handler may add to it
-                part.fail(cause if len(taken) == 1 else copy.copy(cause))
+            for part in taken:
+                part.fail(cause if len(taken) == 1 else _another(cause))
         finally:
             self._let_go(taken)
 

@@ -7,7 +7,7 @@ can: what only a known order can have is not looked for where the order is new.
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import BindParameter, Connection, Integer, bindparam, literal, select, union_all
+from sqlalchemy import BindParameter, Connection, Integer, and_, bindparam, literal, select, union_all
 from sqlalchemy.dialects.sqlite import insert
 
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
@@ -47,12 +47,16 @@ _NEW_NONCE: Final = insert(nonces).values(
     nonce=bindparam("nonce"),
     keep_until=bindparam("keep_until", type_=nonces.c.keep_until.type),
 )
-# One whose time is over may be used again. Otherwise the row stays, and none is changed.
+# One whose time is over may be used again, with another time: the same request never counts twice, however long it was on its
+# way here. Otherwise the row stays, and none is changed.
 _PUT_NONCE: Final = Prepared(
     _NEW_NONCE.on_conflict_do_update(
         index_elements=("keyid", "nonce"),
         set_={nonces.c.keep_until: _NEW_NONCE.excluded.keep_until},
-        where=nonces.c.keep_until < bindparam("now", type_=nonces.c.keep_until.type),
+        where=and_(
+            nonces.c.keep_until < bindparam("now", type_=nonces.c.keep_until.type),
+            nonces.c.keep_until != _NEW_NONCE.excluded.keep_until,
+        ),
     )
 )
 

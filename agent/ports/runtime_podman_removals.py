@@ -25,9 +25,12 @@ class Removals:
     def begin(self, name: str, container: str) -> None:
         """Remove the container of the run of this name, meanwhile. What cannot be removed is left to the sweep."""
         thread = threading.Thread(target=self._go, args=(name, container), name=f"remove-{name}", daemon=True)
-        with self._lock:
-            self._going[thread] = name
-        thread.start()
+        try:
+            with self._lock:  # it waits for that before it says that it has gone
+                thread.start()
+                self._going[thread] = name
+        except RuntimeError:  # no thread is to be had
+            self._try(name, container)
 
     def wait(self, name: str | None = None) -> bool:
         """Until the removals of this name, or all, have ended; whether there was one."""
@@ -39,9 +42,13 @@ class Removals:
 
     def _go(self, name: str, container: str) -> None:
         try:
-            self._remove(container)
-        except RuntimeUnavailable as error:
-            _LOG.warning("leftover.stays", container=name, detail=str(error))
+            self._try(name, container)
         finally:
             with self._lock:
                 del self._going[threading.current_thread()]
+
+    def _try(self, name: str, container: str) -> None:
+        try:
+            self._remove(container)
+        except RuntimeUnavailable as error:
+            _LOG.warning("leftover.stays", container=name, detail=str(error))

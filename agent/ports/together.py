@@ -12,7 +12,7 @@ C = TypeVar("C")
 
 
 class Together(Protocol):
-    """Makes calls of which none needs what another one gives, and none begins calls together itself."""
+    """Makes calls of which none needs what a later one gives. A call may begin calls together itself."""
 
     @overload
     def __call__(self, first: Callable[[], A], second: Callable[[], B], /) -> tuple[A, B]: ...

@@ -88,7 +88,7 @@ def _components(names: str, request: HttpRequest) -> dict[str, str] | None:
     found: dict[str, str] = {}
     for identifier in names.split(" "):
         name = identifier.strip('"')
-        value = derived.get(name) or _field(name, request)
+        value = derived.get(name) if name.startswith("@") else _field(name, request)
         if value is None or identifier in found:
             return None
         found[identifier] = value

@@ -1,15 +1,25 @@
 """The nonce of a request under way: one has it, and it is kept before anybody is answered."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from agent.api.claims import Claims
 from agent.domain.nonces import Nonce
 from agent.errors import LedgerUnavailable, ReplayedRequest
+from agent.ports.ledger import JobQuery
+from agent.ports.ledger_sqlalchemy import open_ledger
 from tests.builders import NOW, key_of
 from tests.fakes.ledger import MemoryLedger
+from tests.ports.ledger_stage import arrival, fresh_ledger, order_named
 
+SOON_S = 20.0
+THREADS = 8
 KEYID = key_of("o1").keyid
 NONCE = Nonce(keyid=KEYID, text="n" * 20, keep_until=NOW + timedelta(minutes=2))
 
@@ -75,3 +85,32 @@ def test_a_ledger_that_is_away_leaves_no_claim_behind() -> None:
     claims.settle(claims.take(NONCE, NOW), NOW)
 
     assert ledger.knows_nonce(KEYID, NONCE.text, NOW)
+
+
+def test_of_many_at_once_in_two_processes_one_is_taken(tmp_path: Path) -> None:
+    """Two memories of claims over one file: what two processes have."""
+    with closing(fresh_ledger(tmp_path / "ledger")) as one, closing(open_ledger(one._file.path)) as two:
+        processes = [(ledger, Claims(ledger.knows_nonce, ledger.remember_nonce)) for ledger in (one, two)]
+        meeting = threading.Barrier(2 * THREADS)
+
+        def send(number: int) -> bool:
+            ledger, claims = processes[number % 2]
+            came = replace(arrival(order_named(f"order {number}")), nonce=NONCE)
+            meeting.wait(SOON_S)
+            try:
+                claim = claims.take(NONCE, NOW)
+                try:
+                    claim.is_kept = ledger.admit(came, NOW, max_attempts=1, queue_limit=100).keeps_nonce
+                finally:
+                    claims.settle(claim, NOW)
+            except ReplayedRequest:
+                return False
+            return True
+
+        with ThreadPoolExecutor(meeting.parties) as pool:
+            taken = list(pool.map(send, range(meeting.parties)))
+
+        assert sum(taken) == 1
+        assert [job.order_id for job in one.jobs(JobQuery())] == [
+            order_named(f"order {taken.index(True)}").order.id
+        ]

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agent.api import bodies
+from agent.api.claims import Claims
 from agent.api.problems import json_answer, problem_app
 from agent.api.serving import listen, server_tls, serving, url_of
 from agent.api.signed_requests import Call, Guard, Upload, signed, uploaded
 from agent.devkit.certificates import write_identity
 from agent.domain.backups import signed_after
 from agent.domain.ids import KeyId, digest_of
-from agent.errors import AgentError, BadOrder, StaleRequest
+from agent.errors import AgentError, BadOrder, LedgerUnavailable, StaleRequest
 from agent.trust.certificates import CertificateAuthority
 from agent.trust.http_signatures import (
     ContentDigest,
@@ -41,6 +43,7 @@ from agent.trust.http_signatures import (
 )
 from agent.trust.roster import Role, Roster
 from tests.builders import NOW, SKEW, changed, consortium, key_of
+from tests.fakes.ledger import MemoryLedger
 
 LIMIT = 1000
 UPLOAD_LIMIT = 8 << 20
@@ -57,14 +60,12 @@ class Server:
     tls_ca: str
     roster: Roster
     folder: Path
-    used: set[tuple[KeyId, str]] = field(default_factory=set)
+    ledger: MemoryLedger = field(default_factory=MemoryLedger)
+    moments: Iterator[datetime] = field(
+        default_factory=lambda: repeat(NOW)
+    )  # what its clock says, look by look
     refusals: list[tuple[str, KeyId | None]] = field(default_factory=list)
     handled: list[str] = field(default_factory=list)
-
-    def remember(self, keyid: KeyId, nonce: str, _keep_until: datetime, _now: datetime) -> bool:
-        is_new = (keyid, nonce) not in self.used
-        self.used.add((keyid, nonce))
-        return is_new
 
     def note(self, error: AgentError, _method: str, _path: str, who: KeyId | None) -> None:
         self.refusals.append((error.code, who))
@@ -75,6 +76,10 @@ class Server:
 
     def refuse(self, call: Call) -> Response:
         raise BadOrder("not this one")
+
+    def record_and_fail(self, call: Call) -> Response:
+        self.ledger.remember_nonce(call.caller.keyid, call.caller.nonce, call.caller.expires + SKEW, NOW)
+        raise LedgerUnavailable("not for the rest of it")
 
     def crash(self, call: Call) -> Response:
         raise ZeroDivisionError("the password is hunter2")
@@ -102,12 +107,13 @@ def server(tmp_path: Path) -> Iterator[Server]:
         lambda: server.roster,
         lambda: {url.removeprefix("https://")},
         key_of("agent-b"),
-        lambda: NOW,
+        lambda: next(server.moments),
         SKEW,
-        server.remember,
+        server.ledger.remember_nonce,
         server.note,
     )
     restored = replace(guard, signed_after=RESTORED)
+    claiming = replace(guard, claims=Claims(server.ledger.knows_nonce, server.ledger.remember_nonce))
     app = problem_app(
         [
             Route(
@@ -115,8 +121,16 @@ def server(tmp_path: Path) -> Iterator[Server]:
                 signed(server.echo, guard, limit_bytes=LIMIT, signs_answer=True),
                 methods=["GET", "POST"],
             ),
+            Route(
+                "/kept", signed(server.echo, claiming, limit_bytes=LIMIT, keeps_nonce=True), methods=["POST"]
+            ),
             Route("/plain", signed(server.echo, guard, limit_bytes=LIMIT), methods=["POST"]),
             Route("/agents", signed(server.echo, guard, roles=(Role.AGENT,), signs_answer=True)),
+            Route(
+                "/failing",
+                signed(server.record_and_fail, claiming, limit_bytes=LIMIT, keeps_nonce=True),
+                methods=["POST"],
+            ),
             Route("/refuse", signed(server.refuse, guard, signs_answer=True)),
             Route("/crash", signed(server.crash, guard)),
             Route("/restored", signed(server.echo, restored, signs_answer=True)),
@@ -309,6 +323,25 @@ def test_the_same_request_twice_is_refused(server: Server) -> None:
     request = prepared(server, "POST", "/echo", BODY)
 
     assert send(server, request).status_code == 200
+    assert code_of(send(server, request)) == (401, "replayed-request")
+    assert server.handled == ["echo"]
+
+
+def test_what_fails_after_the_nonce_was_recorded_is_told_as_what_it_is(server: Server) -> None:
+    request = prepared(server, "POST", "/failing", BODY)
+
+    assert code_of(send(server, request)) == (503, "ledger-unavailable")  # 401, signed, would be final
+    assert code_of(send(server, request)) == (401, "replayed-request")
+
+
+@pytest.mark.parametrize("target", ["/echo", "/kept"])
+def test_the_same_request_again_while_its_time_runs_out_is_refused(server: Server, target: str) -> None:
+    request = prepared(server, "POST", target, BODY)  # for 60 s
+    assert send(server, request).status_code == 200
+
+    last = NOW + timedelta(seconds=60) + SKEW - timedelta(microseconds=1)
+    server.moments = chain([last], repeat(last + 2 * SECOND))
+
     assert code_of(send(server, request)) == (401, "replayed-request")
     assert server.handled == ["echo"]
 

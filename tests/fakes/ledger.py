@@ -1095,7 +1095,7 @@ MemoryLedger._parts = SimpleNamespace(
 
 def _put_nonce(books: _Books, nonce: Nonce, now: datetime) -> bool:
     kept = books.nonces.get((nonce.keyid, nonce.text))
-    if kept is not None and kept >= now:
+    if kept is not None and (kept >= now or kept == nonce.keep_until):
         return False
     books.nonces[nonce.keyid, nonce.text] = nonce.keep_until
     return True

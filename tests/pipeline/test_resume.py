@@ -19,6 +19,7 @@ from agent.domain.receipts import Outcome, Receipt
 from agent.domain.reports import ReportState
 from agent.errors import RuntimeUnavailable
 from agent.pipeline.advance import advance
+from agent.pipeline.garbage import ON_ITS_WAY
 from agent.pipeline.journal import MOST_TRIES
 from agent.pipeline.run import ATTEMPT_LABEL, JOB_LABEL
 from agent.pipeline.workspace import folder_name
@@ -711,14 +712,14 @@ def test_a_container_that_cannot_go_keeps_no_other(world: World, monkeypatch: py
     assert world.a.leftovers() == []
 
 
-def test_nonces_are_forgotten_after_their_time(world: World) -> None:
+def test_nonces_are_forgotten_some_time_after_their_own_is_over(world: World) -> None:
     keep_until = world.clock() + timedelta(seconds=150)
     world.a.ledger.remember_nonce(world.o1, "nonce", keep_until, world.clock())
 
+    world.pass_time(151)
     world.a.sweep()
-    world.pass_time(100)
     while_kept = world.a.ledger.remember_nonce(world.o1, "nonce", keep_until, world.clock())
-    world.pass_time(60)
+    world.pass_time(ON_ITS_WAY.total_seconds())
     world.a.sweep()
 
     assert not while_kept

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import pytest
 
+from agent.domain.control import Control, Mode
 from agent.domain.ids import JobId, OrderId
 from agent.domain.orders import SignedOrder
 from agent.errors import OutsideError
 from agent.pipeline import ringing
+from agent.pipeline.control import say
 from agent.pipeline.resume import sweep
 from agent.pipeline.ringing import Ringing, ring_first
 from agent.ports.broker import Queue
@@ -83,6 +85,27 @@ def test_what_resumes_rings_for_the_first(world: World) -> None:
     ring_first(world.a.host)
 
     assert rung(world, before) == jobs[:4]
+
+
+def test_where_the_host_runs_again_the_next_sweep_rings_for_everything(world: World) -> None:
+    jobs = posted(world)
+    progress = Ringing()
+    sweep(world.a.host, progress)
+    sweep(world.a.host, progress)
+
+    say(Control(mode=Mode.PAUSED, since=world.clock()), world.a.host)
+    world.a.forget_bells()  # they were heard, and nothing might start
+    before = len(world.a.broker.rings)
+    sweep(world.a.host, progress)
+    while_paused = rung(world, before)
+    world.pass_time(1)
+    say(Control(mode=Mode.RUNNING, since=world.clock()), world.a.host)
+    world.a.forget_bells()
+    before = len(world.a.broker.rings)
+    sweep(world.a.host, progress)
+
+    assert while_paused == jobs[4:8]
+    assert rung(world, before) == jobs
 
 
 def test_every_delivery_that_was_to_be_sent_is_rung_for(world: World) -> None:

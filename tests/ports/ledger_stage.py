@@ -113,3 +113,29 @@ def fresh_ledger(folder: Path) -> SqlAlchemyLedger:
     path = folder / "ledger.db"
     shutil.copy(_template(), path)
     return open_ledger(path)
+
+
+_OPEN = "('received', 'held', 'queued', 'running')"
+_OF_IMAGES = f"FROM jobs JOIN orders ON orders.id = jobs.order_id WHERE state IN {_OPEN} GROUP BY images"
+_COUNTED = (  # what triggers keep, and what a count of the rows themselves says
+    ("state, count FROM job_counts WHERE count <> 0", "state, count(*) FROM jobs GROUP BY state"),
+    ("state, count FROM delivery_counts WHERE count <> 0", "state, count(*) FROM deliveries GROUP BY state"),
+    (
+        "dataset, lines, last FROM dataset_lines",
+        "dataset, count(*), max(seq) FROM events WHERE dataset IS NOT NULL GROUP BY dataset",
+    ),
+    (
+        "images, open, held FROM image_needs WHERE open <> 0 OR held <> 0",
+        f"images, count(*), sum(state = 'held') {_OF_IMAGES}",
+    ),
+)
+
+
+def miscounted(ledger: SqlAlchemyLedger) -> list[str]:
+    """The kept counts that are not what a count would say."""
+    with ledger._file.looking() as driver:
+
+        def rows(words: str) -> list[tuple[object, ...]]:
+            return driver.execute(f"SELECT * FROM (SELECT {words}) ORDER BY 1").fetchall()  # noqa: S608 - our own words
+
+        return [kept for kept, counted in _COUNTED if rows(kept) != rows(counted)]

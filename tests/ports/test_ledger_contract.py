@@ -215,6 +215,7 @@ def test_a_nonce_is_new_once_until_its_time_is_over(ledger: Ledger) -> None:
     assert ledger.remember_nonce(PEER, "n1", at(100), NOW)
     assert not ledger.remember_nonce(PEER, "n1", at(200), at(1))
     assert not ledger.remember_nonce(PEER, "n1", at(200), at(100))
+    assert not ledger.remember_nonce(PEER, "n1", at(100), at(100.000001))  # the same request, late
     assert ledger.remember_nonce(PEER, "n1", at(300), at(100.000001))
     assert not ledger.remember_nonce(PEER, "n1", at(300), at(200))
 

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Connection
 
 from agent.domain.ids import OrderId
-from agent.errors import AgentError, LedgerUnavailable, QueueFull
+from agent.errors import AgentError, JobFailed, LedgerUnavailable, QueueFull
 from agent.ports.ledger import JobQuery
 from agent.ports.ledger_sqlalchemy import SqlAlchemyLedger, open_ledger
 from agent.ports.ledger_sqlalchemy_prepared import driver_of
@@ -137,6 +137,30 @@ def test_a_commit_that_fails_fails_for_all_each_with_an_error_of_its_own(
     assert recorded(ledger) == set()
     commits.error = None
     assert recorded(ledger) | {admitting(ledger, "later")()} == recorded(ledger)
+
+
+def test_a_commit_that_fails_with_what_cannot_be_copied_fails_for_all(
+    ledger: SqlAlchemyLedger, commits: Commits
+) -> None:
+    commits.error = JobFailed("no copy of this", "exit:1")
+
+    with at_one_moment(ledger, [admitting(ledger, f"order {n}") for n in range(MANY)]) as futures:
+        errors = [future.exception() for future in futures]
+
+    assert {str(error) for error in errors} == {"no copy of this"}
+    assert recorded(ledger) == set()
+
+
+def test_a_part_that_hides_that_everything_was_taken_back_is_told_to_all(ledger: SqlAlchemyLedger) -> None:
+    def full(tx: Connection) -> None:
+        driver_of(tx).execute("ROLLBACK")
+
+    acts = [admitting(ledger, "first"), lambda: ledger._file.together(full), admitting(ledger, "last")]
+    with at_one_moment(ledger, acts) as futures:
+        errors = [future.exception() for future in futures]
+
+    assert all(isinstance(error, LedgerUnavailable) for error in errors)
+    assert recorded(ledger) == set()
 
 
 def test_where_sqlite_takes_everything_back_nobody_is_told_that_it_was_written(

@@ -34,6 +34,7 @@ from tests.ports.ledger_stage import (
     chain_of,
     fresh_ledger,
     handoff,
+    miscounted,
     order_named,
     report,
 )
@@ -233,7 +234,7 @@ def test_what_is_collected_was_over_and_never_comes_again(
 
 
 def collect(
-    ledgers: tuple[Ledger, Ledger],
+    ledgers: tuple[SqlAlchemyLedger, Ledger],
     now: datetime,
     order_age: timedelta,
     is_low: bool,
@@ -248,6 +249,7 @@ def collect(
     same(ledgers, lambda ledger: ledger.collect(rule, now, limit))
     same(ledgers, lambda ledger: ledger.forget_nonces(now))
 
+    assert miscounted(ledgers[0]) == []
     after = same(ledgers, holdings)
     for order_id, held in before.items():
         if order_id in after:

@@ -21,7 +21,17 @@ from agent.errors import LedgerUnavailable
 from agent.ports import ledger_sqlalchemy_file
 from agent.ports.ledger_schema import HEAD, metadata
 from agent.ports.ledger_sqlalchemy import migrate, open_ledger
-from tests.ports.ledger_stage import arrival, at, fresh_ledger, order_named, received
+from tests.ports.ledger_stage import (
+    arrival,
+    at,
+    attested,
+    fresh_ledger,
+    miscounted,
+    order_named,
+    received,
+    report,
+    running,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = "0001"
@@ -144,6 +154,31 @@ def test_an_order_of_before_0009_has_its_own_trace_and_is_counted_from_now_on(tm
         ledger.move(ledger.job(job_id(order.order.id, 0)), JobEvent.ENQUEUE, at(1))
         assert ledger.tallies() == (Tally(MOVES, ("queued",), 1.0),)
         assert ledger.gauges().waiting == {JobState.QUEUED: datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)}
+
+
+def test_what_was_there_before_0011_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with closing(fresh_ledger(tmp_path / "new")) as source:
+        running(source, "one")
+        attested(source, report(), name="two")
+        source.move(received(source, "three"), JobEvent.HOLD, at(1))
+        source.move(received(source, "four"), JobEvent.CANCEL, at(1))
+        needed = [source.needed_images(is_held=is_held) for is_held in (False, True)]
+    make_revision(path, "0010")
+    with closing(sqlite3.connect(path)) as plain, plain:
+        plain.execute("ATTACH ? AS new", (str(tmp_path / "new" / "ledger.db"),))
+        for table in ("orders", "jobs", "deliveries", "events"):
+            columns = ", ".join(
+                f'"{row[1]}"' for row in plain.execute(f"PRAGMA main.table_info({table})").fetchall()
+            )
+            plain.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM new.{table}")  # noqa: S608 - our own words
+
+    with closing(open_ledger(path)) as ledger:
+        assert miscounted(ledger) == []
+        assert [ledger.needed_images(is_held=is_held) for is_held in (False, True)] == needed
+        assert all(needed)
+        received(ledger, "five")
+        assert miscounted(ledger) == []
 
 
 def test_a_ledger_of_a_newer_program_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 
+import pytest
 from structlog.testing import capture_logs
 
 from agent.errors import RuntimeUnavailable
@@ -40,3 +41,19 @@ def test_what_cannot_be_removed_is_told_and_stops_nobody() -> None:
 
     assert not removals.wait()
     assert [(line["event"], line["container"]) for line in logs] == [("leftover.stays", "a")]
+
+
+def test_where_no_thread_is_to_be_had_it_is_removed_at_once_and_nobody_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    removed = list[str]()
+    removals = Removals(removed.append)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    removals.begin("a", "1")
+
+    assert removed == ["1"]
+    assert not removals.wait()

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -58,13 +59,15 @@ def test_calls_of_threads_are_under_way_at_the_same_time(threads: ThreadsTogethe
 
 
 def test_nothing_is_under_way_any_more_when_one_failed(threads: ThreadsTogether) -> None:
-    has_failed, ended = threading.Event(), threading.Event()
+    has_begun, has_failed, ended = threading.Event(), threading.Event(), threading.Event()
 
     def slow() -> None:
+        has_begun.set()
         has_failed.wait(WAIT_S)
         ended.set()
 
     def fail() -> None:
+        has_begun.wait(WAIT_S)
         has_failed.set()
         raise KeyError("the first")
 
@@ -72,6 +75,50 @@ def test_nothing_is_under_way_any_more_when_one_failed(threads: ThreadsTogether)
         threads(fail, slow)
 
     assert ended.is_set()
+
+
+def test_tasks_that_wait_for_their_keys_in_every_thread_leave_each_other_a_way_to_them(
+    threads: ThreadsTogether,
+) -> None:
+    """As `fetch` does it: one call opens with a key that another one gets by calls of its own."""
+    meeting = threading.Barrier(2 * THREADS)
+
+    def fetch() -> object:
+        key: Future[int] = Future()
+
+        def ask_shares() -> None:
+            meeting.wait(WAIT_S)  # by now every thread has been asked for
+            key.set_result(sum(threads(lambda: 1, lambda: 2, lambda: 3)))
+
+        _, opened = threads(ask_shares, lambda: key.result(WAIT_S))
+        return opened
+
+    with ThreadPoolExecutor(meeting.parties) as workers:
+        fetched = [workers.submit(fetch) for _ in range(meeting.parties)]
+
+    assert [one.result() for one in fetched] == [6] * meeting.parties
+
+
+def test_a_call_that_nobody_began_is_not_made_once_one_before_it_failed(threads: ThreadsTogether) -> None:
+    has_failed = threading.Event()
+    made: list[str] = []
+
+    def hold() -> None:
+        has_failed.wait(WAIT_S)
+
+    def fail() -> None:
+        raise KeyError("the first")
+
+    def fail_while_no_thread_is_free() -> None:
+        try:
+            threads(fail, lambda: made.append("the second"))
+        finally:
+            has_failed.set()
+
+    with pytest.raises(KeyError):
+        threads(fail_while_no_thread_is_free, *[hold] * THREADS)
+
+    assert not made
 
 
 def test_a_call_in_another_thread_carries_on_the_trace(threads: ThreadsTogether) -> None:
