@@ -126,7 +126,8 @@ class StrictTar:
             if not 0 < size <= MAX_EXTENSION_BYTES:
                 self._refuse(f"a long header of {size} bytes, 1 to {MAX_EXTENSION_BYTES} are read")
             extensions[kind] = self._exactly(size)
-            self._exactly(-size % BLOCK_BYTES)
+            if any(self._exactly(-size % BLOCK_BYTES)):  # some readers go on there as if it were more of it
+                self._refuse("a long header with something behind its end")
 
     def _check_header(self, header: bytes) -> int:
         """Refuse a header that readers could read in two ways. Gives the size it claims."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
-from agent.domain.chain import Task, plan
+from agent.domain.chain import Task, plan, task_at
 from agent.domain.ids import KeyId
 from agent.domain.jobs import Job
 from agent.domain.orders import MAX_ORDER_BYTES, SignedOrder, parse_order
@@ -129,7 +129,7 @@ class Context:
 
     @property
     def task(self) -> Task:
-        return self.tasks[self.job.position]
+        return task_at(self.signed.order, self.job.position)
 
     @property
     def next_task(self) -> Task | None:

@@ -54,7 +54,7 @@ def reserve(folder: Path, reserve_bytes: int, *, keep_free: int = 0) -> None:
 
 def reserved_in(root: Path) -> tuple[tuple[Path, int, int], ...]:
     """(folder, bytes reserved, of them not used yet) of everybody who holds room in this root."""
-    return tuple((folder, reserved_bytes(folder), unused_bytes(folder)) for folder in _holders(root))
+    return tuple((folder, *_reserved_and_unused(folder)) for folder in _holders(root))
 
 
 def require_possible(root: Path, wanted_bytes: int) -> None:
@@ -104,8 +104,12 @@ def reserved_bytes(folder: Path) -> int:
 
 def unused_bytes(folder: Path) -> int:
     """What is reserved for this attempt and does not lie there yet, as far as it can be seen."""
+    return _reserved_and_unused(folder)[1]
+
+
+def _reserved_and_unused(folder: Path) -> tuple[int, int]:
     reserved = reserved_bytes(folder)
-    return max(0, reserved - used_bytes(folder, MAX_ENTRIES)) if reserved else 0
+    return reserved, max(0, reserved - used_bytes(folder, MAX_ENTRIES)) if reserved else 0
 
 
 def used_bytes(folder: Path, entries: int | None = None) -> int:

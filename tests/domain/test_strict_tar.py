@@ -84,6 +84,14 @@ def test_the_three_forms_say_the_same(form: Form) -> None:
 
 
 BAD: dict[str, bytes] = {
+    "a record behind a PAX header": head("pax", tarfile.XHDTYPE, size=10)
+    + b"10 path=b\n10 path=c\n".ljust(512, b"\0")
+    + head("a")
+    + END,
+    "a name behind a long name": head("long", tarfile.GNUTYPE_LONGNAME, size=1)
+    + b"bc".ljust(512, b"\0")
+    + head("a")
+    + END,
     "nothing": b"",
     "no end": head("a"),
     "an end and then a header": head("a") + bytes(512) + head("b") + END,

@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
@@ -96,6 +96,14 @@ class _Books:
     def draft(self) -> "_Books":
         """A copy to write in: nothing of it counts when the transaction raises."""
         return _Books(**{each.name: copy.copy(getattr(self, each.name)) for each in fields(self)})
+
+    def told_by(self, job: Job) -> list[Delivery]:
+        """Every delivery of this job, oldest first."""
+        return [delivery for delivery in self.deliveries.values() if delivery.job == job.id]
+
+    def pending(self) -> list[Delivery]:
+        """Every delivery that waits for its answer, oldest first."""
+        return [each for each in self.deliveries.values() if each.state is DeliveryState.PENDING]
 
 
 class MemoryLedger(MemoryBells, MemoryMeasures, MemoryOutbox, MemoryPage):
@@ -724,8 +732,7 @@ class MemoryLedger(MemoryBells, MemoryMeasures, MemoryOutbox, MemoryPage):
                 if job.state is JobState.QUEUED and job.not_before and job.not_before > now + rest:
                     books.jobs[job.id] = replace(job, not_before=now)
                     corrected += 1
-            pending = [each for each in books.deliveries.values() if each.state is DeliveryState.PENDING]
-            for found in pending:
+            for found in books.pending():
                 if found.next_try_at > now + rest:
                     books.deliveries[found.id] = replace(books.deliveries[found.id], next_try_at=now)
                     corrected += 1
@@ -833,8 +840,7 @@ def _send_to(books: _Books, seen: Job, next_agent: KeyId, now: datetime) -> Job:
 
 def _settle(books: _Books, job: Job, now: datetime) -> Job:
     waits = job.state is JobState.ATTESTED or (job.state is JobState.RECEIVED and job.next_agent is not None)
-    own = [delivery for delivery in books.deliveries.values() if delivery.job == job.id]
-    if not waits or any(delivery.state is DeliveryState.PENDING for delivery in own):
+    if not waits or any(each.state is DeliveryState.PENDING for each in books.told_by(job)):
         return job
     return _transit(books, job, JobEvent.SETTLE, now)
 
@@ -1036,13 +1042,18 @@ def _forget(books: _Books, record: OrderRecord, now: datetime) -> None:
     _tell(books, "order.forgotten", now, record.id, None, values)
     del books.orders[record.id]
     gone = {job.id for job in books.jobs.values() if job.order_id == record.id}
-    books.jobs = {name: job for name, job in books.jobs.items() if name not in gone}
-    books.steps = {key: step for key, step in books.steps.items() if key[0] not in gone}
-    books.phases = {key: took for key, took in books.phases.items() if key[0] not in gone}
-    books.cancellations = {key: c for key, c in books.cancellations.items() if key[0] != record.digest}
-    books.logs = {key: log for key, log in books.logs.items() if key[0] not in gone}
-    books.deliveries = {name: d for name, d in books.deliveries.items() if d.order_id != record.id}
-    books.receipts = {place: r for place, r in books.receipts.items() if place[0] != record.digest}
+    _drop(books.jobs, lambda name, _: name in gone)
+    _drop(books.steps, lambda key, _: key[0] in gone)
+    _drop(books.phases, lambda key, _: key[0] in gone)
+    _drop(books.cancellations, lambda key, _: key[0] == record.digest)
+    _drop(books.logs, lambda key, _: key[0] in gone)
+    _drop(books.deliveries, lambda _, each: each.order_id == record.id)
+    _drop(books.receipts, lambda place, _: place[0] == record.digest)
+
+
+def _drop(table: dict[Any, Any], is_gone: Callable[[Any, Any], bool]) -> None:
+    for key in [key for key, value in table.items() if is_gone(key, value)]:
+        del table[key]
 
 
 def _tell(

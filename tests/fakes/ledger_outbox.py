@@ -121,7 +121,7 @@ class MemoryOutbox:
         with self._writing() as books:
             if books.targets.pop(target, None) is None:
                 return ()
-            due = [each for each in books.deliveries.values() if is_due(each, now) and each.target == target]
+            due = [each for each in books.pending() if is_due(each, now) and each.target == target]
         return tuple(each.id for each in sorted(due, key=lambda each: each.next_try_at)[:limit])
 
     def _decide(self, books: Any, seen: DeliveryHead, now: datetime, event: str, uid: int | None) -> Delivery:
@@ -137,7 +137,7 @@ class MemoryOutbox:
 
 
 def last_number(books: Any, job: Job, kind: DeliveryKind) -> int:
-    numbers = [each.n for each in books.deliveries.values() if each.job == job.id and each.kind is kind]
+    numbers = [each.n for each in books.told_by(job) if each.kind is kind]
     return max(numbers, default=0)
 
 
@@ -172,9 +172,7 @@ def is_due(delivery: Delivery, now: datetime) -> bool:
 
 def send_by(books: Any, now: datetime, limit: int) -> tuple[DeliveryId, ...]:
     """What should be sent now: all for targets that answer, one for each that may be back."""
-    due = sorted(
-        (each for each in books.deliveries.values() if is_due(each, now)), key=lambda each: each.next_try_at
-    )
+    due = sorted((each for each in books.pending() if is_due(each, now)), key=lambda each: each.next_try_at)
     well = [each.id for each in due if each.target not in books.targets][:limit]
     for target, (_, until) in books.targets.items():
         well += [each.id for each in due if each.target == target and until <= now][:1]

@@ -24,7 +24,16 @@ from agent.errors import BadImage, BadOutput, CageNotApplied, ContainerLost, Run
 from agent.ports.image_archive import inspect
 from agent.ports.run_kept import plan_of
 from agent.ports.run_log import RunLog
-from agent.ports.runtime import Cage, Enforcement, ImageInfo, Leftover, RunKind, RunOutcome, RunSpec
+from agent.ports.runtime import (
+    Cage,
+    Enforcement,
+    ImageInfo,
+    Leftover,
+    Mount,
+    RunKind,
+    RunOutcome,
+    RunSpec,
+)
 
 SIGKILL = 9
 
@@ -50,20 +59,13 @@ class Guest:
     def path(self, inside: str) -> Path:
         """Where an absolute path of the container lies on this host. Raises: FileNotFoundError below no mount."""
         self._check_alive()
-        found = [mount for mount in self._spec.mounts if PurePosixPath(inside).is_relative_to(mount.target)]
-        if not found:
-            raise FileNotFoundError(inside)
-        mount = max(found, key=lambda one: len(one.target))
-        return mount.source / PurePosixPath(inside).relative_to(mount.target)
+        mount = self._mount(inside)
+        return mount.source / inside[len(mount.target) :].lstrip("/")
 
     def write(self, inside: str, content: str | bytes) -> None:
         """Write a file. Raises: OSError when it lies below no writable mount."""
         path = self.path(inside)
-        mount = max(
-            (mount for mount in self._spec.mounts if PurePosixPath(inside).is_relative_to(mount.target)),
-            key=lambda one: len(one.target),
-        )
-        if not mount.is_writable:
+        if not self._mount(inside).is_writable:
             raise OSError(30, "Read-only file system", inside)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -89,6 +91,14 @@ class Guest:
         """Sleep until then, or until killed."""
         self._killed.wait(seconds)
         self._check_alive()
+
+    def _mount(self, inside: str) -> Mount:
+        """The innermost one. Raises: FileNotFoundError."""
+        mounts = self._spec.mounts
+        found = [one for one in mounts if inside == one.target or inside.startswith(f"{one.target}/")]
+        if not found:
+            raise FileNotFoundError(inside)
+        return max(found, key=lambda one: len(one.target))
 
     def _check_alive(self) -> None:
         if self._killed.is_set():

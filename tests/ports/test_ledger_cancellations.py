@@ -31,14 +31,18 @@ from tests.ports.ledger_stage import (
     report,
     running,
 )
+from tests.simulate.ledger import SwiftLedger
 
 ORDER = order_named("order").digest
 MOST = 1000
 
 
-@pytest.fixture(params=["memory", "sqlalchemy"])
+@pytest.fixture(params=["memory", "simulated", "sqlalchemy"])
 def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    made: Ledger = MemoryLedger() if request.param == "memory" else fresh_ledger(tmp_path / "ledger")
+    in_memory = {"memory": MemoryLedger, "simulated": SwiftLedger}
+    made: Ledger = (
+        in_memory[request.param]() if request.param in in_memory else fresh_ledger(tmp_path / "ledger")
+    )
     yield made
     made.close()
 

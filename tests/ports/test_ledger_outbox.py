@@ -21,13 +21,17 @@ from tests.ports.ledger_stage import (
     received,
     report,
 )
+from tests.simulate.ledger import SwiftLedger
 
 PENDING, DEAD = DeliveryState.PENDING, DeliveryState.DEAD
 
 
-@pytest.fixture(params=["memory", "sqlalchemy"])
+@pytest.fixture(params=["memory", "simulated", "sqlalchemy"])
 def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    made: Ledger = MemoryLedger() if request.param == "memory" else fresh_ledger(tmp_path / "ledger")
+    in_memory = {"memory": MemoryLedger, "simulated": SwiftLedger}
+    made: Ledger = (
+        in_memory[request.param]() if request.param in in_memory else fresh_ledger(tmp_path / "ledger")
+    )
     yield made
     made.close()
 

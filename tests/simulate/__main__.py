@@ -1,6 +1,8 @@
 """`make simulate`: see `python -m tests.simulate --help`."""
 
 import argparse
+import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Sequence, Set
@@ -28,15 +30,16 @@ def main() -> int:
     )
     parser.add_argument("--no-shrink", action="store_true", help="a plan that fails is not made smaller")
     args = parser.parse_args()
+    began_s = time.monotonic()
     blows = frozenset(map(Blow, args.only or Blow))
     plans = split(args.seed, args.agents, args.tasks, blows=blows, is_peace=args.peace)
     again = [
         f"make simulate AGENTS={agents} TASKS={tasks} SEED={seed}"
         for seed, agents, tasks in parts(args.seed, args.agents, args.tasks)
     ]
-    began_s = time.monotonic()
-    played = play_all(plans, args.without, _tell(began_s, again))
-    wall_s = time.monotonic() - began_s
+    tasks = sum(plan.tasks for plan in plans)
+    played = play_all(plans, args.without, _tell(began_s, again), _look(began_s, tasks))
+    wall_s, cpu_s = time.monotonic() - began_s, sum(os.times()[:4])
     for name, times in sorted(played.counts.items()):
         print(f"  {times:>8}  {name}")
     for violation in played.violations[:50]:
@@ -48,11 +51,12 @@ def main() -> int:
             _print_smaller(plans[played.failed[0]], {violation.rule for violation in played.violations})
     print(
         f"  trace {played.trace}, {played.virtual_s / 3600:.1f} h of virtual time in {wall_s:.1f} s, "
-        f"{played.cpu_s:.1f} s of CPU"
+        f"{cpu_s:.1f} s of CPU ({1000 * cpu_s / max(1, tasks):.2f} ms a task), "
+        f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10} MiB in the largest process"
     )
     apart = f" in {len(plans)} consortia" if len(plans) > 1 else ""
     print(
-        f"simulate: {args.agents} agents{apart}, {sum(plan.tasks for plan in plans)} tasks, "
+        f"simulate: {args.agents} agents{apart}, {tasks} tasks, "
         f"{sum(len(plan.faults) for plan in plans)} faults, seed {args.seed}: {len(played.violations)} violations"
     )
     return 1 if played.violations else 0
@@ -67,6 +71,16 @@ def _tell(began_s: float, again: Sequence[str]) -> Callable[[int, Played], None]
         print(f"  {next(over)} of {len(again)}: {again[number]}: {told}", file=sys.stderr, flush=True)
 
     return tell
+
+
+def _look(began_s: float, tasks: int) -> Callable[[int], None]:
+    """Progress on the error stream, between two of those lines."""
+
+    def look(over: int) -> None:
+        wall_s = time.monotonic() - began_s
+        print(f"  {over} of {tasks} tasks over, {wall_s:.0f} s", file=sys.stderr, flush=True)
+
+    return look
 
 
 def _print_smaller(plan: Plan, rules: Set[str]) -> None:

@@ -6,12 +6,12 @@ seed 7000 + number: one that fails is played again alone.
 
 import multiprocessing
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 from tests.checker import Violation
 from tests.simulate.guards import without
@@ -19,6 +19,7 @@ from tests.simulate.plan import Blow, Plan, draw, without_faults
 from tests.simulate.world import Played, play
 
 LARGEST = 100  # agents of a district
+LOOK_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,6 @@ class Total:
     """What came of all of them, in the order of their plans."""
 
     played: tuple[Played, ...]
-    cpu_s: float
 
     @property
     def failed(self) -> tuple[int, ...]:
@@ -76,22 +76,45 @@ def parts(seed: int, agents: int, tasks: int) -> tuple[tuple[int, int, int], ...
 
 
 def play_all(
-    plans: Sequence[Plan], guards_off: Collection[str], tell: Callable[[int, Played], None]
+    plans: Sequence[Plan],
+    guards_off: Collection[str],
+    tell: Callable[[int, Played], None],
+    look: Callable[[int], None] = lambda tasks: None,
 ) -> Total:
-    """Play each in a process of its own, as many at once as there are cores. `tell` hears (number, what came of it) of each."""
+    """Play each in a process of its own, as many at once as there are cores.
+
+    `tell` hears (number, what came of it) of each; `look`, all ten seconds, how many tasks are over in all of them.
+    """
     context = multiprocessing.get_context("spawn")  # a district begins with nothing that another has left
     cores = len(os.sched_getaffinity(0))
-    played: dict[int, tuple[Played, float]] = {}
-    with ProcessPoolExecutor(min(cores, len(plans)), mp_context=context, max_tasks_per_child=1) as pool:
-        asked = {pool.submit(_play_one, plan, tuple(guards_off)): number for number, plan in enumerate(plans)}
-        for answered in as_completed(asked):
-            played[asked[answered]] = answered.result()
-            tell(asked[answered], played[asked[answered]][0])
-    in_order = [played[number] for number in range(len(plans))]
-    return Total(tuple(each for each, _ in in_order), sum(cpu_s for _, cpu_s in in_order))
+    over = context.Array("q", len(plans))
+    played: dict[int, Played] = {}
+    with ProcessPoolExecutor(min(cores, len(plans)), context, _share, (over,), max_tasks_per_child=1) as pool:
+        asked = {
+            pool.submit(_play_one, number, plan, tuple(guards_off)): number
+            for number, plan in enumerate(plans)
+        }
+        while asked:
+            answered, _ = wait(asked, LOOK_EVERY_S, FIRST_COMPLETED)
+            for each in answered:
+                number = asked.pop(each)
+                played[number] = each.result()
+                tell(number, played[number])
+            if not answered:
+                look(sum(over[:]))
+    return Total(tuple(played[number] for number in range(len(plans))))
 
 
-def _play_one(plan: Plan, guards_off: tuple[str, ...]) -> tuple[Played, float]:
-    began_s = time.process_time()
+_shared: list[Any] = []  # in each process: how many tasks are over, by the number of the plan
+
+
+def _share(over: Any) -> None:
+    _shared[:] = [over]
+
+
+def _play_one(number: int, plan: Plan, guards_off: tuple[str, ...]) -> Played:
+    def look(tasks: int) -> None:
+        _shared[0][number] = tasks
+
     with without(*guards_off):
-        return play(plan), time.process_time() - began_s
+        return play(plan, look)

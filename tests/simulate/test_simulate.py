@@ -51,10 +51,13 @@ def test_workers_that_wake_when_others_went_on_do_no_harm(seed: int) -> None:
 
 def test_in_peace_every_order_that_can_succeed_does_and_each_task_runs_once() -> None:
     plan = without_faults(short(1))
+    over: list[int] = []
 
-    found = play(plan)
+    found = play(plan, over.append)
 
     assert found.violations == ()
+    assert over == sorted(over)
+    assert over[-1] == plan.tasks
     assert found.counts["accepted"] == len(plan.orders)
 
 

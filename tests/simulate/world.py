@@ -327,8 +327,8 @@ class Consortium:
 
     # ---- playing
 
-    def play(self) -> None:
-        """From the first order to the time when everybody is quiet, or should be."""
+    def play(self, look: Callable[[int], None]) -> None:
+        """From the first order to the time when everybody is quiet, or should be. `look` hears how many tasks are over."""
         for host in self.hosts:
             host.boot()
         for sent in self.sent.values():
@@ -340,12 +340,14 @@ class Consortium:
         while self.hub.now_s < calm_s:
             self.hub.run(min(self.hub.now_s + LOOK_EVERY_S, calm_s))
             collect_garbage()
+            look(self.tasks_over)
         for host in self.hosts:
             for process in (*host.workers, *([host.api] if host.api else [])):
                 process.dies_in = process.stalls_in = None
         quiet_since_s: float | None = None
         while self.hub.now_s < calm_s + PATIENCE_S:
             self.hub.run(self.hub.now_s + LOOK_EVERY_S)
+            look(self.tasks_over)
             if not self.is_quiet:
                 quiet_since_s = None
             elif quiet_since_s is None:
@@ -356,17 +358,22 @@ class Consortium:
     @property
     def is_quiet(self) -> bool:
         """Whether every accepted order was told of to its end, no job is open and nothing waits to be told."""
-        for sent in self.sent.values():
-            if not sent.is_settled or (
-                sent.accepted_by and sent.signed.order.id not in self.orchestrators.ended
-            ):
-                return False
+        if not all(map(self._is_over, self.sent.values())):
+            return False
         for host in self.hosts:
             if host.engine.containers or host.ledger.deliveries(state=DeliveryState.PENDING):
                 return False
             if any(not job.is_final for job in host.ledger.jobs(JobQuery(limit=100_000))):
                 return False
         return True
+
+    @property
+    def tasks_over(self) -> int:
+        """Tasks of orders that nobody waits for any more."""
+        return sum(sent.plan.tasks for sent in self.sent.values() if self._is_over(sent))
+
+    def _is_over(self, sent: Sent) -> bool:
+        return sent.is_settled and (not sent.accepted_by or sent.signed.order.id in self.orchestrators.ended)
 
     def _issue(self, sent: Sent) -> None:
         self.hub.spawn(self._clients, lambda: self._insist(sent))
@@ -560,14 +567,14 @@ def collect_garbage() -> None:
         gc.freeze()
 
 
-def play(plan: Plan) -> Played:
-    """Play it, judge it."""
+def play(plan: Plan, look: Callable[[int], None] = lambda tasks: None) -> Played:
+    """Play it, judge it. `look` hears from time to time how many of its tasks are over."""
     with ExitStack() as stack:
         stack.enter_context(garbage_by_hand())
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY)))
         world = Consortium(plan, root)
         stack.enter_context(simulated_machine(world))
-        world.play()
+        world.play(look)
         violations = check(world.seen(), world.roster)
         counts = world.counts + Counter(
             orders=len(world.sent), accepted=sum(bool(s.accepted_by) for s in world.sent.values())
