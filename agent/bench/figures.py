@@ -104,11 +104,17 @@ def order_of(round_number: int, names: Sequence[str]) -> list[str]:
     return [*names[at:], *names[:at]]
 
 
-def interleaved(rounds: int, sides: Mapping[str, Callable[[], float]]) -> dict[str, tuple[float, ...]]:
-    """Every side measured once a round, one after the other: the samples by name, sample i of round i."""
+def interleaved(
+    rounds: int, sides: Mapping[str, Callable[[], float]], before: Callable[[], object] = lambda: None
+) -> dict[str, tuple[float, ...]]:
+    """Every side measured once a round, one after the other: the samples by name, sample i of round i.
+
+    `before`: what is done before each sample.
+    """
     found: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in order_of(number, list(sides)):
+            before()
             found[name].append(sides[name]())
     return {name: tuple(samples) for name, samples in found.items()}
 

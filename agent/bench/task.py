@@ -13,6 +13,7 @@ from agent.bench.bare import BarePodman, BareRunc, default_network, network_note
 from agent.bench.engines import engines, podman_engine, podman_name, podman_program, runtime_of
 from agent.bench.figures import Bench, Measured, Row, beyond, interleaved, over
 from agent.bench.images import BARE_WORDS, noop_image
+from agent.bench.quiet import settle
 from agent.bench.task_parts import parts_alone, together_ms
 from agent.bench.town import Town, town
 
@@ -33,7 +34,7 @@ def measure(bench: Bench) -> Measured:
                 sides |= parts_alone(bench, made, told)
         sides |= bare(bench, socket)
         interleaved(1, sides)
-        return measured(interleaved(bench.rounds, sides))
+        return measured(interleaved(bench.rounds, sides, before=settle))
 
 
 def one_task(made: Town) -> float:
@@ -81,4 +82,5 @@ def measured(samples: dict[str, tuple[float, ...]]) -> Measured:
     if (alone_ms := together_ms(samples)) is not None:
         figures["task_parts_alone_ms"] = alone_ms
     whole = f"task_over_podman_run_ratio is that of {quickest}"
-    return Measured(rows=tuple(rows), figures=figures, notes=(whole, *network_notes()))
+    rest = "a sample begins once the CPUs are idle, or after a second: what the one before left is not charged to it"
+    return Measured(rows=tuple(rows), figures=figures, notes=(whole, rest, *network_notes()))

@@ -3,6 +3,7 @@
 A storage knows what lies on it. What lies elsewhere it knows because whoever uploaded it told every storage of the roster.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +19,7 @@ from agent.trust.roster import Role, RosterEntry
 PIECE_BYTES = 1 << 20
 JUST_NOW_S = 5.0
 MOST_TOLD = 1000  # datasets
+ASKED_AT_ONCE = 64  # of them, at most
 
 
 def publish_dataset(
@@ -80,15 +82,26 @@ class Holders:
         """`ask`: asks storage."""
         self._ask = ask
         self._told: dict[DatasetRef, tuple[float, frozenset[KeyId]]] = {}
+        self._asking = [threading.Lock() for _ in range(ASKED_AT_ONCE)]
 
     def __call__(self, dataset: DatasetRef) -> frozenset[KeyId]:
         """Raises: as `holders_of`."""
+        if (known := self._known(dataset)) is not None:
+            return known
+        with self._asking[
+            hash(dataset) % ASKED_AT_ONCE
+        ]:  # a report and the result that come at once have one question
+            known = self._known(dataset)
+            return self._asked(dataset) if known is None else known
+
+    def _known(self, dataset: DatasetRef) -> frozenset[KeyId] | None:
         at, holders = self._told.get(dataset, (-JUST_NOW_S, frozenset()))
-        if time.monotonic() - at < JUST_NOW_S:
-            return holders
+        return holders if time.monotonic() - at < JUST_NOW_S else None
+
+    def _asked(self, dataset: DatasetRef) -> frozenset[KeyId]:
+        holders = self._ask(dataset)
         if len(self._told) >= MOST_TOLD:
             self._told.clear()
-        holders = self._ask(dataset)
         self._told[dataset] = time.monotonic(), holders
         return holders
 

@@ -60,8 +60,8 @@ def ring_deliveries(job: Job, host: Host) -> None:
     now = host.ports.now()
     pending = host.ports.ledger.deliveries(order_id=job.order_id, state=DeliveryState.PENDING)
     due = [delivery for delivery in pending if delivery.job == job.id and delivery.next_try_at <= now]
-    for delivery in sorted(due, key=lambda delivery: delivery.kind is not DeliveryKind.HANDOFF):
-        ring(Queue.DELIVERIES, delivery.id, host)
+    due.sort(key=lambda delivery: delivery.kind is not DeliveryKind.HANDOFF)
+    ring_all(Queue.DELIVERIES, [delivery.id for delivery in due], host)
 
 
 def ring_successor(context: Context, job: Job, host: Host) -> None:

@@ -126,7 +126,8 @@ def claim(context: Context, host: Host, worker: str) -> Context | None:
 def _see_through(attempt: _Attempt) -> None:
     context, host = attempt.context, attempt.host
     try:
-        job = _go(attempt)
+        ring_successor(context, _go(attempt), host)
+        return
     except LostRace:
         log.warning("task.given_up", job=context.job.id, attempt=context.job.attempt)
         return
@@ -138,11 +139,14 @@ def _see_through(attempt: _Attempt) -> None:
     except AgentError as error:
         job = end_badly(context, attempt.work, error, host)
     ring_deliveries(job, host)
-    ring_successor(context, job, host)
 
 
 def _go(attempt: _Attempt) -> Job:
-    """The attempt from where it stands; its job, attested. Raises: whatever went wrong, as the ports and the guest tell it."""
+    """The attempt from where it stands; its job, attested, and what is to be told rung for. A next task here is not: the room
+    of this one is free by then.
+
+    Raises: whatever went wrong, as the ports and the guest tell it.
+    """
     taken = attempt.journal.outcome(INPUTS, Taken)
     if taken is None:
         return _from_the_start(attempt)
@@ -260,4 +264,5 @@ def _to_the_end(attempt: _Attempt, taken: Taken, inputs: Inputs, space: Workspac
     told = audit.upload("ended", context.job, packed.output, packed.kind, host)
     job = attest(context, work, done, host, told=[told])
     log.info("task.attested", job=job.id, attempt=job.attempt, wall_s=work.phases.total_s, score=done.score)
+    ring_deliveries(job, host)  # others go on while the workspace is cleared
     return job

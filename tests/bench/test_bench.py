@@ -1,5 +1,8 @@
 """The bench runs, and its output has the shape that readers of build/bench.json count on. No test asserts a time."""
 
+from pathlib import Path
+from typing import cast
+
 import pytest
 
 from agent.bench.figures import (
@@ -18,6 +21,7 @@ from agent.bench.figures import (
     table,
     verdicts,
 )
+from agent.bench.quiet import settle
 from agent.bench.run import PARTS, measure_of, parts_of
 from tests.bench.short import QUICK, SLOW, run_short
 
@@ -45,6 +49,22 @@ def test_samples_of_one_round_stand_at_one_place() -> None:
         [3.0, 4.0, 5.0],
         [6.0, 7.0, 8.0],
     ]
+
+
+@pytest.mark.parametrize(("after", "rests"), [("2 0 1 96 1 0 0 0", True), ("20 0 5 75 0 0 0 0", False)])
+def test_a_sample_waits_for_idle_processors_and_not_for_long(after: str, rests: bool) -> None:
+    # Each look at the file sees as much time more as the line `after` tells.
+    class Stat:
+        looks = 0
+
+        def read_text(self) -> str:
+            self.looks += 1
+            return f"cpu {' '.join(str(int(word) * self.looks) for word in after.split())} 0 0\ncpu0 0\n"
+
+    stat = Stat()
+
+    assert settle(cast(Path, stat), look_s=0.001, patience_s=0.02) is rests
+    assert (stat.looks == 2) is rests
 
 
 def test_a_ratio_compares_runs_of_one_round() -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -381,3 +383,30 @@ def test_who_holds_a_dataset_is_asked_once_for_all_receipts_of_an_order_and_fail
         {key_of("agent-b").keyid}
     ] * 3
     assert asked == [dataset("a1"), dataset("a1"), dataset("b1")]
+
+
+def test_who_asks_at_once_has_one_question_and_a_failure_is_told_to_its_own_asker() -> None:
+    is_asked, may_answer = threading.Semaphore(0), threading.Semaphore(0)
+    asked: list[DatasetRef] = []
+
+    def ask(ref: DatasetRef) -> frozenset[KeyId]:
+        asked.append(ref)
+        is_asked.release()
+        assert may_answer.acquire(timeout=20)
+        if len(asked) == 1:
+            raise StorageUnavailable("away")
+        return frozenset({key_of("agent-b").keyid})
+
+    holders = Holders(ask)
+    with ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(holders, dataset("a1")) for _ in range(3)]
+        for _ in range(2):
+            assert is_asked.acquire(timeout=20)
+            may_answer.release()
+        ends = [call.exception() or call.result() for call in calls]
+
+    assert [str(end) for end in ends if isinstance(end, Exception)] == ["away"]
+    assert [end for end in ends if not isinstance(end, Exception)] == [
+        frozenset({key_of("agent-b").keyid})
+    ] * 2
+    assert len(asked) == 2
