@@ -2,9 +2,10 @@
 
 Threads take Python's interpreter from each other at each statement of the ledger and each write to a socket, and that costs
 as much as the statement. So calls that write have no thread each. One thread takes all that wait: each is judged by itself, all
-that pass are recorded at once, each is answered by itself. Nobody waits for company: a trip begins as soon as the loop has
-gone through what it read in one turn, and who comes later waits for the next one, which begins when this one ends. (A second
-thread, to judge while the first waits for the disk, was measured and was slower: what it judged meanwhile cost it twice.)
+that pass are recorded at once, each is answered by itself; refused and repeated ones, which write for themselves, at once.
+Nobody waits for company: a trip begins as soon as the loop has gone through what it read in one turn, and who comes later waits
+for the next one, which begins when this one ends. (A second thread, to judge while the first waits for the disk, was measured
+and was slower: what it judged meanwhile cost it twice.)
 
 What a call raises ends that call alone.
 """
@@ -26,6 +27,7 @@ R_contra = TypeVar("R_contra", contravariant=True)
 T_co = TypeVar("T_co", covariant=True)
 
 MOST: Final = 32  # calls in one trip, so that the first of them does not wait long for the last
+ENDS: Final = 8  # of refused and repeated calls at once
 
 
 class Errand(Protocol[W_co, R_contra, T_co]):
@@ -49,6 +51,11 @@ class _Member(Generic[W, R, T]):
         self.loop: Final = future.get_loop()
         self.outcome: R | Exception | None = None
         self._tell: Callable[[], object] = future.cancel  # until it has ended
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether what it wanted is written: nothing is left to be written at its end."""
+        return self.outcome is not None and not isinstance(self.outcome, Exception)
 
     def begin(self) -> W | None:
         try:
@@ -75,6 +82,7 @@ class Flock(Generic[W, R]):
     def __init__(self, record: Callable[[Sequence[W]], Sequence[R | Exception]]) -> None:
         self._record: Final = record
         self._pool: Final = ThreadPoolExecutor(1, thread_name_prefix="flock")
+        self._ends: Final = ThreadPoolExecutor(ENDS, thread_name_prefix="flock-end")
         self._lock: Final = threading.Lock()
         self._waiting: list[_Member[W, R, Any]] = []
         self._is_at_it = False
@@ -110,7 +118,13 @@ class Flock(Generic[W, R]):
             outcomes = self._recorded([wants for _, wants in wanted])
             for (member, _), outcome in zip(wanted, outcomes, strict=False):
                 member.outcome = outcome
-        for member in taken:
+        recorded = [member for member in taken if member.is_recorded]
+        alone = [member for member in taken if not member.is_recorded]
+        if len(alone) > 1:  # what each of these writes by itself shares its commits
+            list(self._ends.map(_Member.end, alone))
+        else:
+            recorded += alone
+        for member in recorded:
             member.end()
 
     def _recorded(self, wanted: Sequence[W]) -> Sequence[R | Exception]:

@@ -166,3 +166,21 @@ def test_who_is_gone_keeps_nobody_from_an_answer() -> None:
         return await flock.join(Said("stays"))
 
     assert asyncio.run(one_leaves()) == "STAYS"
+
+
+def test_refused_ones_end_at_once_so_that_what_each_writes_shares_a_commit() -> None:
+    # Both must be at their ends for either to go on.
+    both = threading.Barrier(2)
+
+    class Refused(Said):
+        def end(self, outcome: str | Exception | None) -> str:
+            both.wait(20)
+            return super().end(outcome)
+
+    book = Book()
+    errands = [Refused("x", raises=LedgerUnavailable(name)) for name in ("one", "two")]
+
+    found = trip(Flock(book.record), book, [errands[0], Said("order"), errands[1]])
+
+    assert [str(one) for one in found] == ["one", "ORDER", "two"]
+    assert not both.broken
