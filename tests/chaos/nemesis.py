@@ -166,7 +166,7 @@ class Nemesis:
         living = [one for one in containers() if act.target == "conmon" or one.first is not None]
         if not living:
             return
-        target = living[int(act.values["which"] * len(living))]
+        target = living[min(int(act.values["which"] * len(living)), len(living) - 1)]  # rounded, it may be 1
         self.excused[target.order_id] = self.excused.get(target.order_id, frozenset()) | KILLED[act.target]
         if act.target == "conmon":
             kill_conmon(target)
