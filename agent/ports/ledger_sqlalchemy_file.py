@@ -18,7 +18,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, t
 from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from agent.errors import AgentError, LedgerFull, LedgerUnavailable
+from agent.errors import LedgerFull, LedgerUnavailable
 from agent.ports.ledger_schema import HEAD
 from agent.ports.ledger_sqlalchemy_group import Group
 from agent.ports.ledger_sqlalchemy_use import use
@@ -98,15 +98,15 @@ class LedgerFile:
         with translated(self._path):
             return self._group.write(act)
 
-    def together_each(self, acts: Sequence[Callable[[Connection], T]]) -> list[T | AgentError]:
+    def together_each(self, acts: Sequence[Callable[[Connection], T]]) -> list[T | Exception]:
         """What each of these gave, or why it was undone, as of `together`: all of them in one transaction."""
         return [self._ended(outcome) for outcome in self._group.write_all(acts)]
 
-    def _ended(self, outcome: Callable[[], T]) -> T | AgentError:
+    def _ended(self, outcome: Callable[[], T]) -> T | Exception:
         try:
             with translated(self._path):
                 return outcome()
-        except AgentError as error:
+        except Exception as error:  # its own, whatever it is: the others of the transaction are written
             return error
 
     @contextmanager
