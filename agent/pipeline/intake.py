@@ -213,7 +213,7 @@ def _record(candidate: Candidate, host: Host) -> Admission:
 def _told_or_why(candidate: Candidate, admission: Admission | Exception, host: Host) -> Admission | Exception:
     try:
         return admission if isinstance(admission, Exception) else _told(candidate, admission, host)
-    except Exception as error:
+    except AgentError as error:
         return error
 
 

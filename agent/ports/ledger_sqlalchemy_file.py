@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -20,7 +21,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from agent.errors import LedgerFull, LedgerUnavailable
 from agent.ports.ledger_schema import HEAD
-from agent.ports.ledger_sqlalchemy_group import Group
+from agent.ports.ledger_sqlalchemy_group import Group, told
 from agent.ports.ledger_sqlalchemy_use import use
 
 T = TypeVar("T")
@@ -100,14 +101,11 @@ class LedgerFile:
 
     def together_each(self, acts: Sequence[Callable[[Connection], T]]) -> list[T | Exception]:
         """What each of these gave, or why it was undone, as of `together`: all of them in one transaction."""
-        return [self._ended(outcome) for outcome in self._group.write_all(acts)]
+        return [told(partial(self._ended, outcome)) for outcome in self._group.write_all(acts)]
 
-    def _ended(self, outcome: Callable[[], T]) -> T | Exception:
-        try:
-            with translated(self._path):
-                return outcome()
-        except Exception as error:  # its own, whatever it is: the others of the transaction are written
-            return error
+    def _ended(self, outcome: Callable[[], T]) -> T:
+        with translated(self._path):
+            return outcome()
 
     @contextmanager
     def looking(self) -> Iterator[sqlite3.Connection]:
