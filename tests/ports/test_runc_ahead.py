@@ -159,10 +159,7 @@ def test_what_is_being_made_or_could_not_be_gives_no_place_up() -> None:
 
 
 def test_a_run_that_has_its_inputs_goes_before_one_that_still_waits_for_them(tmp_path: Path) -> None:
-    runtime = RuncRuntime(
-        tmp_path, tmp_path, tmp_path, instance="one", cgroups=Cgroups(version=2), pool_size=1, path=""
-    )
-    runtime._removal = removal_of(runtime._runs, Inside(), tmp_path)
+    runtime = runtime_in(tmp_path, pool_size=1)
     waits = claimed(runtime._runs)
     making = runtime._frames.begin("a", lambda: replace(frame_of(waits), folder=runtime._runs.folder_of("a")))
     assert making is not None
@@ -178,6 +175,22 @@ def test_a_run_that_has_its_inputs_goes_before_one_that_still_waits_for_them(tmp
 
 
 # ------------------------------------------------------------------ taken away
+
+
+def test_what_is_being_made_is_whole_before_it_is_taken_away(tmp_path: Path) -> None:
+    """Half of one would leave where it was set up, or a container that nobody knows."""
+    runtime = runtime_in(tmp_path)
+    known = claimed(runtime._runs)
+    with held(runtime._frames, "a", frame_of(known)) as goes_on:
+        removing = threading.Thread(target=runtime.remove, args=("a",))
+        removing.start()
+        removing.join(0.05)
+        assert runtime._runs.own() == (known,)
+        goes_on.set()
+        removing.join(WAIT_S)
+
+    assert runtime._runs.own() == ()
+    assert runtime._frames.take("a") is None
 
 
 class Inside:
@@ -206,6 +219,15 @@ def removal_of(runs: Runs, inside: Inside, folder: Path) -> Removal:
     helper = cast(UserNamespace, inside)
     cgroups = Cgroups(version=2)
     return Removal(runs, Programs(helper, folder / "state", cgroups, str(folder)), cgroups, helper)
+
+
+def runtime_in(folder: Path, pool_size: int = 4) -> RuncRuntime:
+    """A runtime without a helper, that takes runs away."""
+    runtime = RuncRuntime(
+        folder, folder, folder, instance="one", cgroups=Cgroups(version=2), pool_size=pool_size, path=""
+    )
+    runtime._removal = removal_of(runtime._runs, Inside(), folder)
+    return runtime
 
 
 def claimed(runs: Runs) -> Known:
