@@ -14,7 +14,7 @@ import asyncio
 import copy
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -50,7 +50,8 @@ class _Member(Generic[W, R, T]):
         self._future: Final = future
         self.loop: Final = future.get_loop()
         self.outcome: R | Exception | None = None
-        self._tell: Callable[[], object] = future.cancel  # until it has ended
+        self._ending: Final = threading.Lock()
+        self._tell: Callable[[], object] | None = None  # until it has ended
 
     @property
     def is_recorded(self) -> bool:
@@ -60,19 +61,26 @@ class _Member(Generic[W, R, T]):
     def begin(self) -> W | None:
         try:
             return self._errand.begin()
-        except Exception as raised:  # its own, which its second half judges
-            self.outcome = raised
+        except BaseException as raised:  # its own, which its second half judges
+            self.outcome = _error_of(raised)
             return None
 
     def end(self) -> None:
-        try:
-            self._tell = partial(self._future.set_result, self._errand.end(self.outcome))
-        except Exception as raised:  # its caller's
-            self._tell = partial(self._future.set_exception, raised)
+        """Once, whoever comes to it first; who comes second waits for that."""
+        with self._ending:
+            if self._tell is not None:
+                return
+            try:
+                self._tell = partial(self._future.set_result, self._errand.end(self.outcome))
+            except BaseException as raised:  # its caller's
+                self.fail(raised)
+
+    def fail(self, cause: BaseException) -> None:
+        self._tell = partial(self._future.set_exception, _error_of(cause))
 
     def tell(self) -> None:
         """In the loop: the caller goes on, unless nobody waits any more."""
-        if not self._future.done():
+        if self._tell is not None and not self._future.done():
             self._tell()
 
 
@@ -95,16 +103,23 @@ class Flock(Generic[W, R]):
             self._waiting.append(_Member(errand, future))
             is_first, self._is_at_it = not self._is_at_it, True
         if is_first:
-            loop.call_soon(self._pool.submit, self._work)  # behind those that came in the same turn
+            loop.call_soon(self._set_out)  # behind those that came in the same turn
         return await future
+
+    def _set_out(self) -> None:
+        try:
+            self._pool.submit(self._work)
+        except RuntimeError as cause:  # there is no thread to be had; who comes next tries again
+            with self._lock:
+                left, self._waiting, self._is_at_it = self._waiting, [], False
+            for member in left:
+                member.fail(cause)
+            _tell_all(left)
 
     def _work(self) -> None:
         while taken := self._take():
             self._trip(taken)
-            for loop in {member.loop for member in taken}:
-                told = [member for member in taken if member.loop is loop]
-                with suppress(RuntimeError):  # it was closed, and nobody waits in it any more
-                    loop.call_soon_threadsafe(_tell, told)
+            _tell_all(taken)
 
     def _take(self) -> list[_Member[W, R, Any]]:
         with self._lock:
@@ -118,20 +133,23 @@ class Flock(Generic[W, R]):
             outcomes = self._recorded([wants for _, wants in wanted])
             for (member, _), outcome in zip(wanted, outcomes, strict=False):
                 member.outcome = outcome
-        recorded = [member for member in taken if member.is_recorded]
         alone = [member for member in taken if not member.is_recorded]
         if len(alone) > 1:  # what each of these writes by itself shares its commits
-            list(self._ends.map(_Member.end, alone))
-        else:
-            recorded += alone
-        for member in recorded:
+            wait([ending for member in alone if (ending := self._ends_apart(member)) is not None])
+        for member in taken:  # also those that found no thread
             member.end()
+
+    def _ends_apart(self, member: _Member[W, R, Any]) -> Future[None] | None:
+        try:
+            return self._ends.submit(member.end)
+        except RuntimeError:  # there is no thread to be had
+            return None
 
     def _recorded(self, wanted: Sequence[W]) -> Sequence[R | Exception]:
         try:
             return self._record(wanted)
-        except Exception as cause:
-            return [_another(cause) for _ in wanted]
+        except BaseException as cause:
+            return [_another(_error_of(cause)) for _ in wanted]
 
 
 def _another(cause: Exception) -> Exception:
@@ -140,6 +158,22 @@ def _another(cause: Exception) -> Exception:
         return copy.copy(cause)
     except Exception:
         return cause
+
+
+def _error_of(raised: BaseException) -> Exception:
+    """An error that ends its own call and nothing else: neither the thread of all, nor what a future cannot hold."""
+    if isinstance(raised, Exception) and not isinstance(raised, StopIteration):
+        return raised
+    error = RuntimeError(f"a call ended with {type(raised).__name__}: {raised}")
+    error.__cause__ = raised
+    return error
+
+
+def _tell_all(members: Sequence[_Member[W, R, Any]]) -> None:
+    for loop in {member.loop for member in members}:
+        told = [member for member in members if member.loop is loop]
+        with suppress(RuntimeError):  # it was closed, and nobody waits in it any more
+            loop.call_soon_threadsafe(_tell, told)
 
 
 def _tell(members: Sequence[_Member[W, R, T]]) -> None:

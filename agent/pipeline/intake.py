@@ -87,11 +87,11 @@ def judge_order(
     return _candidate(arrival, ruled, host)
 
 
-def record_all(candidates: Sequence[Candidate], host: Host) -> Sequence[Admission | AgentError]:
+def record_all(candidates: Sequence[Candidate], host: Host) -> Sequence[Admission | Exception]:
     """Each of these recorded, or why it was not, in one transaction; then rung for. Raises: LedgerUnavailable."""
     admissions = host.ports.ledger.admit_all(candidates, host.ports.now())
     told = [_told_or_why(*each, host) for each in zip(candidates, admissions, strict=True)]
-    ring_jobs([each.job for each in told if not isinstance(each, AgentError)], host)
+    ring_jobs([each.job for each in told if not isinstance(each, Exception)], host)
     return told
 
 
@@ -210,11 +210,9 @@ def _record(candidate: Candidate, host: Host) -> Admission:
     return told
 
 
-def _told_or_why(
-    candidate: Candidate, admission: Admission | AgentError, host: Host
-) -> Admission | AgentError:
+def _told_or_why(candidate: Candidate, admission: Admission | Exception, host: Host) -> Admission | Exception:
     try:
-        return admission if isinstance(admission, AgentError) else _told(candidate, admission, host)
+        return admission if isinstance(admission, Exception) else _told(candidate, admission, host)
     except AgentError as error:
         return error
 

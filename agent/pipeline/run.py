@@ -180,9 +180,11 @@ def _open(work: _Work, name: str, role: str, spec: RunSpec) -> AbstractContextMa
         return _adopted(spec, host)
     # Once more: inputs may have been fetched for hours, and what the operator withdrew meanwhile does not start.
     require_admitted(context, host)
-    if work.journal.is_resumed:
-        host.ports.runtime.remove(spec.name)  # made ahead by a worker that died before it began to run
     work.journal.begin(RUN + name, [audit.run_started(context.job, name, role, spec.image)])
+    if work.journal.is_resumed:
+        # Made ahead by a worker that died before it began to run. Not before the line above, which says that the attempt is
+        # ours still: else it may be the one that runs for who took it over.
+        host.ports.runtime.remove(spec.name)
     return host.ports.runtime.run(spec)
 
 

@@ -18,7 +18,6 @@ from agent.domain.nonces import Nonce
 from agent.domain.orders import SignedOrder
 from agent.domain.receipts import SignedReceipt
 from agent.domain.traces import TraceId
-from agent.errors import AgentError
 from agent.ports.ledger_attempts import AttemptsLedger
 from agent.ports.ledger_audit import AuditLedger
 from agent.ports.ledger_bells import BellsLedger
@@ -197,7 +196,7 @@ class Ledger(
         """
         ...
 
-    def admit_all(self, candidates: Sequence[Candidate], now: datetime) -> Sequence[Admission | AgentError]:
+    def admit_all(self, candidates: Sequence[Candidate], now: datetime) -> Sequence[Admission | Exception]:
         """What `admit` says of each of these, in their order, all of them in one transaction; what it would raise is given in
         its place, and undoes nothing of the others."""
         ...

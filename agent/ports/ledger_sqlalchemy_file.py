@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -18,9 +19,9 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, t
 from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from agent.errors import AgentError, LedgerFull, LedgerUnavailable
+from agent.errors import LedgerFull, LedgerUnavailable
 from agent.ports.ledger_schema import HEAD
-from agent.ports.ledger_sqlalchemy_group import Group
+from agent.ports.ledger_sqlalchemy_group import Group, told
 from agent.ports.ledger_sqlalchemy_use import use
 
 T = TypeVar("T")
@@ -98,16 +99,13 @@ class LedgerFile:
         with translated(self._path):
             return self._group.write(act)
 
-    def together_each(self, acts: Sequence[Callable[[Connection], T]]) -> list[T | AgentError]:
+    def together_each(self, acts: Sequence[Callable[[Connection], T]]) -> list[T | Exception]:
         """What each of these gave, or why it was undone, as of `together`: all of them in one transaction."""
-        return [self._ended(outcome) for outcome in self._group.write_all(acts)]
+        return [told(partial(self._ended, outcome)) for outcome in self._group.write_all(acts)]
 
-    def _ended(self, outcome: Callable[[], T]) -> T | AgentError:
-        try:
-            with translated(self._path):
-                return outcome()
-        except AgentError as error:
-            return error
+    def _ended(self, outcome: Callable[[], T]) -> T:
+        with translated(self._path):
+            return outcome()
 
     @contextmanager
     def looking(self) -> Iterator[sqlite3.Connection]:

@@ -70,6 +70,14 @@ def _another(cause: BaseException) -> BaseException:
         return cause
 
 
+def told(outcome: Callable[[], T]) -> T | Exception:
+    """What it tells, or whatever it raises: that is its own, and the others of its transaction are written."""
+    try:
+        return outcome()
+    except Exception as error:
+        return error
+
+
 class Group:
     """Those who write to one file from this process. `begin`: a transaction that is durable when its block has ended."""
 

@@ -14,7 +14,7 @@ from sqlalchemy.dialects.sqlite import insert
 from agent.domain.ids import Digest, JobId, KeyId, OrderId
 from agent.domain.jobs import Job, JobEvent, JobState
 from agent.domain.nonces import Nonce, replayed
-from agent.errors import AgentError, HandoffConflict, OrderConflict, OrderExpired
+from agent.errors import HandoffConflict, OrderConflict, OrderExpired
 from agent.ports import ledger_sqlalchemy_writes as writes
 from agent.ports.ledger import Admission, Arrival, Candidate
 from agent.ports.ledger_schema import cancellations, nonces, orders, past_orders, receipts
@@ -70,7 +70,7 @@ class IntakeRecords:
     def admit(self, arrival: Arrival, now: datetime, *, max_attempts: int, queue_limit: int) -> Admission:
         return self._file.together(lambda tx: _admit(tx, arrival, now, max_attempts, queue_limit))
 
-    def admit_all(self, candidates: Sequence[Candidate], now: datetime) -> Sequence[Admission | AgentError]:
+    def admit_all(self, candidates: Sequence[Candidate], now: datetime) -> Sequence[Admission | Exception]:
         return self._file.together_each([_admitting(candidate, now) for candidate in candidates])
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:

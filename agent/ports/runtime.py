@@ -158,6 +158,7 @@ class Runtime(Protocol):
         image's code is let go. `run` of the very same spec, within the context, waits for it and takes it. The mounts'
         folders are there; what a guest reads may come into them until `run` is called.
 
+        Only one is made of a name at a time, and it may give its place up to another run that finds none.
         What goes wrong with it, no free place too, is told by `run`, which makes its own. Leaving the context removes a
         container that no run took; one that cannot go is left to the sweep. Raises: RuntimeUnavailable.
         """

@@ -40,7 +40,8 @@ from agent.ports.runtime_runc_images import RuncImages
 from agent.ports.runtime_runc_mount_points import add_mount_points
 from agent.ports.runtime_runc_output import ConmonOutput
 from agent.ports.runtime_runc_programs import Programs
-from agent.ports.runtime_runc_runs import Known, Runs, end_unknown
+from agent.ports.runtime_runc_removal import Removal
+from agent.ports.runtime_runc_runs import Known, Runs
 from agent.ports.user_namespace import PATH, UserNamespace, own_subordinate_ids
 
 _LOG = get_logger(__name__)
@@ -72,6 +73,7 @@ class RuncRuntime:
         self._runs = Runs(run_dir / "runs", instance)
         self._inside = UserNamespace.made(path)
         self._programs = Programs(self._inside, run_dir / "runc", cgroups, path)
+        self._removal = Removal(self._runs, self._programs, cgroups, self._inside)
         self._frames = Frames()
         self._known_facts: EngineFacts | None = None
 
@@ -141,11 +143,11 @@ class RuncRuntime:
     def framed(self, spec: RunSpec) -> Iterator[None]:
         """As the protocol says."""
         self._programs.check()
-        self._frames.begin(spec.name, lambda: self._ahead(spec))
+        making = self._frames.begin(spec.name, lambda: self._ahead(spec))
         try:
             yield
         finally:
-            if (frame := self._frames.take(spec.name)) is not None:
+            if making is not None and (frame := self._frames.take(spec.name, making)) is not None:
                 self._let_fall(frame)
 
     @contextlib.contextmanager
@@ -155,12 +157,12 @@ class RuncRuntime:
         folder = self._runs.folder_of(spec.name)
         known = self._runs.read(folder)
         if known is None:
-            self._destroy(folder)  # whoever made or removed it may have been interrupted there
+            self._removal.destroy(folder)  # whoever made or removed it may have been interrupted there
             raise ContainerLost(f"there is no container named {spec.name}")
         if (known.name, dict(known.labels)) != (spec.name, dict(spec.labels)):
             raise ContainerLost(f"the container named {spec.name} is another job's or attempt's")
         with RunStack() as stack:
-            stack.removes(self._destroy, folder, known)
+            stack.removes(self._removal.destroy, folder, known)
             if known.kept is None or not self._programs.has_begun(folder.name):
                 raise ContainerLost(f"the program of {spec.name} never began")
             if known.kept.plan != plan_of(spec):
@@ -175,8 +177,9 @@ class RuncRuntime:
         return tuple(Leftover(known.name, known.labels, known.is_running()) for known in self._runs.own())
 
     def remove(self, name: str) -> None:
-        """As the protocol says."""
-        self._destroy(self._runs.folder_of(name))
+        """As the protocol says. What this process makes ahead under that name is made first, and then goes whole."""
+        self._frames.take(name)
+        self._removal.destroy(self._runs.folder_of(name))
 
     def reclaim(self, folder: Path) -> None:
         """As the protocol says: everything is the agent's even when this raises."""
@@ -240,13 +243,13 @@ class RuncRuntime:
         frame = self._frames.take(spec.name)
         if frame is None:
             return None
-        stack.removes(self._destroy, frame.folder, frame.known)
+        stack.removes(self._removal.destroy, frame.folder, frame.known)
         stage, helper = self._inside.stage, self._inside.started  # in this order: it is alive, and which one
         is_fit = frame.is_fit_for(spec, helper) and bool(stage)
         if is_fit and self._runs.is_there(frame.folder, frame.known):
             return frame
         _LOG.info("frame.not_taken", container=spec.name)
-        self._destroy(frame.folder, frame.known)
+        self._removal.destroy(frame.folder, frame.known)
         return None
 
     def _ahead(self, spec: RunSpec) -> Frame:
@@ -259,7 +262,7 @@ class RuncRuntime:
     def _let_fall(self, frame: Frame) -> None:
         """Remove a frame that no run took; what cannot go is left to the sweep."""
         try:
-            self._destroy(frame.folder, frame.known)
+            self._removal.destroy(frame.folder, frame.known)
         except RuntimeUnavailable as error:
             _LOG.warning("leftover.stays", container=frame.spec.name, detail=str(error))
 
@@ -273,9 +276,11 @@ class RuncRuntime:
         while (known := self._runs.claim(*claim)) is None:
             if time.monotonic() >= deadline_s:
                 raise RuntimeUnavailable("all places for runs of this host stay in use")
-            time.sleep(0.05)
+            # A run that has its inputs goes before one that still waits for them, which makes its container later.
+            if not self._frames.give_up_one(self._let_fall):
+                time.sleep(0.05)
         folder = self._runs.folder_of(spec.name)
-        stack.removes(self._destroy, folder, known)
+        stack.removes(self._removal.destroy, folder, known)
         return folder, known
 
     def _set_up(
@@ -363,29 +368,6 @@ class RuncRuntime:
                 differences.append(f"{mount.target} is another folder than the one that was asked for")
         if differences:
             raise CageNotApplied("; ".join(differences)[:1000])
-
-    def _destroy(self, folder: Path, only: Known | None = None) -> None:
-        """Kill what runs there, and take everything of it away: of `only` this very run, for its name may be another's by now.
-        Gone already is fine. Raises: RuntimeUnavailable.
-        """
-        self._programs.check()
-        try:
-            self._take_away(folder, only)
-        except RuntimeUnavailable:  # the helper died: another one goes on where it was
-            self._take_away(folder, only)
-
-    def _take_away(self, folder: Path, only: Known | None) -> None:
-        if only is not None and not self._runs.is_there(folder, only):
-            return
-        known = self._runs.read(folder)
-        if known is not None:
-            known.end()
-        if known is None or known.pid == 0:
-            end_unknown(folder.name, self._programs.state_of(folder.name))
-        self._programs.forget(folder.name)
-        self._cgroups.remove(folder.name)
-        self._inside.do("unstage_run", f"{self._inside.stage}/{folder.name}")
-        self._runs.forget(folder)
 
 
 @contextlib.contextmanager

@@ -47,26 +47,62 @@ class Frame(Struct, frozen=True, kw_only=True):
         return is_same and time.monotonic() - self.made_s < FRESH_S and self.known.is_alive()
 
 
+class Making(Struct, eq=False):
+    """One that is being made, or made, and that no run took yet."""
+
+    frame: Future[Frame | None]
+
+
 class Frames:
     """Those that no run took yet, by the names of their runs, each made in a thread of its own. Safe between threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._making: dict[str, Future[Frame | None]] = {}
+        self._making: dict[str, Making] = {}
 
-    def begin(self, name: str, make: Callable[[], Frame]) -> None:
-        """Make one, meanwhile. A process that ends does not wait for it: what it leaves then is found by the sweep."""
-        made: Future[Frame | None] = Future()
+    def begin(self, name: str, make: Callable[[], Frame]) -> Making | None:
+        """Make one, meanwhile; None where one of this name is there. A process that ends does not wait for it: what it leaves
+        then is found by the sweep.
+        """
+        making = Making(Future())
         with self._lock:
-            self._making[name] = made
-        work, words = copy_context(), (_make, name, make, made)
-        threading.Thread(target=work.run, args=words, name=f"frame-{name}", daemon=True).start()
+            if name in self._making:
+                return None
+            self._making[name] = making
+        work, words = copy_context(), (_make, name, make, making.frame)
+        try:
+            threading.Thread(target=work.run, args=words, name=f"frame-{name}", daemon=True).start()
+        except RuntimeError as error:  # no further thread is to be had: nobody may wait for what nobody makes
+            _LOG.debug("run.not_framed", container=name, detail=str(error))
+            making.frame.set_result(None)
+        return making
 
-    def take(self, name: str) -> Frame | None:
-        """The one of this run, for the caller alone, once it is made; None when there is none, or it could not be made."""
+    def take(self, name: str, only: Making | None = None) -> Frame | None:
+        """The one of this run, for the caller alone, once it is made; None when there is none, or it could not be made.
+
+        `only`: this one, for the name may be another's by now.
+        """
         with self._lock:
-            made = self._making.pop(name, None)
-        return None if made is None else made.result()
+            if only is not None and self._making.get(name) is not only:
+                return None
+            making = self._making.pop(name, None)
+        return None if making is None else making.frame.result()
+
+    def give_up_one(self, let_fall: Callable[[Frame], None]) -> bool:
+        """Let go of one that is made; its run finds none, once that is done. Whether there was any."""
+        gone: Future[Frame | None] = Future()
+        with self._lock:
+            made = (one for one in self._making.values() if one.frame.done())
+            found = next(((one, frame) for one in made if (frame := one.frame.result()) is not None), None)
+            if found is None:
+                return False
+            making, frame = found
+            making.frame = gone
+        try:
+            let_fall(frame)
+        finally:
+            gone.set_result(None)
+        return True
 
 
 def _make(name: str, make: Callable[[], Frame], made: "Future[Frame | None]") -> None:

@@ -9,6 +9,7 @@ program and works under no_new_privileges: the namespace belongs to the agent's 
 starts in some 20 ms, and it does one thing at a time.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -356,7 +357,8 @@ def monitor(
     `link`: what `command` calls `program` by, which is runc; `procs`: of the cgroup that this process is to be in.
     """
     if procs is not None:  # meanwhile
-        threading.Thread(target=move_into, args=(procs,), daemon=True).start()
+        with contextlib.suppress(RuntimeError):  # no further thread is to be had: it stays where it is
+            threading.Thread(target=move_into, args=(procs,), daemon=True).start()
     SEALED.link(program, link)
     reading, writing = os.pipe()
     env = {**env, "_OCI_SYNCPIPE": str(writing)}

@@ -184,3 +184,72 @@ def test_refused_ones_end_at_once_so_that_what_each_writes_shares_a_commit() -> 
 
     assert [str(one) for one in found] == ["one", "ORDER", "two"]
     assert not both.broken
+
+
+class Panic(BaseException):
+    """As a library below raises it that is written in another language: no Exception."""
+
+
+@pytest.mark.parametrize("cause", [Panic("of a library"), StopIteration("of nobody"), SystemExit("now")])
+def test_whatever_a_call_raises_the_thread_of_all_goes_on(cause: BaseException) -> None:
+    class Broken(Said):
+        def begin(self) -> str | None:
+            if self.word == "begins":
+                raise cause
+            return self.word
+
+        def end(self, outcome: str | Exception | None) -> str:
+            if self.word == "ends":
+                raise cause
+            return super().end(outcome)
+
+    book = Book()
+    flock = Flock(book.record)
+
+    one, first, two = trip(flock, book, [Broken("begins"), Broken("first"), Broken("ends")])
+
+    assert first == "FIRST"
+    assert [type(error) for error in (one, two)] == [RuntimeError, RuntimeError]
+    assert str(cause) in str(one)
+    assert run(flock.join(Said("later"))) == ["LATER"]
+
+
+def test_whatever_the_record_raises_the_thread_of_all_goes_on() -> None:
+    def record(words: Sequence[str]) -> list[str | Exception]:
+        if "panic" in words:
+            raise Panic("of a library")
+        return [word.upper() for word in words]
+
+    flock = Flock(record)
+
+    assert [type(error) for error in run(flock.join(Said("panic")))] == [RuntimeError]
+    assert run(flock.join(Said("later"))) == ["LATER"]
+
+
+def test_where_no_thread_is_to_be_had_a_call_fails_and_the_next_one_tries_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    book = Book()
+    flock = Flock(book.record)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        found = run(*(flock.join(Said(word)) for word in ("one", "two")))
+
+    assert [str(error) for error in found] == ["can't start new thread"] * 2
+    assert run(flock.join(Said("later"))) == ["LATER"]
+    assert book.pages == [["later"]]
+
+
+def test_where_no_further_thread_is_to_be_had_refused_ones_end_in_that_of_all() -> None:
+    book = Book()
+    flock = Flock(book.record)
+    flock._ends.shutdown()  # takes nothing more, as one that gets no thread
+    errands = [Said("x", raises=LedgerUnavailable(name)) for name in ("one", "two")]
+
+    found = trip(flock, book, [*errands, Said("order")])
+
+    assert [str(one) for one in found] == ["one", "two", "ORDER"]
+    assert [len(errand.ends) for errand in errands] == [1, 1]

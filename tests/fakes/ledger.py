@@ -35,7 +35,6 @@ from agent.domain.receipts import SignedReceipt
 from agent.domain.retention import Garbage, LedgerSizes, Retention, is_over
 from agent.domain.strict_json import encode
 from agent.errors import (
-    AgentError,
     HandoffConflict,
     LedgerUnavailable,
     LostRace,
@@ -162,14 +161,14 @@ class MemoryLedger(MemoryBells, MemoryMeasures, MemoryOutbox, MemoryPage):
                 job = _transit(books, job, JobEvent.ENQUEUE, now)
             return Admission(job, is_repeat=False, **said)
 
-    def admit_all(self, candidates: Sequence[Candidate], now: datetime) -> Sequence[Admission | AgentError]:
+    def admit_all(self, candidates: Sequence[Candidate], now: datetime) -> Sequence[Admission | Exception]:
         return [self._admitted(candidate, now) for candidate in candidates]
 
-    def _admitted(self, wanted: Candidate, now: datetime) -> Admission | AgentError:
+    def _admitted(self, wanted: Candidate, now: datetime) -> Admission | Exception:
         limits = {"max_attempts": wanted.max_attempts, "queue_limit": wanted.queue_limit}
         try:
             return self.admit(wanted.arrival, now, **limits)
-        except AgentError as error:
+        except Exception as error:
             return error
 
     def digest_of_order(self, order_id: OrderId) -> Digest | None:

@@ -1362,3 +1362,24 @@ def test_a_preduplet_with_a_model_that_lies_nowhere_waits_for_it(world: World) -
 
     assert (world.a.job(order, 0).state, world.a.job(order, 0).reason) == (JobState.QUEUED, "blob-missing")
     assert world.a.deliveries(DeliveryKind.REPORT)[-1].state is DeliveryState.PENDING
+
+
+def test_a_ledger_that_is_away_once_the_end_is_recorded_keeps_no_workspace(world: World) -> None:
+    order = world.order(train=("a1",), test=())
+    world.post(order, world.a)
+    world.a.work(Queue.LEARNUPLETS)
+    ledger = world.a.host.ports.ledger
+
+    def away(called: str) -> None:
+        if called == "deliveries" and world.a.job(order, 0).state is JobState.ATTESTED:
+            raise LedgerUnavailable("just now")
+
+    world.a.ports(ledger=Tapped(ledger, before=away))
+    world.a.work(Queue.LEARN_TASKS)
+    world.a.ports(ledger=ledger)
+
+    assert world.a.job(order, 0).state is JobState.ATTESTED
+    assert list(world.a.workspaces.iterdir()) == []
+    world.a.sweep()
+    world.settle()
+    assert world.a.job(order, 0).state is JobState.DONE

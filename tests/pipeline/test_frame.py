@@ -8,13 +8,24 @@ import pytest
 from agent.domain.jobs import JobState
 from agent.domain.orders import SignedOrder
 from agent.pipeline import frame as module
+from agent.pipeline.advance import advance
 from agent.pipeline.host import InForce, Trusted
 from agent.ports.broker import Queue
 from agent.ports.together_threads import ThreadsTogether
 from agent.trust.policy import HostPolicy
 from tests.builders import dataset, key_of, policy_text
 from tests.fakes.runtime import Guest
-from tests.pipeline.world import SMALL, Hospital, Tapped, World, append_what_it_sees, once, plaintext
+from tests.pipeline.world import (
+    LEASE,
+    SMALL,
+    Hospital,
+    Tapped,
+    World,
+    append_what_it_sees,
+    die,
+    once,
+    plaintext,
+)
 
 WITHOUT_IMAGES = policy_text(orchestrators=[key_of("o1").keyid], images=[], rest=SMALL)
 
@@ -191,3 +202,28 @@ def test_the_sweep_removes_the_container_of_a_worker_that_died_when_its_attempt_
     assert left == frames != []
     assert world.a.job(order, 0).state is JobState.CANCELLED
     assert world.a.leftovers() == []
+
+
+def test_a_worker_that_took_over_and_slept_lets_the_container_run_of_who_took_over_from_it(
+    world: World,
+) -> None:
+    """It knows of no run yet, and would take what runs by now for what a dead worker made ahead."""
+    order = placed_at_a(world)
+    runtime, ledger = world.a.runtime, world.a.ledger
+    die(world.a, "begin_step")
+    world.pass_time(LEASE.total_seconds())
+    (frame,) = runtime.frames
+    seen: list[list[str]] = []
+
+    def another_begins_it() -> None:
+        world.pass_time(LEASE.total_seconds())
+        ledger.adopt(world.a.job(order, 0), world.clock(), worker="next", lease_until=world.clock() + LEASE)
+        runtime.remove(frame.name)
+        runtime.leave_running(frame)
+        seen.append(world.a.leftovers())
+
+    world.a.ports(ledger=Tapped(ledger, before=once("verdict_on", another_begins_it)))
+    advance(world.a.job(order, 0).id, world.a.host, "slow")
+
+    assert seen == [world.a.leftovers()] != [[]]
+    assert world.a.job(order, 0).worker == "next"

@@ -150,6 +150,24 @@ def test_what_one_part_raises_undoes_that_part_alone(ledger: SqlAlchemyLedger) -
         assert driver.execute("SELECT count FROM probe WHERE count = 4711").fetchone() is None
 
 
+def test_of_what_is_brought_together_one_that_raises_what_nobody_foresaw_is_told_so_alone(
+    ledger: SqlAlchemyLedger,
+) -> None:
+    def writes_and_raises(tx: Connection) -> int:
+        driver_of(tx).execute("UPDATE probe SET count = 4711")
+        raise ZeroDivisionError
+
+    def writes(tx: Connection) -> int:
+        return driver_of(tx).execute("UPDATE probe SET count = 42").rowcount
+
+    raised, written = ledger._file.together_each([writes_and_raises, writes])
+
+    assert isinstance(raised, ZeroDivisionError)
+    assert written == 1
+    with ledger._file.looking() as driver:
+        assert driver.execute("SELECT count FROM probe").fetchone() == (42,)
+
+
 def test_a_commit_that_fails_fails_for_all_each_with_an_error_of_its_own(
     ledger: SqlAlchemyLedger, commits: Commits
 ) -> None:
