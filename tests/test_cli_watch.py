@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,26 +39,36 @@ class Reader:
     def __init__(self, client: Client, target: str) -> None:
         self.events: list[ServerEvent] = []
         self.opened = 0
+        self._last: str | None = None
         self._client, self._target = client, target
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
-        last: str | None = None
         while not self._is_over.is_set():
-            with suppress(AgentUnreachable), self._client.events(self._target, last) as events:
-                if isinstance(events, ApiAnswer):
-                    assert events.status == 503, events  # the service stops
-                    continue
-                self.opened += 1
-                for event in events:
-                    last = event.id or last
-                    if event.name != "progress":
-                        self.events.append(event)
-                    if event.name == "order.ended":
-                        return
+            try:
+                self._read_once()
+            except AgentUnreachable:
+                pass
+            except RuntimeError:  # its client was closed
+                if not self._is_over.is_set():
+                    raise
             time.sleep(0.1)
+
+    def _read_once(self) -> None:
+        with self._client.events(self._target, self._last) as events:
+            if isinstance(events, ApiAnswer):
+                assert events.status == 503, events  # the service stops
+                return
+            self.opened += 1
+            for event in events:
+                self._last = event.id or self._last
+                if event.name != "progress":
+                    self.events.append(event)
+                if event.name == "order.ended":
+                    self._is_over.set()
+                    return
 
     def names(self) -> list[str]:
         return [event.name for event in self.events]
