@@ -88,9 +88,7 @@ class Leases:
                 self._host.ports.ledger.renew(name, self._host.ports.now() + self._host.rules.lease)
             except AgentError as error:
                 log.error("lease.not_renewed", worker=name, code=error.code, detail=error.detail)
-            except (
-                Exception
-            ):  # one that ended the beat would give every task in hand away, and nobody would notice
+            except Exception:  # if it ended the beat, every task in hand would be given away unnoticed
                 log.exception("lease.renewal_crashed", worker=name)
 
     def beating(self, every: timedelta) -> AbstractContextManager[None]:

@@ -261,14 +261,19 @@ def _meet(
     now = gate.guard.now()
     met = _Met(admit(request, gate.guard, now))
     try:
-        _check_role(met.caller, gate.roles)
-        met.claim = _check_nonce(met.caller, gate.guard, gate.claims, now)
+        _check_caller(met, gate, now)
         if at_once is not None:
             with bound(trace=met.caller.trace):
                 met.answer = at_once(met.caller, met.claim)
     except AgentError as refusal:
         met.refusal = refusal
     return met
+
+
+def _check_caller(met: _Met, gate: _Gate, now: datetime) -> None:
+    """Whether who signed may call here, and does so for the first time: in this order, whichever way the call goes on."""
+    _check_role(met.caller, gate.roles)
+    met.claim = _check_nonce(met.caller, gate.guard, gate.claims, now)
 
 
 class _InFlock(Generic[W, R]):
@@ -288,8 +293,7 @@ class _InFlock(Generic[W, R]):
     def begin(self) -> W | None:
         now = self._gate.guard.now()
         met = self._met = _Met(admit(self._request, self._gate.guard, now))
-        _check_role(met.caller, self._gate.roles)
-        met.claim = _check_nonce(met.caller, self._gate.guard, self._gate.claims, now)
+        _check_caller(met, self._gate, now)
         body = judged_body(self._pieces, met.caller, self._gate.limit_bytes)
         call = Call(met.caller, self._request, body, claim=met.claim)
         with bound(trace=met.caller.trace):

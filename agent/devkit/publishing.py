@@ -88,9 +88,8 @@ class Holders:
         """Raises: as `holders_of`."""
         if (known := self._known(dataset)) is not None:
             return known
-        with self._asking[
-            hash(dataset) % ASKED_AT_ONCE
-        ]:  # a report and the result that come at once have one question
+        # A report and the result that come at once have one question.
+        with self._asking[hash(dataset) % ASKED_AT_ONCE]:
             known = self._known(dataset)
             return self._asked(dataset) if known is None else known
 

@@ -38,9 +38,7 @@ from agent.trust.seal import SignedHeader, parse_header, read_preamble
 log = get_logger(__name__)
 
 CHUNK_BYTES = 2 << 20  # of content, read at once
-SLICE_BYTES = (
-    256 << 10
-)  # of it, through TLS and to the kernel at once: while it lies in the processor's cache
+SLICE_BYTES = 256 << 10  # of it, through TLS and to the kernel at once: while the processor's cache has it
 WRITERS = (Role.AGENT, Role.OWNER, Role.ORCHESTRATOR)
 
 
